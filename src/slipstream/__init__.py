@@ -1,0 +1,1 @@
+"""Slipstream: fast parallel deep reinforcement learning."""
