@@ -1,0 +1,5 @@
+"""Schedules: who runs when. Each is a short generator of reports."""
+
+from slipstream.schedules.sync import sync
+
+__all__ = ["sync"]

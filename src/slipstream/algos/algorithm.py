@@ -1,0 +1,172 @@
+"""The contract between an algorithm and the learner that runs it.
+
+An algorithm is a frozen dataclass: its fields are its hyperparameters and its command-line flags. It never knows which
+schedule, placement or environment feeds it. The loop that calls it, once per slab:
+
+    prepared = algorithm.prepare(trajectory, reward)                 # targets [T, B], once per update
+    for picks in zip(*(algorithm.minibatches(...) for each shard)):
+        for each shard, on any thread: loss, metrics = algorithm.loss(policy, batch, progress); differentiate loss
+        if algorithm.stop(metrics): break
+        add the gradients in shard order, clip, step
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+from torch import Tensor, nn
+
+from slipstream.nets.policy import ActorCritic, Network
+from slipstream.ops import losses, returns
+from slipstream.optimizers import OptimizerKind
+from slipstream.tree import Tree
+from slipstream.types import EnvSpec, Trajectory
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one gradient of one shard sees: flat rows `[N]`, or whole columns `[T, b]` for a recurrent policy.
+
+    Attributes:
+        obs: Tree `[N, *O]`.
+        action: `[N, *A]`.
+        log_prob: float32 `[N]`, of the policy that acted.
+        first: bool `[T, b]`, rows before which the recurrent state is zeroed (False in row 0, whose state is `state0`).
+        state0: Tree `[b, ...]`.
+        weight: float32 `[N]`; 0 on dead rows, and the weights of all shards of a minibatch sum to 1, so that a weighted
+            sum over the shards is the mean over the minibatch's valid rows.
+        columns: The columns that `prepare` returned, same rows.
+    """
+
+    obs: Tree
+    action: Tensor
+    log_prob: Tensor
+    first: Tensor
+    state0: Tree
+    weight: Tensor
+    columns: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What an algorithm computes once per update, before the first gradient.
+
+    Attributes:
+        columns: Targets and advantages, `[T, B]` each.
+        metrics: Diagnostics of the whole slab.
+    """
+
+    columns: dict[str, Tensor]
+    metrics: dict[str, Tensor]
+
+
+class Algorithm(Protocol):
+    """Hyperparameters and the pure functions that they parameterise."""
+
+    name: ClassVar[str]
+    optimizer: OptimizerKind
+    lr: float
+    eps: float
+    max_grad_norm: float
+
+    def make_policy(self, spec: EnvSpec, network: Network, torso: nn.Module | None, seed: int) -> ActorCritic:
+        """A policy with initial weights drawn from `seed`."""
+        ...
+
+    def prepare(self, trajectory: Trajectory, reward: Tensor) -> Prepared:
+        """Targets and advantages of a slab.
+
+        Args:
+            trajectory: The slab; its raw `reward` is not to be used for targets.
+            reward: float32 `[T, B]`, the training reward (clipped or scaled as the run says).
+        """
+        ...
+
+    def minibatches(self, shape: ShardShape, permute: Callable[[int, int], Tensor]) -> Iterator[Tensor | None]:
+        """The items of each minibatch of one shard; an item is a row, or a column for a recurrent policy.
+
+        Args:
+            shape: What the shard holds.
+            permute: `permute(epoch, size)` is this shard's keyed permutation of `0 .. size-1`, int64.
+
+        Yields:
+            Item numbers, int64; or None for the whole shard as it lies in memory.
+
+        Raises:
+            ValueError: If the items can't be shared out equally.
+        """
+        ...
+
+    def loss(self, policy: ActorCritic, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
+        """The shard's part of the minibatch loss (to be minimised), and detached weighted metrics that add up likewise.
+
+        Args:
+            policy: Evaluated at the current parameters.
+            batch: The shard's rows.
+            progress: Share of the run's steps already taken, in [0, 1), for anneals.
+        """
+        ...
+
+    def learning_rate(self, progress: float, num_envs: int) -> float:
+        """Step size at `progress`."""
+        ...
+
+    def stop(self, metrics: dict[str, Tensor]) -> bool:
+        """Whether to end this update before the minibatch with these metrics is applied."""
+        ...
+
+
+@dataclass(frozen=True)
+class ShardShape:
+    """Size of one shard of one slab.
+
+    Attributes:
+        rows: T.
+        columns: Slots of this shard.
+        shards: Shards that share every minibatch.
+        recurrent: Whether an item is a column (otherwise a row of a column).
+    """
+
+    rows: int
+    columns: int
+    shards: int
+    recurrent: bool
+
+    @property
+    def items(self) -> int:
+        """Items in this shard."""
+        return self.columns if self.recurrent else self.rows * self.columns
+
+    @property
+    def rows_per_item(self) -> int:
+        """Rows that one item brings."""
+        return self.rows if self.recurrent else 1
+
+
+def advantage_columns(
+    trajectory: Trajectory, reward: Tensor, gamma: float, gae_lambda: float, *, normalize: bool
+) -> Prepared:
+    """Columns `advantage` (GAE), `return` (advantage + value) and `value`, from the values computed while acting.
+
+    Args:
+        trajectory: The slab, with the extra `value`, float32 `[T+1, B]`.
+        reward: float32 `[T, B]`, the training reward.
+        gamma: Discount.
+        gae_lambda: Lambda of GAE; 1 gives n-step returns.
+        normalize: Whether to bring the advantages of valid rows to mean 0 and standard deviation 1 (the return is taken
+            before that).
+    """
+    value, valid = trajectory.extras["value"], trajectory.valid
+    advantage = returns.gae(reward, value, trajectory.terminated, valid, gamma, gae_lambda)
+    target = advantage + value[:-1]
+    metrics = {"explained_variance": losses.explained_variance(value[:-1], target, valid)}
+    if normalize:
+        advantage = losses.normalize_advantage(advantage, valid)
+    return Prepared({"advantage": advantage, "return": target, "value": value[:-1]}, metrics)
+
+
+def anneal(initial: float, progress: float, annealed: bool) -> float:
+    """Linear decay to 0 at the end of the run, or the constant."""
+    return initial * (1.0 - progress) if annealed else initial

@@ -1,0 +1,135 @@
+"""PPO: proximal policy optimisation with the clipped surrogate (Schulman et al., 2017, arXiv 1707.06347).
+
+Several epochs of minibatches are drawn from each slab; the ratio to the acting policy is clipped so that no minibatch
+moves the policy far. With one epoch and one minibatch the first ratio is 1 and the gradient equals A2C's with GAE.
+
+Deviations from the paper, all of them options with the field's usual values: value clipping, normalised advantages
+(over the whole update, dead rows excluded), annealed learning rate and clip, early stop at a target KL.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from slipstream.algos.algorithm import Batch, Prepared, ShardShape, advantage_columns, anneal
+from slipstream.nets.policy import ActorCritic, Network, make_actor_critic
+from slipstream.ops import losses
+from slipstream.optimizers import OptimizerKind
+from slipstream.types import EnvSpec, Trajectory
+
+
+@dataclass(frozen=True)
+class PPO:
+    """Hyperparameters of PPO.
+
+    Attributes:
+        lr: Learning rate (alpha).
+        anneal_lr: Whether the learning rate falls linearly to 0 over the run.
+        gamma: Discount.
+        gae_lambda: Lambda of GAE.
+        epochs: Passes over each slab (K).
+        batch_size: Rows that one gradient step sees, over all shards; for a recurrent policy a multiple of the unroll.
+        clip_range: Epsilon of the clipped surrogate.
+        anneal_clip: Whether epsilon falls linearly to 0 over the run.
+        clip_range_vf: Range around the acting value for value clipping, in units of the return; 0 for none.
+        ent_coef: Weight of the entropy bonus, per nat.
+        vf_coef: Weight of the value loss 0.5 (R - V)^2.
+        max_grad_norm: Global norm to which the gradient is clipped.
+        target_kl: The update ends once a minibatch's KL estimate exceeds 1.5 times this, in nats; 0 for never.
+        normalize_advantage: Whether advantages are brought to mean 0 and standard deviation 1 over the update.
+        optimizer: Rule of the gradient step.
+        eps: Epsilon of the optimiser.
+    """
+
+    name: ClassVar[str] = "ppo"
+
+    lr: float = 2.5e-4
+    anneal_lr: bool = True
+    gamma: float = 0.99
+    gae_lambda: float = 0.95
+    epochs: int = 4
+    batch_size: int = 256
+    clip_range: float = 0.2
+    anneal_clip: bool = False
+    clip_range_vf: float = 0.0
+    ent_coef: float = 0.01
+    vf_coef: float = 0.5
+    max_grad_norm: float = 0.5
+    target_kl: float = 0.0
+    normalize_advantage: bool = True
+    optimizer: OptimizerKind = "adam"
+    eps: float = 1e-5
+
+    def make_policy(self, spec: EnvSpec, network: Network, torso: nn.Module | None, seed: int) -> ActorCritic:
+        """An actor-critic with initial weights drawn from `seed`."""
+        return make_actor_critic(spec, network, torso, seed)
+
+    def prepare(self, trajectory: Trajectory, reward: Tensor) -> Prepared:
+        """GAE from the values computed while acting; `return` = advantage + value, before normalisation."""
+        return advantage_columns(trajectory, reward, self.gamma, self.gae_lambda, normalize=self.normalize_advantage)
+
+    def minibatches(self, shape: ShardShape, permute: Callable[[int, int], Tensor]) -> Iterator[Tensor]:
+        """`epochs` times all items of the shard in a new order, in equal parts of `batch_size / shards` rows."""
+        size = items_per_minibatch(self.batch_size, shape)
+        for epoch in range(self.epochs):
+            yield from permute(epoch, shape.items).split(size)
+
+    def loss(self, policy: ActorCritic, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
+        """Paper's equation 9: L = L_clip + vf_coef L_value - ent_coef H, as a weighted sum over rows."""
+        out = policy.unroll(batch.obs, batch.state0, batch.first)
+        advantage, target = batch.columns["advantage"], batch.columns["return"]
+        clip = anneal(self.clip_range, progress, self.anneal_clip)
+        log_ratio = out.distribution.log_prob(batch.action) - batch.log_prob
+        entropy = out.distribution.entropy()
+
+        policy_loss = losses.clipped_surrogate_loss(log_ratio, advantage, clip)
+        if self.clip_range_vf > 0:
+            value_loss = losses.clipped_value_loss(out.value, batch.columns["value"], target, self.clip_range_vf)
+        else:
+            value_loss = losses.value_loss(out.value, target)
+
+        def mean(row: Tensor) -> Tensor:
+            return (row * batch.weight).sum()
+
+        loss = mean(policy_loss + self.vf_coef * value_loss - self.ent_coef * entropy)
+        with torch.no_grad():
+            metrics = {
+                "policy_loss": mean(policy_loss),
+                "value_loss": mean(value_loss),
+                "entropy": mean(entropy),
+                "approx_kl": mean(losses.approx_kl(log_ratio)),
+                "clip_fraction": mean(losses.clip_fraction(log_ratio, clip)),
+            }
+        return loss, metrics
+
+    def learning_rate(self, progress: float, num_envs: int) -> float:
+        """Constant, or linear to 0."""
+        return anneal(self.lr, progress, self.anneal_lr)
+
+    def stop(self, metrics: dict[str, Tensor]) -> bool:
+        """Whether the policy has moved further than `target_kl` allows."""
+        return self.target_kl > 0 and float(metrics["approx_kl"]) > 1.5 * self.target_kl
+
+
+def items_per_minibatch(batch_size: int, shape: ShardShape) -> int:
+    """Items that each shard gives to a minibatch of `batch_size` rows.
+
+    Raises:
+        ValueError: If the rows can't be shared out equally; it names batch sizes that can.
+    """
+    unit = shape.shards * shape.rows_per_item
+    size, rest = divmod(batch_size, unit)
+    if rest or size == 0 or shape.items % size:
+        possible = [unit * part for part in range(1, shape.items + 1) if shape.items % part == 0]
+        nearest = sorted(sorted(possible, key=lambda value: abs(value - batch_size))[:4])
+        kind = "whole columns (the policy is recurrent)" if shape.recurrent else "rows"
+        raise ValueError(
+            f"algo.batch_size={batch_size} does not share out equally: an update has {shape.shards} shards of "
+            f"{shape.items} {kind}. Nearest sizes that do: {', '.join(str(value) for value in nearest)}"
+        )
+    return size

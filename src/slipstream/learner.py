@@ -1,0 +1,243 @@
+"""Learning: a policy, an optimiser and a version; one `step` per slab."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from slipstream import dice, tree
+from slipstream.algos.algorithm import Algorithm, Batch, ShardShape
+from slipstream.crew import Crew
+from slipstream.nets.policy import ActorCritic
+from slipstream.ops.normalize import ReturnScale
+from slipstream.optimizers import make_optimizer
+from slipstream.types import Trajectory, Weights
+
+RewardKind = Literal["raw", "clip", "sign", "scale"]
+
+Gradient = tuple[tuple[Tensor, ...], dict[str, Tensor]]
+"""Gradients in the order of the parameters, and metrics; both are parts of a sum over shards."""
+
+
+class Learner:
+    """Turns slabs into better parameters.
+
+    The gradient of a minibatch is the sum, in shard order, of one gradient per shard, each computed by one math thread.
+    The crew's size decides how fast that goes and nothing else. The learner waits for its crew only.
+
+    Args:
+        algorithm: Decides targets, minibatches and loss.
+        policy: Updated in place.
+        crew: Threads that differentiate the shards.
+        num_envs: Columns of the slabs.
+        shards: Number of shards S; divides `num_envs`.
+        total_steps: Agent decisions of the whole run, the scale of all anneals.
+        seed: The run's seed, for the order of rows in minibatches.
+        reward: The training reward: as it is, clipped to [-1, 1], its sign, or divided by the running standard deviation
+            of the discounted return. Reported returns are raw in any case.
+        gamma: Discount, for `reward="scale"`.
+    """
+
+    def __init__(
+        self,
+        algorithm: Algorithm,
+        policy: ActorCritic,
+        crew: Crew,
+        *,
+        num_envs: int,
+        shards: int,
+        total_steps: int,
+        seed: int,
+        reward: RewardKind = "raw",
+        gamma: float = 0.99,
+    ) -> None:
+        if shards < 1 or num_envs % shards:
+            raise ValueError(f"shards={shards} must divide num_envs={num_envs}")
+        self.policy = policy
+        self.version = 0
+        self.steps = 0
+        self._algorithm, self._crew, self._num_envs, self._seed = algorithm, crew, num_envs, seed
+        self._total_steps, self._reward = total_steps, reward
+        self._return_scale = ReturnScale(num_envs, gamma)
+        width = num_envs // shards
+        self._shards = [slice(shard * width, (shard + 1) * width) for shard in range(shards)]
+        self._parameters = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+        self._device = self._parameters[0].device
+        self._optimizer = make_optimizer(algorithm.optimizer, self._parameters, lr=algorithm.lr, eps=algorithm.eps)
+
+    def weights(self) -> Weights:
+        """A snapshot of the policy."""
+        return Weights(self.version, {name: value.clone() for name, value in self.policy.state_dict().items()})
+
+    def step(self, trajectory: Trajectory) -> dict[str, Tensor | float]:
+        """One update from one slab: every minibatch the algorithm asks for, then the normalisers.
+
+        Returns:
+            `train/*` metrics, averaged over the minibatches.
+
+        Raises:
+            ValueError: If the algorithm can't share out the slab's rows.
+            FloatingPointError: If a gradient is not finite; the parameters are as before that minibatch.
+        """
+        progress = min(self.steps / self._total_steps, 1.0)
+        lr = self._algorithm.learning_rate(progress, self._num_envs)
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        prepared = self._algorithm.prepare(trajectory, self._training_reward(trajectory))
+        rows = _Rows(trajectory, prepared.columns, self.policy.recurrent, self._device)
+        sums: dict[str, Tensor] = {}
+        minibatches = 0
+        for picks in zip(*self._minibatches(trajectory.rows), strict=True):
+            gradients, metrics = self._gradient(rows, picks, progress)
+            if self._algorithm.stop(metrics):
+                break
+            metrics["grad_norm"] = self._apply(gradients)
+            minibatches += 1
+            for name, value in metrics.items():
+                sums[name] = sums[name] + value if name in sums else value
+        self.policy.observe(tree.map(lambda leaf: leaf[:-1], trajectory.obs), trajectory.valid)
+        self.steps += int(trajectory.valid.sum())
+        self.version += 1
+        means = {name: value / minibatches for name, value in sums.items()} | prepared.metrics
+        return {f"train/{name}": value for name, value in means.items()} | {
+            "train/learning_rate": lr,
+            "train/minibatches": float(minibatches),
+        }
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """All that a later `load` needs: tensors by name, and plain JSON facts."""
+        tensors = {f"policy.{name}": value for name, value in self.policy.state_dict().items()}
+        tensors |= {f"return_scale.{name}": value for name, value in self._return_scale.state_dict().items()}
+        for index, slots in self._optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in slots.items()}
+        return tensors, {"version": self.version, "steps": self.steps}
+
+    def load(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        """Continues from what `state` returned.
+
+        Raises:
+            RuntimeError: If names or shapes of the policy's tensors differ (PyTorch lists them).
+        """
+        self.policy.load_state_dict(_under("policy.", tensors))
+        self._return_scale.load_state_dict(_under("return_scale.", tensors))
+        slots: dict[int, dict[str, Tensor]] = {}
+        for path, value in _under("optimizer.", tensors).items():
+            index, name = path.split(".", 1)
+            slots.setdefault(int(index), {})[name] = value
+        groups = self._optimizer.state_dict()["param_groups"]
+        self._optimizer.load_state_dict({"state": slots, "param_groups": groups})
+        self.version, self.steps = int(facts["version"]), int(facts["steps"])
+
+    def _training_reward(self, trajectory: Trajectory) -> Tensor:
+        if self._reward == "clip":
+            return trajectory.reward.clamp(-1.0, 1.0)
+        if self._reward == "sign":
+            return trajectory.reward.sign()
+        if self._reward == "scale":
+            self._return_scale.update(trajectory.reward, trajectory.valid)
+            return self._return_scale.scale(trajectory.reward)
+        return trajectory.reward
+
+    def _minibatches(self, rows: int) -> list[Any]:
+        """One iterator of picks per shard."""
+
+        def permute(shard: int, epoch: int, size: int) -> Tensor:
+            return torch.from_numpy(dice.permutation(self._seed, "minibatch", self.version, epoch, shard, size=size))
+
+        shape = ShardShape(rows, self._num_envs // len(self._shards), len(self._shards), self.policy.recurrent)
+        return [self._algorithm.minibatches(shape, partial(permute, shard)) for shard in range(len(self._shards))]
+
+    def _gradient(self, rows: _Rows, picks: Sequence[Tensor | None], progress: float) -> Gradient:
+        """Gradient and metrics of one minibatch, summed over the shards in their order."""
+        batches = [rows.batch(part, pick) for part, pick in zip(self._shards, picks, strict=True)]
+        total = sum(int(batch.count) for batch in batches)
+        parts = self._crew.run([partial(self._shard_gradient, batch, max(total, 1), progress) for batch in batches])
+        gradients, metrics = parts[0]
+        for more, extra in parts[1:]:
+            torch._foreach_add_(gradients, more)
+            metrics = {name: value + extra[name] for name, value in metrics.items()}
+        return gradients, metrics
+
+    def _shard_gradient(self, pick: _Pick, total: int, progress: float) -> Gradient:
+        loss, metrics = self._algorithm.loss(self.policy, pick.gather(total), progress)
+        return torch.autograd.grad(loss, self._parameters, materialize_grads=True), metrics
+
+    def _apply(self, gradients: Sequence[Tensor]) -> Tensor:
+        """Clips by global norm and takes the step; returns the norm before clipping."""
+        for parameter, gradient in zip(self._parameters, gradients, strict=True):
+            parameter.grad = gradient
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._algorithm.max_grad_norm)
+        if not torch.isfinite(norm):
+            raise FloatingPointError(
+                f"the gradient of update {self.version + 1} is not finite (norm {float(norm)}); parameters are unchanged. "
+                "Lower algo.lr, or look for non-finite observations or rewards"
+            )
+        self._optimizer.step()
+        return norm
+
+
+class _Rows:
+    """The rows of a slab, addressed by shard and item."""
+
+    def __init__(self, trajectory: Trajectory, columns: dict[str, Tensor], recurrent: bool, device: torch.device) -> None:
+        rows, width = trajectory.rows, trajectory.columns
+        self.trajectory, self.recurrent, self.device = trajectory, recurrent, device
+        self.columns = {"action": trajectory.action, "log_prob": trajectory.log_prob, **columns}
+        self.obs = tree.map(lambda leaf: leaf[:-1], trajectory.obs)
+        # The row after a dead one starts an episode; row 0 needs no mark, since state0 is already zero there.
+        self.first = torch.zeros(rows, width, dtype=torch.bool)
+        self.first[1:] = ~trajectory.valid[:-1]
+
+    def batch(self, part: slice, pick: Tensor | None) -> _Pick:
+        """The items `pick` of the shard with columns `part`."""
+        return _Pick(self, part, pick)
+
+
+class _Pick:
+    """Items of one shard, gathered on the thread that differentiates them."""
+
+    def __init__(self, rows: _Rows, part: slice, pick: Tensor | None) -> None:
+        self._rows, self._part, self._pick = rows, part, pick
+        self._valid = self._take(rows.trajectory.valid)
+        self.count = self._valid.sum()
+
+    def gather(self, total: int) -> Batch:
+        """The batch, with weights for a minibatch of `total` valid rows over all shards."""
+        rows, device = self._rows, self._rows.device
+
+        def take(leaf: Tensor) -> Tensor:
+            return self._take(leaf).to(device, non_blocking=True)
+
+        def state(leaf: Tensor) -> Tensor:
+            columns = leaf[self._part]
+            return (columns if self._pick is None else columns[self._pick]).to(device, non_blocking=True)
+
+        columns = {name: take(value) for name, value in rows.columns.items()}
+        return Batch(
+            obs=tree.map(take, rows.obs),
+            action=columns.pop("action"),
+            log_prob=columns.pop("log_prob"),
+            first=take(rows.first),
+            state0=tree.map(state, rows.trajectory.state0) if rows.recurrent else (),
+            weight=(self._valid.to(torch.float32) / total).to(device, non_blocking=True),
+            columns=columns,
+        )
+
+    def _take(self, leaf: Tensor) -> Tensor:
+        """`[T, b, ...]` for whole columns, `[N, ...]` for picked rows."""
+        if self._pick is None:
+            return leaf[:, self._part]
+        if self._rows.recurrent:
+            return leaf[:, self._part.start + self._pick]
+        rows, width = leaf.shape[:2]
+        size = self._part.stop - self._part.start
+        index = (self._pick // size) * width + self._part.start + self._pick % size
+        return leaf.reshape(rows * width, *leaf.shape[2:]).index_select(0, index)
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

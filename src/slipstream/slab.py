@@ -1,0 +1,83 @@
+"""Allocation of trajectories: slabs that are filled, learned from and filled again."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import gymnasium
+import numpy as np
+import torch
+from torch import Tensor
+
+from slipstream import tree
+from slipstream.tree import Tree
+from slipstream.types import EnvSpec, Policy, Trajectory
+
+
+def allocate(spec: EnvSpec, policy: Policy, rows: int, *, pin: bool = False) -> Trajectory:
+    """An empty slab of `rows` rows and `spec.num_envs` columns.
+
+    Shapes and dtypes of the policy's columns (actions, states, extras) come from one `act` on a batch of zeros.
+
+    Args:
+        spec: Spaces and slots.
+        policy: Any policy; only its output shapes matter here.
+        rows: T.
+        pin: Whether to use page-locked memory, for asynchronous copies to a GPU.
+    """
+    columns = spec.num_envs
+
+    def empty(leading: tuple[int, ...], like: Tensor) -> Tensor:
+        return torch.zeros((*leading, *like.shape[1:]), dtype=like.dtype, pin_memory=pin)
+
+    obs = dummy_observation(spec.observation_space, 1)
+    device = next(iter(policy.parameters())).device
+    with torch.inference_mode():
+        act = policy.act(
+            tree.map(lambda leaf: leaf.to(device), obs),
+            policy.initial_state(1),
+            torch.zeros(1, policy.dice_width, device=device),
+        )
+
+    def flag() -> Tensor:
+        return torch.zeros(rows, columns, dtype=torch.bool, pin_memory=pin)
+
+    return Trajectory(
+        obs=tree.map(lambda leaf: empty((rows + 1, columns), leaf), obs),
+        action=empty((rows, columns), act.action),
+        log_prob=empty((rows, columns), act.log_prob),
+        reward=torch.zeros(rows, columns, pin_memory=pin),
+        terminated=flag(),
+        truncated=flag(),
+        valid=flag(),
+        version=torch.zeros(rows, columns, dtype=torch.int32, pin_memory=pin),
+        state0=tree.map(lambda leaf: empty((columns,), leaf), policy.initial_state(1)),
+        extras={name: empty((rows + 1, columns), value) for name, value in act.extras.items()},
+    )
+
+
+def columns(trajectory: Trajectory, part: slice) -> Trajectory:
+    """The same memory, restricted to the slots in `part`."""
+    return replace(
+        trajectory,
+        obs=tree.map(lambda leaf: leaf[:, part], trajectory.obs),
+        action=trajectory.action[:, part],
+        log_prob=trajectory.log_prob[:, part],
+        reward=trajectory.reward[:, part],
+        terminated=trajectory.terminated[:, part],
+        truncated=trajectory.truncated[:, part],
+        valid=trajectory.valid[:, part],
+        version=trajectory.version[:, part],
+        state0=tree.map(lambda leaf: leaf[part], trajectory.state0),
+        extras={name: value[:, part] for name, value in trajectory.extras.items()},
+    )
+
+
+def dummy_observation(space: gymnasium.Space[object], batch: int) -> Tree:
+    """Zeros shaped like `batch` observations of `space`; float64 becomes float32, as in the slabs."""
+    if isinstance(space, gymnasium.spaces.Dict):
+        return {key: dummy_observation(child, batch) for key, child in sorted(space.spaces.items())}
+    if isinstance(space, gymnasium.spaces.Tuple):
+        return tuple(dummy_observation(child, batch) for child in space.spaces)
+    dtype = np.dtype(np.float32) if space.dtype == np.float64 else np.dtype(space.dtype)
+    return torch.from_numpy(np.zeros((batch, *(space.shape or ())), dtype))
