@@ -1,0 +1,58 @@
+# Two commands on a fresh machine with Python 3.11+ and make:   make train      make test
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+# The main job: PPO on Pong without sticky actions. Override with e.g. make train ENV=ALE/Breakout-v5 FLAGS="--seed 2"
+ALGO  ?= ppo
+ENV   ?= ALE/Pong-v5
+FLAGS ?=
+
+.PHONY: train test test-slow lint format bench lock clean
+
+train: $(VENV)/.installed
+	$(BIN)/slipstream train $(ALGO) --env $(ENV) $(FLAGS)
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m slow -n 1 --timeout 3600
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/throughput.py
+
+# The newest versions that the ranges of pyproject.toml admit, frozen into constraints.txt.
+lock:
+	rm -rf .lock && $(PYTHON) -m venv .lock
+	.lock/bin/python -m pip --quiet install -e ".[dev]"
+	.lock/bin/python -m pip freeze --exclude-editable | sed -E 's/ @ .*//; s/\+cpu$$//' | grep '==' > constraints.txt
+	rm -rf .lock
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Slipstream needs Python 3.11 or newer; set PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "Installing Slipstream into $(VENV) ..."
+	$(PIP) install -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "Installing Slipstream with its development tools into $(VENV) ..."
+	$(PIP) install -c constraints.txt -e ".[dev]"
+	@touch $@ $(VENV)/.installed
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build src/*.egg-info
