@@ -1,0 +1,296 @@
+"""Checkpoints: directories that are whole or absent, checked by hash, without pickle.
+
+    checkpoints/20480/
+        tensors.safetensors     weights, optimiser, normalisers
+        facts.json              counters and whatever else is not a tensor
+        MANIFEST.json           format, step, score, spaces of the env, SHA-256 of the two files and of itself
+
+A checkpoint is written into a temporary directory, flushed to the disk and renamed, so a kill or a full disk at any moment
+leaves the older ones as they were. The newest is the one with the highest step, whatever the clock says.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from gymnasium import Space
+from torch import Tensor
+
+from slipstream.run import spaces
+from slipstream.types import EnvSpec
+
+FORMAT = 1
+"""Version of the layout; a reader refuses any other."""
+
+_TENSORS, _FACTS, _MANIFEST = "tensors.safetensors", "facts.json", "MANIFEST.json"
+
+Json = dict[str, Any]
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that could not be written, is damaged, or belongs to something else."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One checkpoint on disk whose manifest is sound (its files are checked when they are read).
+
+    Attributes:
+        path: Its directory.
+        steps: Agent decisions when it was taken.
+        score: Mean raw return that it is ranked by; None before there was one.
+        manifest: The whole manifest.
+    """
+
+    path: Path
+    steps: int
+    score: float | None
+    manifest: Json
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors, on the CPU.
+
+        Raises:
+            CheckpointError: If the file is damaged.
+        """
+        return safetensors.torch.load(self._read(_TENSORS))
+
+    def facts(self) -> Json:
+        """The JSON part.
+
+        Raises:
+            CheckpointError: If the file is damaged.
+        """
+        return json.loads(self._read(_FACTS))
+
+    def spaces(self) -> tuple[Space[Any], Space[Any]]:
+        """Observation and action space that it was trained on."""
+        return spaces.restore(self.manifest["observation_space"]), spaces.restore(self.manifest["action_space"])
+
+    def require(self, spec: EnvSpec) -> None:
+        """Refuses environments with other spaces.
+
+        Raises:
+            CheckpointError: If a space differs; it shows both.
+        """
+        for name, space in (("observation_space", spec.observation_space), ("action_space", spec.action_space)):
+            saved, given = self.manifest[name], spaces.describe(space)
+            if saved != given:
+                raise CheckpointError(
+                    f"{self.path} belongs to another environment: its {name.replace('_', ' ')} (of "
+                    f"{self.manifest['env']}) is {spaces.restore(saved)}, that of {spec.id} is {space}"
+                )
+
+    def check(self) -> None:
+        """Reads every file against its hash.
+
+        Raises:
+            CheckpointError: If one is damaged or missing.
+        """
+        for name in (_TENSORS, _FACTS):
+            self._read(name)
+
+    def _read(self, name: str) -> bytes:
+        expected = self.manifest["files"][name]
+        try:
+            content = (self.path / name).read_bytes()
+        except OSError as error:
+            raise CheckpointError(f"{self.path / name} cannot be read: {error.strerror}") from error
+        if len(content) != expected["bytes"] or _digest(content) != expected["sha256"]:
+            raise CheckpointError(f"{self.path / name} is damaged: {len(content)} bytes that do not match its hash")
+        return content
+
+
+def save(
+    root: Path,
+    steps: int,
+    tensors: Mapping[str, Tensor],
+    facts: Mapping[str, Any],
+    spec: EnvSpec,
+    score: float | None = None,
+) -> Checkpoint:
+    """Writes `root/{steps}` and returns it; the state of a step is written once.
+
+    Raises:
+        CheckpointError: If the disk is full or can't be written; older checkpoints are kept as they are.
+    """
+    final = root / str(steps)
+    if final.exists():
+        try:
+            existing = read(final)
+            existing.check()
+            return existing
+        except CheckpointError:
+            shutil.rmtree(final)
+    files = {
+        _TENSORS: safetensors.torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}),
+        _FACTS: json.dumps(facts, indent=1).encode(),
+    }
+    manifest: Json = {
+        "format": FORMAT,
+        "steps": steps,
+        "score": score,
+        "env": spec.id,
+        "family": spec.family,
+        "frames_per_step": spec.frames_per_step,
+        "observation_space": spaces.describe(spec.observation_space),
+        "action_space": spaces.describe(spec.action_space),
+        "files": {name: {"bytes": len(content), "sha256": _digest(content)} for name, content in files.items()},
+    }
+    files[_MANIFEST] = _seal(manifest)
+    try:
+        _write_directory(root, final, files)
+    except OSError as error:
+        raise CheckpointError(_write_problem(root, steps, sum(map(len, files.values())), error)) from error
+    return read(final)
+
+
+def read(path: Path) -> Checkpoint:
+    """The checkpoint in `path`, its manifest verified.
+
+    Raises:
+        CheckpointError: If there is no sound manifest of a known format.
+    """
+    try:
+        text = (path / _MANIFEST).read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path} has no {_MANIFEST} that can be read: {error.strerror}") from error
+    try:
+        manifest = json.loads(text)
+        sound = isinstance(manifest, dict) and _seal(manifest) == text
+    except ValueError:
+        manifest, sound = {}, False
+    if not sound:
+        raise CheckpointError(f"{path / _MANIFEST} is damaged")
+    if manifest["format"] != FORMAT:
+        raise CheckpointError(
+            f"{path} has format {manifest['format']}, this version of Slipstream reads format {FORMAT}"
+        )
+    return Checkpoint(path, manifest["steps"], manifest["score"], manifest)
+
+
+def newest(root: Path) -> Checkpoint:
+    """The newest whole checkpoint; a damaged newer one is passed over with a warning, never in silence.
+
+    Raises:
+        CheckpointError: If there is none.
+    """
+    problems: list[str] = []
+    for path in _paths(root):
+        try:
+            found = read(path)
+            found.check()
+        except CheckpointError as error:
+            problems.append(str(error))
+            continue
+        for problem in problems:
+            warnings.warn(f"{problem}; falling back to the checkpoint at step {found.steps}", stacklevel=2)
+        return found
+    reason = "".join(f"\n  {problem}" for problem in problems) or " (none was written)"
+    raise CheckpointError(f"no whole checkpoint in {root}:{reason}")
+
+
+def best(root: Path) -> Checkpoint:
+    """The whole checkpoint with the highest score, the newer of equals; the newest when none has a score.
+
+    Raises:
+        CheckpointError: If there is none.
+    """
+    for found in sorted(_sound(root), key=_rank, reverse=True):
+        if found.score is not None:
+            try:
+                found.check()
+            except CheckpointError as error:
+                warnings.warn(f"{error}; falling back to the next best checkpoint", stacklevel=2)
+                continue
+            return found
+    return newest(root)
+
+
+def prune(root: Path, keep_last: int) -> None:
+    """Removes all but the last `keep_last` checkpoints and the best; damaged ones do not count and stay."""
+    found = list(_sound(root))
+    keep = {item.path for item in found[:keep_last]}
+    keep |= {item.path for item in sorted(found, key=_rank, reverse=True)[:1] if item.score is not None}
+    for item in found:
+        if item.path not in keep:
+            shutil.rmtree(item.path)
+
+
+def _rank(item: Checkpoint) -> tuple[float, int]:
+    return (float("-inf") if item.score is None else item.score, item.steps)
+
+
+def _paths(root: Path) -> list[Path]:
+    """Checkpoint directories, newest first by step."""
+    found = [path for path in root.iterdir() if path.name.isdecimal()] if root.is_dir() else []
+    return sorted(found, key=lambda path: int(path.name), reverse=True)
+
+
+def _sound(root: Path) -> Iterable[Checkpoint]:
+    for path in _paths(root):
+        try:
+            yield read(path)
+        except CheckpointError:
+            continue
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _seal(manifest: Json) -> bytes:
+    """The manifest's text, which carries the hash of its own content."""
+    content = {key: value for key, value in manifest.items() if key != "sha256"}
+    digest = _digest(json.dumps(content, sort_keys=True).encode())
+    return json.dumps(content | {"sha256": digest}, indent=1).encode()
+
+
+def _write_directory(root: Path, final: Path, files: Mapping[str, bytes]) -> None:
+    """Writes files so that `final` appears whole or not at all, and is on the disk when this returns."""
+    root.mkdir(parents=True, exist_ok=True)
+    for stale in root.glob(".writing-*"):
+        shutil.rmtree(stale)
+    temporary = root / f".writing-{final.name}"
+    try:
+        temporary.mkdir()
+        for name, content in files.items():
+            with (temporary / name).open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        _sync_directory(temporary)
+        temporary.rename(final)
+    except OSError:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    _sync_directory(root)
+
+
+def _sync_directory(path: Path) -> None:
+    if os.name == "nt":  # Windows can't open a directory; its rename is journaled.
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write_problem(root: Path, steps: int, needed: int, error: OSError) -> str:
+    free = shutil.disk_usage(root).free if root.is_dir() else 0
+    kept = _paths(root)
+    older = f"the checkpoint at step {kept[0].name} is kept" if kept else "there is no older checkpoint"
+    return (
+        f"cannot write the checkpoint at step {steps} in {root}: {error.strerror or error} "
+        f"({needed / 1e6:.1f} MB needed, {free / 1e6:.1f} MB free); {older}"
+    )

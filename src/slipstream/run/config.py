@@ -1,0 +1,184 @@
+"""The configuration of a run: everything that its result and its speed depend on, in one frozen dataclass."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from slipstream.algos import ALGORITHMS
+from slipstream.algos.algorithm import Algorithm
+from slipstream.envs import EnvOptions
+from slipstream.nets.policy import Network
+from slipstream.run import settings
+from slipstream.run.settings import ConfigError
+
+RewardTransform = Literal["raw", "clip", "sign", "scale"]
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where the work runs: it decides the speed of a run, never its result.
+
+    Attributes:
+        workers: Threads that act and differentiate, each with one math thread; 0 for one per core (at most one per lane).
+        env_workers: Processes that step environments of this machine's Python; 0 to step them in the workers.
+        env_threads: Threads of native environments (ALE, EnvPool); 0 for one per core.
+        device: Where networks run; auto is the GPU if there is one.
+    """
+
+    workers: int = 0
+    env_workers: int = 0
+    env_threads: int = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    def __post_init__(self) -> None:
+        _at_least(self, 0, "workers", "env_workers", "env_threads", prefix="placement.")
+
+
+@dataclass(frozen=True)
+class Log:
+    """What a run writes down. All distances are in steps, so that two runs write the same rows.
+
+    Attributes:
+        dir: Directory of all runs.
+        tensorboard: Whether to write TensorBoard events beside metrics.jsonl.
+        metrics_every: Steps between two rows of metrics.
+        console_every: Steps between two lines when the output is not a terminal; 0 for a hundredth of the run.
+        checkpoint_every: Steps between two checkpoints; one is always written at the end and on Ctrl-C.
+        keep_last: Newest checkpoints to keep; the best one is kept beside them.
+        eval_every: Steps between two evaluations; 0 for none.
+        eval_episodes: Episodes of each evaluation.
+    """
+
+    dir: str = "runs"
+    tensorboard: bool = True
+    metrics_every: int = 1_000
+    console_every: int = 0
+    checkpoint_every: int = 100_000
+    keep_last: int = 2
+    eval_every: int = 0
+    eval_episodes: int = 10
+
+    def __post_init__(self) -> None:
+        _at_least(self, 0, "console_every", "eval_every", prefix="log.")
+        _at_least(self, 1, "metrics_every", "checkpoint_every", "keep_last", "eval_episodes", prefix="log.")
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run. With the device kind and library versions, all but `placement` and `log` decide its bits.
+
+    Attributes:
+        env: Environment: a Gymnasium id (`ALE/Pong-v5`), `envpool:ID`, or the name that stands for a Python callable.
+        algo: Algorithm with its hyperparameters.
+        seed: The one seed that everything random grows from.
+        total_steps: Agent decisions to train for, rounded up to whole updates.
+        num_envs: Environments (slots) stepped in parallel.
+        unroll: Rows per environment between two updates (T).
+        lanes: Fixed groups of environments that are inferred as one batch each; divides `num_envs`.
+        shards: Parts whose gradients are summed in fixed order; 0 for one per lane on a CPU and 1 on a GPU.
+        schedule: Who runs when; sync acts and learns in turn, with no lag.
+        reward: Transform of the reward that is learned from (clip: to [-1, 1]; sign; scale: by the running deviation of
+            the return). Reported returns are always raw.
+        net: Network.
+        env_options: Options of the environment.
+        placement: Where the work runs.
+        log: What is written down.
+    """
+
+    env: str
+    algo: Algorithm
+    seed: int = 1
+    total_steps: int = 1_000_000
+    num_envs: int = 8
+    unroll: int = 128
+    lanes: int = 1
+    shards: int = 0
+    schedule: Literal["sync"] = "sync"
+    reward: RewardTransform = "raw"
+    net: Network = field(default_factory=Network)
+    env_options: EnvOptions = field(default_factory=EnvOptions)
+    placement: Placement = field(default_factory=Placement)
+    log: Log = field(default_factory=Log)
+
+    def __post_init__(self) -> None:
+        _at_least(self, 0, "seed", "shards")
+        _at_least(self, 1, "total_steps", "num_envs", "unroll", "lanes")
+        _divides(self, "lanes", "num_envs")
+        if self.shards:
+            _divides(self, "shards", "num_envs")
+
+    @property
+    def steps_per_update(self) -> int:
+        """Rows of one slab; the dead rows among them are not steps."""
+        return self.num_envs * self.unroll
+
+
+def algorithm(name: str) -> type[Algorithm]:
+    """The algorithm called `name`.
+
+    Raises:
+        ConfigError: If there is none; it names the nearest.
+    """
+    if name not in ALGORITHMS:
+        raise ConfigError(f"unknown algorithm {name!r}.{settings.nearest(name, ALGORITHMS)}")
+    return ALGORITHMS[name]
+
+
+def known_settings(algo: str) -> dict[str, Any]:
+    """Every dotted key of a configuration of this algorithm, and its type."""
+    return settings.keys(Config, algo=algorithm(algo))
+
+
+def from_plain(values: Mapping[str, Any]) -> Config:
+    """A configuration from the nested mapping that `plain` and config.yaml have; `algo.name` chooses the algorithm.
+
+    Raises:
+        ConfigError: For an unknown key, a value of the wrong type, or settings that contradict each other.
+    """
+    chosen = values.get("algo")
+    name = chosen.get("name") if isinstance(chosen, Mapping) else None
+    if not isinstance(name, str):
+        raise ConfigError(f"algo.name is missing. Known: {', '.join(sorted(ALGORITHMS))}.")
+    return settings.build(Config, values, algo=algorithm(name))
+
+
+def override(config: Config, changes: Mapping[str, Any]) -> Config:
+    """`config` with other values at some keys (dotted or nested).
+
+    Raises:
+        ConfigError: As `from_plain`.
+    """
+    values = settings.flatten(settings.plain(config)) | settings.flatten(changes)
+    return from_plain(settings.nest(values))
+
+
+def _at_least(owner: object, least: int, *names: str, prefix: str = "") -> None:
+    for name in names:
+        value = getattr(owner, name)
+        if value < least:
+            raise ConfigError(f"{prefix}{name} must be at least {least}, got {value}")
+
+
+def _divides(config: Config, part: str, whole: str) -> None:
+    parts, total = getattr(config, part), getattr(config, whole)
+    if total % parts:
+        fits = min((value for value in range(1, total + 1) if total % value == 0), key=lambda value: abs(value - parts))
+        more = -(-total // parts) * parts
+        raise ConfigError(
+            f"{part}={parts} must divide {whole}={total}; nearest that fit: {part}={fits}, or {whole}={more}"
+        )
+
+
+__all__ = [
+    "Config",
+    "ConfigError",
+    "Log",
+    "Placement",
+    "RewardTransform",
+    "algorithm",
+    "from_plain",
+    "known_settings",
+    "override",
+]

@@ -1,0 +1,203 @@
+"""The run directory: everything that a run leaves behind, and nothing of any other run.
+
+    runs/{env}__{algo}__{seed}__{stamp}/
+        config.yaml     the whole configuration; `slipstream train --config` takes it
+        command.txt     what was typed
+        env.json        versions, hardware, git
+        metrics.jsonl   one JSON object per row, keyed by step
+        tensorboard/    the same for TensorBoard
+        checkpoints/    see checkpoint.py
+        videos/
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import shlex
+import subprocess
+import sys
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TextIO
+
+import torch
+import yaml
+
+from slipstream.run.config import Config, from_plain
+from slipstream.run.settings import ConfigError, plain
+
+if sys.platform != "win32":
+    import fcntl
+
+_PACKAGES = ("slipstream", "torch", "numpy", "gymnasium", "ale-py", "envpool", "mujoco", "box2d-py", "safetensors")
+
+
+class RunDirectory:
+    """Names and reads the files of one run.
+
+    Args:
+        path: The run directory, which must exist.
+
+    Raises:
+        ConfigError: If there is no run in `path`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        if not (path / "config.yaml").is_file():
+            raise ConfigError(f"{path} is not a run directory: it has no config.yaml")
+        self.path = path
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where the checkpoints are."""
+        return self.path / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        """The table of metrics."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Where TensorBoard's events are."""
+        return self.path / "tensorboard"
+
+    @property
+    def videos(self) -> Path:
+        """Where videos go."""
+        return self.path / "videos"
+
+    def config(self) -> Config:
+        """The configuration of the run.
+
+        Raises:
+            ConfigError: If the file does not hold a valid one.
+        """
+        return from_plain(read_yaml(self.path / "config.yaml"))
+
+    def lock(self) -> RunLock:
+        """Keeps a second trainer out of this directory for as long as the lock is held."""
+        return RunLock(self.path)
+
+
+class RunLock:
+    """Context manager: an advisory lock that dies with its process, so a kill leaves nothing stale.
+
+    Raises:
+        ConfigError: On entry, if another process is training in this directory.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: TextIO | None = None
+
+    def __enter__(self) -> RunLock:
+        self._file = (self._path / ".lock").open("w")
+        if sys.platform != "win32":
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                self._file.close()
+                raise ConfigError(f"another process is training in {self._path}") from error
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+def create(config: Config, command: list[str]) -> RunDirectory:
+    """Makes the directory of a new run, which never is one that exists.
+
+    Raises:
+        OSError: If it can't be written.
+    """
+    path = _new_directory(config)
+    (path / "config.yaml").write_text(to_yaml(config))
+    (path / "command.txt").write_text(shlex.join(command) + "\n")
+    (path / "env.json").write_text(json.dumps(surroundings(), indent=1) + "\n")
+    return RunDirectory(path)
+
+
+def to_yaml(config: Config) -> str:
+    """The whole configuration as YAML."""
+    return yaml.safe_dump(plain(config), sort_keys=False, width=120)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A mapping from a YAML file.
+
+    Raises:
+        ConfigError: If the file is missing or holds no mapping.
+    """
+    try:
+        content = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: expected settings (name: value), got {type(content).__name__}")
+    return content
+
+
+def surroundings() -> dict[str, Any]:
+    """Versions, hardware and git state: what a result may depend on besides the configuration."""
+    return {
+        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": {name: version for name in _PACKAGES if (version := _version(name))},
+        "cpu": _cpu_name(),
+        "cores": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count(),
+        "gpus": [torch.cuda.get_device_name(place) for place in range(torch.cuda.device_count())],
+        "git": _git(),
+    }
+
+
+def _new_directory(config: Config) -> Path:
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    name = re.sub(r"[^\w.+-]+", "-", config.env)
+    root = Path(config.log.dir)
+    root.mkdir(parents=True, exist_ok=True)
+    base = f"{name}__{config.algo.name}__{config.seed}__{stamp}"
+    for suffix in ("", *(f"-{number}" for number in range(2, 1000))):
+        try:
+            (path := root / f"{base}{suffix}").mkdir(mode=0o700)
+        except FileExistsError:
+            continue
+        return path
+    raise FileExistsError(f"{root / base} and its 998 successors exist")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu_name() -> str:
+    information = Path("/proc/cpuinfo")
+    if information.is_file():
+        for line in information.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _git() -> dict[str, Any] | None:
+    """Commit of the working directory, and whether it has uncommitted changes; None outside a repository."""
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True)
+        status = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return {"commit": commit.stdout.strip(), "dirty": bool(status.stdout.strip())}

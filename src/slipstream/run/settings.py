@@ -1,0 +1,244 @@
+"""Settings: one path from presets, files, mappings and flags to frozen dataclasses, with errors that name the key.
+
+A setting's key is dotted (`algo.lr`, `placement.workers`); dashes and underscores are the same. Values may be typed or
+text: `2e6` is an integer, `64,64` a tuple, `none` an absent optional.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, TypeVar
+
+import yaml
+
+Plain = dict[str, Any]
+"""A nested dict of plain values (numbers, text, lists, dicts), as in YAML."""
+
+Built = TypeVar("Built")
+
+_TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
+
+
+class ConfigError(ValueError):
+    """A setting that is unknown, of the wrong type or at odds with another; the message names it and says what fits."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """What to type instead of an unknown name: ` Did you mean X?`, or the whole list when nothing is near."""
+    names = sorted(known)
+    by_leaf = {candidate.rpartition(".")[2]: candidate for candidate in reversed(names)}
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    if not close:
+        close = [by_leaf[leaf] for leaf in difflib.get_close_matches(name.rpartition(".")[2], by_leaf, n=1, cutoff=0.6)]
+    if close:
+        return f" Did you mean {close[0]}?"
+    return f" Known: {', '.join(names)}." if names else ""
+
+
+def plain(value: Any) -> Any:
+    """The plain form of a settings value; a dataclass becomes a dict, and one with a class-level `name` says it first."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        named = {"name": name} if isinstance(name := getattr(type(value), "name", None), str) else {}
+        return named | {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, tuple | list):
+        return [plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    return value
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted keys of nested mappings; a key that is dotted already may stand among them."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        path = f"{prefix}{key}".replace("-", "_")
+        flat |= flatten(value, f"{path}.") if isinstance(value, Mapping) and value else {path: value}
+    return flat
+
+
+def nest(flat: Mapping[str, Any]) -> Plain:
+    """Nested dicts of dotted keys."""
+    nested: Plain = {}
+    for key, value in flat.items():
+        *parents, leaf = key.split(".")
+        place = nested
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[leaf] = value
+    return nested
+
+
+def annotations(kind: type, **replaced: type) -> dict[str, Any]:
+    """Resolved types of a dataclass's fields; `replaced` narrows a field that is declared as a protocol."""
+    hints = typing.get_type_hints(kind)
+    return {field.name: replaced.get(field.name, hints[field.name]) for field in dataclasses.fields(kind)}
+
+
+def keys(kind: type, prefix: str = "", **replaced: type) -> dict[str, Any]:
+    """Every dotted key below a dataclass and its type."""
+    found: dict[str, Any] = {}
+    for name, hint in annotations(kind, **replaced).items():
+        nested = _dataclass_of(hint)
+        found |= keys(nested, f"{prefix}{name}.") if nested else {f"{prefix}{name}": hint}
+    return found
+
+
+def build(kind: type[Built], values: Mapping[str, Any], prefix: str = "", **replaced: type) -> Built:
+    """A dataclass from nested plain values.
+
+    Raises:
+        ConfigError: For an unknown or missing key, or a value of the wrong type.
+    """
+    hints = annotations(kind, **replaced)
+    known = keys(kind, prefix, **replaced)
+    for key in values:
+        if key not in hints:
+            raise ConfigError(f"unknown setting {prefix}{key}.{nearest(f'{prefix}{key}', known)}")
+    arguments: dict[str, Any] = {}
+    for field in dataclasses.fields(typing.cast(Any, kind)):
+        if field.name in values:
+            arguments[field.name] = coerce(hints[field.name], values[field.name], f"{prefix}{field.name}")
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise ConfigError(f"{prefix}{field.name} is missing")
+    try:
+        return kind(**arguments)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"{prefix.rstrip('.') or kind.__name__}: {error}") from error
+
+
+def coerce(hint: Any, value: Any, key: str) -> Any:
+    """`value` as the annotation `hint` wants it.
+
+    Raises:
+        ConfigError: If it does not fit.
+    """
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        return _coerce_union(typing.get_args(hint), value, key)
+    if origin is Literal:
+        return _coerce_literal(typing.get_args(hint), value, key)
+    if origin is tuple:
+        return _coerce_tuple(typing.get_args(hint), value, key)
+    if nested := _dataclass_of(hint):
+        return _coerce_dataclass(nested, value, key)
+    if hint is Any or origin in (dict, Mapping, typing.get_origin(Mapping[str, Any])):
+        value = yaml.safe_load(value) if isinstance(value, str) else value
+        if hint is not Any and not isinstance(value, Mapping):
+            raise ConfigError(f"{key}: expected a mapping such as {{name: value}}, got {value!r}")
+        return value
+    simple = {bool: _coerce_bool, int: _coerce_int, float: _coerce_float, str: _coerce_str}
+    if hint not in simple:
+        raise ConfigError(f"{key}: cannot be set here (its type is {hint})")
+    return simple[hint](value, key)
+
+
+def _dataclass_of(hint: Any) -> type | None:
+    return hint if isinstance(hint, type) and dataclasses.is_dataclass(hint) else None
+
+
+def _coerce_dataclass(kind: type, value: Any, key: str) -> Any:
+    if isinstance(value, kind):
+        return value
+    if not isinstance(value, Mapping):
+        fields = ", ".join(f"{key}.{field.name}" for field in dataclasses.fields(kind))
+        raise ConfigError(f"{key}: expected settings below it ({fields}), got {value!r}")
+    values = dict(typing.cast(Mapping[str, Any], value))
+    name = values.pop("name", None) if isinstance(getattr(kind, "name", None), str) else None
+    if name is not None and name != getattr(kind, "name", None):
+        raise ConfigError(f"{key}.name: expected {getattr(kind, 'name', None)}, got {name}")
+    return build(kind, values, f"{key}.")
+
+
+def _coerce_union(options: tuple[Any, ...], value: Any, key: str) -> Any:
+    if type(None) in options and (value is None or (isinstance(value, str) and value.lower() in ("none", "null"))):
+        return None
+    problems: list[str] = []
+    for option in options:
+        if option is type(None):
+            continue
+        try:
+            return coerce(option, value, key)
+        except ConfigError as error:
+            problems.append(str(error))
+    raise ConfigError("; or ".join(problems))
+
+
+def _coerce_literal(choices: tuple[Any, ...], value: Any, key: str) -> Any:
+    for choice in choices:
+        if value == choice or str(value) == str(choice):
+            return choice
+    listed = ", ".join(str(choice) for choice in choices)
+    hint = difflib.get_close_matches(str(value), [str(choice) for choice in choices], n=1)
+    raise ConfigError(f"{key}: expected one of {listed}, got {value!r}." + (f" Did you mean {hint[0]}?" if hint else ""))
+
+
+def _coerce_tuple(items: tuple[Any, ...], value: Any, key: str) -> tuple[Any, ...]:
+    if isinstance(value, str):
+        value = [part for part in value.strip("()[]").replace(",", " ").split() if part]
+    elif isinstance(value, int | float):
+        value = [value]
+    if not isinstance(value, list | tuple):
+        raise ConfigError(f"{key}: expected a list such as 64,64, got {value!r}")
+    parts = typing.cast(list[Any], list(value))
+    if len(items) == 2 and items[1] is Ellipsis:
+        hints: list[Any] = [items[0]] * len(parts)
+    elif len(items) == len(parts):
+        hints = list(items)
+    else:
+        raise ConfigError(f"{key}: expected {len(items)} values, got {value!r}")
+    return tuple(coerce(hint, part, f"{key}[{place}]") for place, (hint, part) in enumerate(zip(hints, parts)))
+
+
+def _coerce_bool(value: Any, key: str) -> bool:
+    if isinstance(value, bool):
+        return value
+    if str(value).lower() in _TRUE:
+        return True
+    if str(value).lower() in _FALSE:
+        return False
+    raise ConfigError(f"{key}: expected true or false, got {value!r}")
+
+
+def _coerce_int(value: Any, key: str) -> int:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    try:
+        return int(value) if isinstance(value, str) else _whole(value)
+    except ValueError:
+        pass
+    try:
+        return _whole(float(value)) if isinstance(value, str) else _whole(value)
+    except (ValueError, OverflowError):
+        raise ConfigError(f"{key}: expected a whole number (such as 128 or 2e6), got {value!r}") from None
+
+
+def _whole(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, float) or not value.is_integer():
+        raise ValueError
+    return int(value)
+
+
+def _coerce_float(value: Any, key: str) -> float:
+    if isinstance(value, int | float | str) and not isinstance(value, bool):
+        try:
+            number = float(value)
+        except ValueError:
+            number = math.nan
+        if not math.isnan(number):
+            return number
+    raise ConfigError(f"{key}: expected a number, got {value!r}")
+
+
+def _coerce_str(value: Any, key: str) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    raise ConfigError(f"{key}: expected text, got {value!r}")
