@@ -1,0 +1,152 @@
+"""What a user sees while a run goes on: a live panel on a terminal, plain lines anywhere else."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+from torch import Tensor
+
+from slipstream.run.progress import WINDOW, Mark, Progress, crossed, spread
+from slipstream.types import Report
+
+_PLAIN_LINES = 100
+"""Lines of a whole run without a terminal, unless the user sets the distance."""
+
+_REFRESH_SECONDS = 0.25
+
+_SHOWN = ("entropy", "approx_kl", "explained_variance", "value_loss", "policy_loss", "learning_rate")
+
+
+class Display:
+    """Observer that shows the progress. It only reads, and the plain lines come by step count, never by the clock.
+
+    Args:
+        progress: The run's counters.
+        title: One line that names the run.
+        every: Steps between two plain lines; 0 for a hundredth of the run.
+        console: Where to write.
+    """
+
+    def __init__(self, progress: Progress, title: str, every: int, console: Console) -> None:
+        self._progress, self._title, self._console = progress, title, console
+        self._every = every or max(1, progress.total_steps // _PLAIN_LINES)
+        self._shown_at = float("-inf")
+        self._live: Live | None = None
+        if console.is_terminal:
+            self._live = Live(console=console, auto_refresh=False, transient=False)
+            self._live.start()
+        else:
+            self.say(title)
+
+    def __call__(self, report: Report) -> None:
+        """Shows one update, if it is time to."""
+        progress = self._progress
+        if self._live:
+            now = time.perf_counter()
+            if progress.finished or now - self._shown_at >= _REFRESH_SECONDS:
+                self._shown_at = now
+                self._live.update(self._panel(report.metrics), refresh=True)
+        elif progress.before == 0 or progress.finished or crossed(progress.before, progress.steps, self._every):
+            self.say(plain_line(progress))
+
+    def say(self, text: str) -> None:
+        """Prints a line above the panel."""
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def close(self) -> None:
+        """Leaves the last panel on the screen."""
+        if self._live:
+            self._live.stop()
+            self._live = None
+
+    def _panel(self, metrics: Mapping[str, Tensor | float]) -> Group:
+        progress = self._progress
+        share = min(1.0, progress.steps / progress.total_steps)
+        head = Table.grid(padding=(0, 1))
+        head.add_row(
+            ProgressBar(total=1.0, completed=share, width=32),
+            f"{share:4.0%}",
+            f"{progress.steps:,} of {progress.total_steps:,} steps",
+            f"{_clock(progress.seconds_left())} left",
+        )
+        body = Table.grid(padding=(0, 2))
+        body.add_column(style="cyan", justify="right")
+        body.add_row("speed", speed_text(progress))
+        body.add_row("return", return_text(progress))
+        if progress.evaluation:
+            body.add_row("evaluation", _evaluation_text(progress))
+        body.add_row("time", stages_text(*progress.recent()))
+        body.add_row("learning", _learning_text(metrics))
+        return Group(Text(self._title, style="bold"), head, body)
+
+
+def plain_line(progress: Progress) -> str:
+    """One line without a terminal: where the run is, how well it does, how fast it goes and where the time goes."""
+    share = min(1.0, progress.steps / progress.total_steps)
+    parts = [
+        f"{progress.steps:,}/{progress.total_steps:,} steps ({share:.0%})",
+        f"return {return_text(progress)}",
+        speed_text(progress),
+        f"{_clock(progress.seconds_left())} left",
+        stages_text(*progress.recent()),
+    ]
+    if progress.evaluation:
+        parts.insert(2, f"eval {_evaluation_text(progress)}")
+    return " | ".join(parts)
+
+
+def return_text(progress: Progress) -> str:
+    """Mean raw return with its standard deviation and the mean length, over the last episodes."""
+    if not progress.returns:
+        return "no episode has ended yet"
+    returns, lengths = spread(progress.returns), spread(progress.lengths)
+    count = len(progress.returns)
+    last = f"last {count} of {progress.episodes:,} episodes" if count == WINDOW else f"{count} episodes"
+    return f"{returns.mean:.4g} ± {returns.std:.3g} ({last}, {lengths.mean:,.0f} steps long)"
+
+
+def speed_text(progress: Progress) -> str:
+    """Recent steps per second, and frames per second where a step is more than one frame."""
+    first, last = progress.recent()
+    speed = (last.steps - first.steps) / max(last.seconds - first.seconds, 1e-9)
+    frames = f", {speed * progress.frames_per_step:,.0f} frames/s" if progress.frames_per_step > 1 else ""
+    return f"{speed:,.0f} steps/s{frames}"
+
+
+def stages_text(first: Mark, last: Mark) -> str:
+    """Shares of the time between two marks; env and infer are how collecting divides up."""
+    passed = {stage: seconds - first.stages.get(stage, 0.0) for stage, seconds in last.stages.items()}
+    elapsed = max(last.seconds - first.seconds, 1e-9)
+    collect, learn = passed.get("collect", 0.0), passed.get("learn", 0.0)
+    inside = passed.get("env", 0.0) + passed.get("infer", 0.0)
+    split = ""
+    if inside > 0:
+        env = passed.get("env", 0.0) / inside
+        split = f" (env {env * collect / elapsed:.0%}, infer {(1 - env) * collect / elapsed:.0%})"
+    other = max(0.0, 1.0 - (collect + learn) / elapsed)
+    return f"collect {collect / elapsed:.0%}{split}, learn {learn / elapsed:.0%}, other {other:.0%}"
+
+
+def _evaluation_text(progress: Progress) -> str:
+    result = progress.evaluation
+    return f"{result['eval/mean_reward']:.4g} ± {result['eval/std_reward']:.3g} at {progress.evaluated_at:,} steps"
+
+
+def _learning_text(metrics: Mapping[str, Tensor | float]) -> str:
+    """The few numbers that show whether learning is healthy; reading them waits for the device."""
+    shown = {name: metrics.get(f"train/{name}") for name in _SHOWN}
+    return "  ".join(f"{name} {float(value):.3g}" for name, value in shown.items() if value is not None)
+
+
+def _clock(seconds: float | None) -> str:
+    if seconds is None:
+        return "?"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,219 @@
+"""Metrics on disk: one JSON object per row in metrics.jsonl, keyed by step, and the same numbers for TensorBoard.
+
+Names follow Stable-Baselines3 where it has one. A *step* is one agent decision, a *frame* one emulator frame.
+
+    time/steps, time/frames, time/updates, time/episodes      counters
+    time/seconds                                              wall-clock of training, summed over resumed parts
+    time/steps_per_second, time/frames_per_second             since the row before
+    time/{collect,learn,env,infer}_seconds                    since the row before (env, infer: summed over workers)
+    rollout/ep_rew_mean, ep_rew_std, ep_len_mean              raw return and length in steps of the last 100 episodes
+    train/*, lag/*, wait/*                                    means over the updates since the row before (*/max: maxima)
+    eval/*                                                    the evaluation at this step
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from slipstream.run.progress import Progress, crossed, spread
+from slipstream.types import Report
+
+
+class Metrics:
+    """Observer that writes rows at fixed distances in steps, so that they don't depend on the machine's speed.
+
+    A full disk does not end the run: rows wait in memory until they can be written.
+
+    Args:
+        path: The metrics.jsonl to append to.
+        events: Directory of TensorBoard's events, or None for none.
+        progress: The run's counters.
+        every: Steps between two rows.
+    """
+
+    def __init__(self, path: Path, events: Path | None, progress: Progress, every: int) -> None:
+        self._progress, self._every = progress, every
+        self._table = Table(path)
+        self._curves = Curves(events, progress.steps) if events else None
+        self._sums: dict[str, Tensor] = {}
+        self._updates = 0
+        self._last = progress.mark()
+
+    def __call__(self, report: Report) -> None:
+        """Adds one update and writes a row if one is due."""
+        for name, value in report.metrics.items():
+            number = torch.as_tensor(value).detach().double()
+            known = self._sums.get(name)
+            if known is None:
+                self._sums[name] = number
+            else:
+                self._sums[name] = torch.maximum(known, number) if name.endswith("/max") else known + number
+        self._updates += 1
+        progress = self._progress
+        due = crossed(progress.before, progress.steps, self._every)
+        if due or progress.finished or progress.evaluated_at == progress.steps:
+            row = self._row()
+            self._table.append(row)
+            if self._curves:
+                self._curves.append(row)
+            self._sums, self._updates = {}, 0
+
+    def close(self) -> None:
+        """Writes what still waits.
+
+        Raises:
+            OSError: If that is not possible.
+        """
+        self._table.close()
+        if self._curves:
+            self._curves.close()
+
+    def state(self) -> dict[str, Any]:
+        """The row in the making."""
+        return {"sums": {name: float(value) for name, value in self._sums.items()}, "updates": self._updates}
+
+    def load(self, facts: Mapping[str, Any]) -> None:
+        """Continues the row that `state` described."""
+        self._sums = {name: torch.tensor(value, dtype=torch.float64) for name, value in facts["sums"].items()}
+        self._updates = int(facts["updates"])
+
+    def _row(self) -> dict[str, float | int]:
+        progress, last, now = self._progress, self._last, self._progress.mark()
+        seconds = max(now.seconds - last.seconds, 1e-9)
+        speed = (now.steps - last.steps) / seconds
+        row: dict[str, float | int] = {
+            "time/steps": progress.steps,
+            "time/frames": progress.steps * progress.frames_per_step,
+            "time/updates": progress.updates,
+            "time/episodes": progress.episodes,
+            "time/seconds": now.seconds,
+            "time/steps_per_second": speed,
+            "time/frames_per_second": speed * progress.frames_per_step,
+        }
+        for stage, total in now.stages.items():
+            row[f"time/{stage}_seconds"] = total - last.stages.get(stage, 0.0)
+        if progress.returns:
+            returns = spread(progress.returns)
+            row |= {"rollout/ep_rew_mean": returns.mean, "rollout/ep_rew_std": returns.std}
+            row["rollout/ep_len_mean"] = spread(progress.lengths).mean
+        for name, value in self._sums.items():
+            row[name] = float(value) if name.endswith("/max") else float(value) / self._updates
+        if progress.evaluated_at == progress.steps:
+            row |= progress.evaluation
+        self._last = now
+        return row
+
+
+class Table:
+    """Appends rows to a JSON-lines file; what can't be written now is written later, and no row is ever torn.
+
+    Args:
+        path: The file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file = path.open("ab", buffering=0)
+        self._waiting: list[bytes] = []
+
+    def append(self, row: Mapping[str, float | int]) -> None:
+        """Writes one row; not-a-number and infinity become null, since JSON has neither."""
+        finite = {name: value if math.isfinite(value) else None for name, value in row.items()}
+        self._waiting.append(json.dumps(finite).encode() + b"\n")
+        warned = len(self._waiting) > 1
+        try:
+            self._flush()
+        except OSError as error:
+            if not warned:
+                warnings.warn(f"{self._path}: {error.strerror or error}; rows wait in memory", stacklevel=2)
+
+    def close(self) -> None:
+        """Writes waiting rows and closes the file.
+
+        Raises:
+            OSError: If rows can't be written.
+        """
+        if self._file.closed:
+            return
+        try:
+            self._flush()
+        finally:
+            self._file.close()
+
+    def _flush(self) -> None:
+        while self._waiting:
+            row, start = self._waiting[0], self._file.seek(0, os.SEEK_END)
+            try:
+                written = self._file.write(row)
+            except OSError:
+                self._file.truncate(start)
+                raise
+            if written != len(row):  # A disk that fills up in the middle of a row takes a part of it.
+                self._file.truncate(start)
+                raise OSError(28, "no space left on the disk")
+            self._waiting.pop(0)
+
+
+class Curves:
+    """TensorBoard events. They repeat metrics.jsonl, so when they can't be written they stop with a warning.
+
+    Args:
+        directory: Where the events go.
+        steps: Steps so far; later events of an earlier part of the run are hidden.
+    """
+
+    def __init__(self, directory: Path, steps: int) -> None:
+        # Imported here because TensorBoard takes longer to import than a short run to train.
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer: SummaryWriter | None = SummaryWriter(str(directory), purge_step=steps + 1 if steps else None)
+
+    def append(self, row: Mapping[str, float | int]) -> None:
+        """Writes one row; the x axis is steps."""
+        if self._writer is None:
+            return
+        try:
+            for name, value in row.items():
+                self._writer.add_scalar(name, value, int(row["time/steps"]))
+        except OSError as error:
+            self._give_up(error)
+
+    def close(self) -> None:
+        """Flushes and closes."""
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            try:
+                writer.close()
+            except OSError as error:
+                self._give_up(error)
+
+    def _give_up(self, error: OSError) -> None:
+        self._writer = None
+        warnings.warn(f"TensorBoard events stop here ({error}); metrics.jsonl goes on", stacklevel=3)
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """All rows of a metrics.jsonl; an unfinished last line (after a power cut) is left out."""
+    if not path.is_file():
+        return []
+    lines = path.read_bytes().split(b"\n")
+    return [json.loads(line) for line in lines[:-1] if line]
+
+
+def truncate(path: Path, steps: int) -> None:
+    """Drops rows after `steps`: a resumed run will write them again."""
+    if not path.is_file():
+        return
+    kept = [row for row in read(path) if row["time/steps"] <= steps]
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
+    temporary.replace(path)

@@ -1,0 +1,151 @@
+"""Where a run stands: counters, the last episodes, the speed. Watched by the console, the metrics and the checkpoints."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from slipstream.types import Report
+
+WINDOW = 100
+"""Episodes behind every reported mean return."""
+
+_MARKS = 32
+
+
+class Observer(Protocol):
+    """Watches a run: called once per update, in a fixed order, in the main thread."""
+
+    def __call__(self, report: Report) -> None:
+        """Takes note of one update."""
+        ...
+
+    def close(self) -> None:
+        """Releases files and displays; may be called twice."""
+        ...
+
+
+class Mark(NamedTuple):
+    """The clock at some update: `seconds` since the run began and inside each stage, and the steps by then."""
+
+    seconds: float
+    steps: int
+    stages: Mapping[str, float]
+
+
+class Spread(NamedTuple):
+    """Mean, standard deviation, least and greatest of some numbers."""
+
+    mean: float
+    std: float
+    least: float
+    greatest: float
+
+
+def spread(values: Any) -> Spread:
+    """The spread of a non-empty sequence of numbers."""
+    array = np.array(values, np.float64)
+    return Spread(float(array.mean()), float(array.std()), float(array.min()), float(array.max()))
+
+
+def crossed(before: int, now: int, every: int) -> bool:
+    """Whether a multiple of `every` lies in `(before, now]`; never for `every=0`. Needs no memory, so it resumes."""
+    return every > 0 and now // every > before // every
+
+
+class Progress:
+    """The first observer: what all others read.
+
+    Attributes:
+        total_steps: Agent decisions to train for.
+        frames_per_step: Emulator frames per decision.
+        steps: Agent decisions so far.
+        before: Agent decisions at the update before.
+        updates: Updates so far.
+        episodes: Episodes finished so far.
+        returns: Raw returns of the last `WINDOW` episodes.
+        lengths: Their lengths in steps.
+        evaluation: The last evaluation's `eval/*` numbers, empty before there was one.
+        evaluated_at: Steps at the last evaluation, -1 before there was one.
+    """
+
+    def __init__(self, total_steps: int, frames_per_step: int) -> None:
+        self.total_steps, self.frames_per_step = total_steps, frames_per_step
+        self.steps = self.before = self.updates = self.episodes = 0
+        self.returns: deque[float] = deque(maxlen=WINDOW)
+        self.lengths: deque[int] = deque(maxlen=WINDOW)
+        self.evaluation: dict[str, float] = {}
+        self.evaluated_at = -1
+        self._stages: dict[str, float] = {}
+        self._earlier_seconds = 0.0
+        self._start = time.perf_counter()
+        self._marks = deque([self.mark()], maxlen=_MARKS)
+
+    def __call__(self, report: Report) -> None:
+        """Counts one update."""
+        self.before, self.steps, self.updates = self.steps, report.steps, report.update
+        self.episodes += len(report.episodes)
+        self.returns.extend(episode.reward for episode in report.episodes)
+        self.lengths.extend(episode.length for episode in report.episodes)
+        for stage, seconds in report.seconds.items():
+            self._stages[stage] = self._stages.get(stage, 0.0) + seconds
+        self._marks.append(self.mark())
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has taken all its steps."""
+        return self.steps >= self.total_steps
+
+    @property
+    def score(self) -> float | None:
+        """What checkpoints are ranked by: the last evaluation, or the mean training return of a full window."""
+        if self.evaluation:
+            return self.evaluation["eval/mean_reward"]
+        return spread(self.returns).mean if len(self.returns) == WINDOW else None
+
+    def mark(self) -> Mark:
+        """The clock now."""
+        seconds = self._earlier_seconds + time.perf_counter() - self._start
+        return Mark(seconds, self.steps, dict(self._stages))
+
+    def recent(self) -> tuple[Mark, Mark]:
+        """Two marks some updates apart, to take speeds and shares from."""
+        return self._marks[0], self._marks[-1]
+
+    def seconds_left(self) -> float | None:
+        """Estimate from the recent speed; None before the first update."""
+        first, last = self.recent()
+        if last.steps == first.steps:
+            return None
+        return max(0, self.total_steps - self.steps) * (last.seconds - first.seconds) / (last.steps - first.steps)
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run needs to report as if it had not stopped."""
+        return {
+            "steps": self.steps,
+            "updates": self.updates,
+            "episodes": self.episodes,
+            "returns": list(self.returns),
+            "lengths": list(self.lengths),
+            "evaluation": self.evaluation,
+            "evaluated_at": self.evaluated_at,
+            "seconds": self.mark().seconds,
+        }
+
+    def load(self, facts: Mapping[str, Any]) -> None:
+        """Continues from `state`."""
+        self.steps = self.before = int(facts["steps"])
+        self.updates, self.episodes = int(facts["updates"]), int(facts["episodes"])
+        self.returns.extend(facts["returns"])
+        self.lengths.extend(facts["lengths"])
+        self.evaluation, self.evaluated_at = dict(facts["evaluation"]), int(facts["evaluated_at"])
+        self._earlier_seconds = float(facts["seconds"])
+        self._start = time.perf_counter()
+        self._marks = deque([self.mark()], maxlen=_MARKS)
