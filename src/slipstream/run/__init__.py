@@ -1,0 +1,1 @@
+"""Runs: configuration, presets, the command line, and everything that watches a training."""

@@ -5,8 +5,8 @@
         facts.json              counters and whatever else is not a tensor
         MANIFEST.json           format, step, score, spaces of the env, SHA-256 of the two files and of itself
 
-A checkpoint is written into a temporary directory, flushed to the disk and renamed, so a kill or a full disk at any moment
-leaves the older ones as they were. The newest is the one with the highest step, whatever the clock says.
+A checkpoint is written into a temporary directory, flushed to the disk and renamed, so a kill or a full disk at any
+moment leaves the older ones as they were. The newest is the one with the highest step, whatever the clock says.
 """
 
 from __future__ import annotations
@@ -131,8 +131,9 @@ def save(
             return existing
         except CheckpointError:
             shutil.rmtree(final)
+    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     files = {
-        _TENSORS: safetensors.torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}),
+        _TENSORS: safetensors.torch.save(on_cpu),
         _FACTS: json.dumps(facts, indent=1).encode(),
     }
     manifest: Json = {

@@ -21,7 +21,7 @@ class Placement:
     """Where the work runs: it decides the speed of a run, never its result.
 
     Attributes:
-        workers: Threads that act and differentiate, each with one math thread; 0 for one per core (at most one per lane).
+        workers: Threads that act and differentiate, each with one math thread; 0 for one per core.
         env_workers: Processes that step environments of this machine's Python; 0 to step them in the workers.
         env_threads: Threads of native environments (ALE, EnvPool); 0 for one per core.
         device: Where networks run; auto is the GPU if there is one.

@@ -1,13 +1,14 @@
 """The run directory: everything that a run leaves behind, and nothing of any other run.
 
-    runs/{env}__{algo}__{seed}__{stamp}/
-        config.yaml     the whole configuration; `slipstream train --config` takes it
-        command.txt     what was typed
-        env.json        versions, hardware, git
-        metrics.jsonl   one JSON object per row, keyed by step
-        tensorboard/    the same for TensorBoard
-        checkpoints/    see checkpoint.py
-        videos/
+It is `runs/{env}__{algo}__{seed}__{stamp}/`:
+
+    config.yaml     the whole configuration; `slipstream train --config` takes it
+    command.txt     what was typed
+    env.json        versions, hardware, git
+    metrics.jsonl   one JSON object per row, keyed by step
+    tensorboard/    the same for TensorBoard
+    checkpoints/    see checkpoint.py
+    videos/         what `slipstream watch` records
 """
 
 from __future__ import annotations
@@ -195,9 +196,12 @@ def _cpu_name() -> str:
 
 def _git() -> dict[str, Any] | None:
     """Commit of the working directory, and whether it has uncommitted changes; None outside a repository."""
+
+    def ask(*words: str) -> str:
+        answer = subprocess.run(["git", *words], capture_output=True, text=True, timeout=10, check=True)
+        return answer.stdout.strip()
+
     try:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True)
-        status = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, timeout=10, check=True)
+        return {"commit": ask("rev-parse", "HEAD"), "dirty": bool(ask("status", "--porcelain"))}
     except (OSError, subprocess.SubprocessError):
         return None
-    return {"commit": commit.stdout.strip(), "dirty": bool(status.stdout.strip())}

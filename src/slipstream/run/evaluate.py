@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from slipstream import dice, tree
 from slipstream.run.progress import Progress, Spread, crossed, spread
@@ -49,7 +52,7 @@ class Evaluation:
 
 
 def slots(episodes: int) -> int:
-    """How many environments evaluate `episodes` episodes: the most, up to `SLOTS`, that share them equally or nearly so."""
+    """How many environments evaluate `episodes` episodes: at most `SLOTS`, with nearly equal shares."""
     rounds = math.ceil(episodes / SLOTS)
     return math.ceil(episodes / rounds)
 
@@ -82,16 +85,24 @@ def evaluate(
     keys = dice.keys(branch, _ROLE, range(size))
     envs.reset(branch)
     step = envs.recv(0)
-    state = tree.map(lambda leaf: leaf.to(device), policy.initial_state(size))
+
+    def tensor(leaf: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(leaf)).to(device)
+
+    def to_device(leaf: Tensor) -> Tensor:
+        return leaf.to(device)
+
+    def zero_dead(leaf: Tensor) -> Tensor:
+        return leaf * torch.from_numpy(~dead).to(device).view(-1, *(1,) * (leaf.dim() - 1))
+
+    state = tree.map(to_device, policy.initial_state(size))
     dead = np.zeros(size, np.bool_)
     total, length = np.zeros(size, np.float64), np.zeros(size, np.int64)
     row = 0
     while any(len(played) < count for played, count in zip(finished, quota, strict=True)):
-        obs = tree.map(lambda leaf: torch.from_numpy(np.ascontiguousarray(leaf)).to(device), step.obs)
-        draws = torch.from_numpy(dice.uniform(keys, row, 1, policy.dice_width)[0]).to(device)
-        act = policy.act(obs, state, draws, greedy)
-        alive = torch.from_numpy(~dead).to(device)
-        state = tree.map(lambda leaf: leaf * alive.view(-1, *(1,) * (leaf.dim() - 1)), act.state)
+        draws = dice.uniform(keys, row, 1, policy.dice_width)[0]
+        act = policy.act(tree.map(tensor, step.obs), state, tensor(draws), greedy)
+        state = tree.map(zero_dead, act.state)
         envs.send(act.action.cpu().numpy(), 0)
         step = envs.recv(0)
         total += np.where(dead, 0.0, step.reward)
@@ -101,7 +112,7 @@ def evaluate(
                 finished[slot].append((float(total[slot]), int(length[slot])))
             total[slot] = length[slot] = 0
         if length.max() > limit:
-            raise RuntimeError(f"an episode of {envs.spec.id} has not ended after {limit:,} steps; give it a time limit")
+            raise RuntimeError(f"{envs.spec.id}: an episode has not ended after {limit:,} steps; set a time limit")
         dead = step.ended.copy()
         row += 1
     flat = [episode for played in finished for episode in played]

@@ -1,4 +1,4 @@
-"""Where a run stands: counters, the last episodes, the speed. Watched by the console, the metrics and the checkpoints."""
+"""Where a run stands: counters, the last episodes, the speed. The console, metrics and checkpoints read it."""
 
 from __future__ import annotations
 

@@ -12,14 +12,17 @@ import math
 import types
 import typing
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import yaml
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 Plain = dict[str, Any]
 """A nested dict of plain values (numbers, text, lists, dicts), as in YAML."""
 
-Built = TypeVar("Built")
+Built = TypeVar("Built", bound="DataclassInstance")
 
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
@@ -41,9 +44,9 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def plain(value: Any) -> Any:
-    """The plain form of a settings value; a dataclass becomes a dict, and one with a class-level `name` says it first."""
+    """The plain form of a settings value; a dataclass becomes a dict that starts with its class's `name`, if any."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        named = {"name": name} if isinstance(name := getattr(type(value), "name", None), str) else {}
+        named = {"name": name} if (name := _name_of(type(value))) else {}
         return named | {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, tuple | list):
         return [plain(item) for item in value]
@@ -73,7 +76,7 @@ def nest(flat: Mapping[str, Any]) -> Plain:
     return nested
 
 
-def annotations(kind: type, **replaced: type) -> dict[str, Any]:
+def field_types(kind: type, **replaced: type) -> dict[str, Any]:
     """Resolved types of a dataclass's fields; `replaced` narrows a field that is declared as a protocol."""
     hints = typing.get_type_hints(kind)
     return {field.name: replaced.get(field.name, hints[field.name]) for field in dataclasses.fields(kind)}
@@ -82,7 +85,7 @@ def annotations(kind: type, **replaced: type) -> dict[str, Any]:
 def keys(kind: type, prefix: str = "", **replaced: type) -> dict[str, Any]:
     """Every dotted key below a dataclass and its type."""
     found: dict[str, Any] = {}
-    for name, hint in annotations(kind, **replaced).items():
+    for name, hint in field_types(kind, **replaced).items():
         nested = _dataclass_of(hint)
         found |= keys(nested, f"{prefix}{name}.") if nested else {f"{prefix}{name}": hint}
     return found
@@ -94,13 +97,13 @@ def build(kind: type[Built], values: Mapping[str, Any], prefix: str = "", **repl
     Raises:
         ConfigError: For an unknown or missing key, or a value of the wrong type.
     """
-    hints = annotations(kind, **replaced)
+    hints = field_types(kind, **replaced)
     known = keys(kind, prefix, **replaced)
     for key in values:
         if key not in hints:
             raise ConfigError(f"unknown setting {prefix}{key}.{nearest(f'{prefix}{key}', known)}")
     arguments: dict[str, Any] = {}
-    for field in dataclasses.fields(typing.cast(Any, kind)):
+    for field in dataclasses.fields(kind):
         if field.name in values:
             arguments[field.name] = coerce(hints[field.name], values[field.name], f"{prefix}{field.name}")
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
@@ -128,15 +131,17 @@ def coerce(hint: Any, value: Any, key: str) -> Any:
         return _coerce_tuple(typing.get_args(hint), value, key)
     if nested := _dataclass_of(hint):
         return _coerce_dataclass(nested, value, key)
-    if hint is Any or origin in (dict, Mapping, typing.get_origin(Mapping[str, Any])):
-        value = yaml.safe_load(value) if isinstance(value, str) else value
-        if hint is not Any and not isinstance(value, Mapping):
-            raise ConfigError(f"{key}: expected a mapping such as {{name: value}}, got {value!r}")
-        return value
+    if origin is dict:
+        return _coerce_dict(typing.get_args(hint)[1], value, key)
     simple = {bool: _coerce_bool, int: _coerce_int, float: _coerce_float, str: _coerce_str}
-    if hint not in simple:
-        raise ConfigError(f"{key}: cannot be set here (its type is {hint})")
     return simple[hint](value, key)
+
+
+def _name_of(kind: type) -> str | None:
+    """The name that a class (not a field) carries, as algorithms do."""
+    own = any(field.name == "name" for field in dataclasses.fields(kind))
+    name = None if own else getattr(kind, "name", None)
+    return name if isinstance(name, str) else None
 
 
 def _dataclass_of(hint: Any) -> type | None:
@@ -147,18 +152,27 @@ def _coerce_dataclass(kind: type, value: Any, key: str) -> Any:
     if isinstance(value, kind):
         return value
     if not isinstance(value, Mapping):
-        fields = ", ".join(f"{key}.{field.name}" for field in dataclasses.fields(kind))
-        raise ConfigError(f"{key}: expected settings below it ({fields}), got {value!r}")
-    values = dict(typing.cast(Mapping[str, Any], value))
-    name = values.pop("name", None) if isinstance(getattr(kind, "name", None), str) else None
-    if name is not None and name != getattr(kind, "name", None):
-        raise ConfigError(f"{key}.name: expected {getattr(kind, 'name', None)}, got {name}")
+        below = ", ".join(f"{key}.{field.name}" for field in dataclasses.fields(kind))
+        raise ConfigError(f"{key}: expected settings below it ({below}), got {value!r}")
+    values: Plain = {str(name): item for name, item in value.items()}
+    named = _name_of(kind)
+    if named is not None and (given := values.pop("name", named)) != named:
+        raise ConfigError(f"{key}.name: expected {named}, got {given}")
     return build(kind, values, f"{key}.")
+
+
+def _coerce_dict(hint: Any, value: Any, key: str) -> Plain:
+    value = yaml.safe_load(value) if isinstance(value, str) else value
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{key}: expected a mapping such as {{name: value}}, got {value!r}")
+    return {str(name): coerce(hint, item, f"{key}.{name}") for name, item in value.items()}
 
 
 def _coerce_union(options: tuple[Any, ...], value: Any, key: str) -> Any:
     if type(None) in options and (value is None or (isinstance(value, str) and value.lower() in ("none", "null"))):
         return None
+    if type(value) in options:
+        return value
     problems: list[str] = []
     for option in options:
         if option is type(None):
@@ -175,8 +189,9 @@ def _coerce_literal(choices: tuple[Any, ...], value: Any, key: str) -> Any:
         if value == choice or str(value) == str(choice):
             return choice
     listed = ", ".join(str(choice) for choice in choices)
-    hint = difflib.get_close_matches(str(value), [str(choice) for choice in choices], n=1)
-    raise ConfigError(f"{key}: expected one of {listed}, got {value!r}." + (f" Did you mean {hint[0]}?" if hint else ""))
+    close = difflib.get_close_matches(str(value), [str(choice) for choice in choices], n=1)
+    hint = f". Did you mean {close[0]}?" if close else ""
+    raise ConfigError(f"{key}: expected one of {listed}, got {value!r}{hint}")
 
 
 def _coerce_tuple(items: tuple[Any, ...], value: Any, key: str) -> tuple[Any, ...]:
@@ -186,14 +201,16 @@ def _coerce_tuple(items: tuple[Any, ...], value: Any, key: str) -> tuple[Any, ..
         value = [value]
     if not isinstance(value, list | tuple):
         raise ConfigError(f"{key}: expected a list such as 64,64, got {value!r}")
-    parts = typing.cast(list[Any], list(value))
+    parts: list[Any] = list(value)
     if len(items) == 2 and items[1] is Ellipsis:
         hints: list[Any] = [items[0]] * len(parts)
     elif len(items) == len(parts):
         hints = list(items)
     else:
         raise ConfigError(f"{key}: expected {len(items)} values, got {value!r}")
-    return tuple(coerce(hint, part, f"{key}[{place}]") for place, (hint, part) in enumerate(zip(hints, parts)))
+    return tuple(
+        coerce(hint, part, f"{key}[{place}]") for place, (hint, part) in enumerate(zip(hints, parts, strict=True))
+    )
 
 
 def _coerce_bool(value: Any, key: str) -> bool:
