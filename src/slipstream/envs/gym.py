@@ -1,0 +1,79 @@
+"""Gymnasium environments in this process, one after the other: the reference that every other backend must equal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numpy.typing import NDArray
+
+from slipstream.envs.rows import Rows, check_finite
+from slipstream.envs.slot import Source, make_slots
+from slipstream.envs.spaces import Actions
+from slipstream.types import EnvSpec, EnvStep
+
+
+class GymEnvs:
+    """`num_envs` Gymnasium environments stepped by whoever calls `send`.
+
+    Every episode is seeded with a function of (seed, slot, episode), so that a slot's life depends on nothing else.
+
+    Args:
+        source: What to make.
+        num_envs: Slots.
+        lanes: Lanes; divides `num_envs`.
+
+    Raises:
+        EnvError: An environment could not be made.
+        ValueError: An unsupported space, or lanes that don't divide `num_envs`.
+    """
+
+    def __init__(self, source: Source, num_envs: int, lanes: int = 1) -> None:
+        first = source.make(0)
+        self._spec = source.spec(first, num_envs, lanes)
+        envs = [first] + [source.make(slot) for slot in range(1, num_envs)]
+        rows = Rows.empty(first.observation_space, num_envs)
+        self._slots = make_slots(source, range(num_envs), rows, envs)
+        self._actions = Actions(first.action_space, self._spec.lane_size, source.id)
+        self._steps = [rows.part(self._spec.slots(lane)).step() for lane in range(lanes)]
+        self._counts = [0] * lanes
+        self._closed = False
+
+    @property
+    def spec(self) -> EnvSpec:
+        """Spaces, slots and lanes."""
+        return self._spec
+
+    def reset(self, seed: int) -> None:
+        """Starts every slot at episode 0 of run `seed`."""
+        self._counts = [0] * self._spec.lanes
+        for slot in self._slots:
+            slot.reset(seed)
+
+    def send(self, action: NDArray[Any], lane: int) -> None:
+        """Steps the slots of `lane`, here and now.
+
+        Raises:
+            EnvError: An environment raised, or answered with something else than its spaces promise.
+            ValueError: Actions of the wrong shape, dtype or range.
+        """
+        actions = self._actions.encode(action)
+        self._counts[lane] += 1
+        for slot, single in zip(self._slots[self._spec.slots(lane)], actions, strict=True):
+            slot.step(single)
+
+    def recv(self, lane: int) -> EnvStep:
+        """The row of the last `reset` or `send`.
+
+        Raises:
+            EnvError: A reward or observation is not finite.
+        """
+        step = self._steps[lane]
+        check_finite(step, self._spec.id, self._spec.slots(lane).start, self._counts[lane])
+        return step
+
+    def close(self) -> None:
+        """Closes the environments; the second call does nothing."""
+        if not self._closed:
+            self._closed = True
+            for slot in self._slots:
+                slot.close()

@@ -1,0 +1,79 @@
+"""The memory of one row: what every backend writes and hands out as an `EnvStep`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from gymnasium import Space
+from numpy.typing import NDArray
+
+from slipstream import tree
+from slipstream.envs import spaces
+from slipstream.tree import Tree
+from slipstream.types import BoolArray, EnvStep, FloatArray
+
+
+class EnvError(RuntimeError):
+    """An environment did what it may not: raised, died, or answered with something else than its spaces promise.
+
+    The message names the environment, the slot and the step.
+    """
+
+
+@dataclass(frozen=True)
+class Rows:
+    """One row for `B` slots, see `EnvStep` for shapes and meaning."""
+
+    obs: Tree
+    reward: FloatArray
+    terminated: BoolArray
+    truncated: BoolArray
+    ended: BoolArray
+
+    @staticmethod
+    def empty(space: Space[Any], size: int) -> Rows:
+        """Zeros for `size` slots with observations of `space`."""
+        flags = [np.zeros(size, np.bool_) for _ in range(3)]
+        return Rows(spaces.empty_observations(space, size), np.zeros(size, np.float32), *flags)
+
+    def part(self, slots: slice) -> Rows:
+        """The same memory, restricted to some slots."""
+
+        def cut(leaf: NDArray[Any]) -> NDArray[Any]:
+            return leaf[slots]
+
+        return Rows(
+            tree.map(cut, self.obs),
+            self.reward[slots],
+            self.terminated[slots],
+            self.truncated[slots],
+            self.ended[slots],
+        )
+
+    def step(self) -> EnvStep:
+        """The row as the protocol hands it out; shares the memory."""
+        return EnvStep(self.obs, self.reward, self.terminated, self.truncated, self.ended)
+
+
+def check_finite(step: EnvStep, name: str, first_slot: int, count: int) -> None:
+    """Refuses NaN and infinity in rewards and float observations, in one pass over the lane.
+
+    Args:
+        step: The row.
+        name: The environments, for the message.
+        first_slot: Slot of column 0.
+        count: Steps since the reset, for the message.
+
+    Raises:
+        EnvError: Names the first slot concerned.
+    """
+    for path, leaf in [("reward", step.reward), *tree.items(step.obs, "observation")]:
+        if leaf.dtype.kind != "f" or np.isfinite(leaf).all():
+            continue
+        bad = ~np.isfinite(leaf).reshape(len(leaf), -1).all(axis=1)
+        column = int(np.flatnonzero(bad)[0])
+        raise EnvError(
+            f"{name}: slot {first_slot + column}, step {count}: expected finite numbers as {path}, got {leaf[column]}"
+        )

@@ -1,0 +1,207 @@
+"""One Gymnasium environment at one slot: keyed seeds, the one rule for episode ends, checked rows.
+
+`GymEnvs` and `WorkerEnvs` both run these, which is why their rows are bit-identical.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from slipstream import dice
+from slipstream.envs import spaces
+from slipstream.envs.rows import EnvError, Rows
+from slipstream.types import EnvSpec
+
+
+@dataclass(frozen=True)
+class Source:
+    """What the slots of one run are made of.
+
+    Attributes:
+        factory: Makes one environment; travels to worker processes by cloudpickle.
+        id: As in `EnvSpec`.
+        family: As in `EnvSpec`.
+        deterministic: As in `EnvSpec`.
+        decorrelate_steps: As in `EnvOptions`.
+    """
+
+    factory: Callable[[], object]
+    id: str
+    family: str = "other"
+    deterministic: bool = True
+    decorrelate_steps: int = 0
+
+    def make(self, slot: int) -> gymnasium.Env[Any, Any]:
+        """One environment.
+
+        Raises:
+            EnvError: The factory raised, or returned something else.
+            ImportError: A package is missing.
+        """
+        try:
+            env = self.factory()
+        except ImportError:
+            raise  # its message has the pip line
+        except Exception as error:
+            raise EnvError(f"{self.id}: making the environment of slot {slot} failed: {error_line(error)}") from error
+        if not isinstance(env, gymnasium.Env):
+            raise EnvError(f"{self.id}: expected a gymnasium.Env for slot {slot}, got {type(env).__name__}")
+        return env
+
+    def spec(self, env: gymnasium.Env[Any, Any], num_envs: int, lanes: int) -> EnvSpec:
+        """The spec of `num_envs` environments like `env`.
+
+        Raises:
+            ValueError: An unsupported space, or lanes that don't divide the environments.
+        """
+        spaces.check_observation_space(env.observation_space, self.id)
+        spaces.check_action_space(env.action_space, self.id)
+        return EnvSpec(
+            id=self.id,
+            observation_space=env.observation_space,
+            action_space=spaces.policy_action_space(env.action_space),
+            num_envs=num_envs,
+            lanes=check_lanes(num_envs, lanes),
+            deterministic=self.deterministic,
+            family=self.family,
+        )
+
+
+def check_lanes(num_envs: int, lanes: int) -> int:
+    """`lanes`, if it splits the environments evenly.
+
+    Raises:
+        ValueError: It doesn't.
+    """
+    if num_envs < 1 or lanes < 1 or num_envs % lanes:
+        raise ValueError(f"lanes must divide num_envs, got num_envs {num_envs} and lanes {lanes}")
+    return lanes
+
+
+class Slot:
+    """An environment, the memory of its row, and its place in time.
+
+    Args:
+        source: What the environment was made by, for seeds and messages.
+        env: The environment.
+        index: The slot.
+        rows: Memory of which row `column` is written.
+        column: Where this slot writes.
+    """
+
+    def __init__(self, source: Source, env: gymnasium.Env[Any, Any], index: int, rows: Rows, column: int) -> None:
+        self._env: Any = env  # its answers are not trusted to have the types they should have
+        self._source, self.index = source, index
+        self._rows, self._column = rows, column
+        self._write = spaces.observation_writer(env.observation_space, rows.obs)
+        self._seed = self._episode = self._step = 0
+        self._ended = False
+
+    def reset(self, seed: int) -> None:
+        """Starts episode 0 of run `seed` and writes the first row, after the random steps of decorrelation."""
+        self._seed, self._episode, self._step = seed, -1, 0
+        obs = self._begin()
+        if self._source.decorrelate_steps:
+            obs = self._decorrelate(obs)
+        self._put(obs, 0.0, False, False)
+
+    def step(self, action: Any) -> None:
+        """Writes the row that `action` caused, or the reset if the episode had ended."""
+        self._step += 1
+        if self._ended:
+            self._put(self._begin(), 0.0, False, False)
+            return
+        obs, reward, terminated, truncated = self._play(action)
+        self._put(obs, reward, terminated, truncated)
+
+    def close(self) -> None:
+        """Closes the environment."""
+        self._env.close()
+
+    def _put(self, obs: Any, reward: float, terminated: bool, truncated: bool) -> None:
+        rows, column = self._rows, self._column
+        try:
+            self._write(column, obs)
+        except ValueError as error:
+            raise EnvError(f"{self._place()}: {error}") from error
+        rows.reward[column] = reward
+        rows.terminated[column] = terminated
+        rows.truncated[column] = truncated
+        rows.ended[column] = self._ended = terminated or truncated
+
+    def _begin(self) -> Any:
+        self._episode += 1
+        seed = dice.env_seed(self._seed, "env", self.index, self._episode)
+        try:
+            answer = self._env.reset(seed=seed)
+        except Exception as error:
+            raise EnvError(f"{self._place()}: reset raised {error_line(error)}") from error
+        if not isinstance(answer, tuple) or len(answer) != 2:
+            raise EnvError(f"{self._place()}: reset must return (observation, info), got {type(answer).__name__}")
+        return answer[0]
+
+    def _play(self, action: Any) -> tuple[Any, float, bool, bool]:
+        try:
+            answer = self._env.step(action)
+        except Exception as error:
+            raise EnvError(f"{self._place()}: step({action}) raised {error_line(error)}") from error
+        if not isinstance(answer, tuple) or len(answer) != 5:
+            got = f"{len(answer)} values" if isinstance(answer, tuple) else type(answer).__name__
+            raise EnvError(
+                f"{self._place()}: step must return (observation, reward, terminated, truncated, info), got {got}; "
+                "an environment of the old Gym API needs a wrapper such as shimmy's"
+            )
+        obs, reward, terminated, truncated, _ = answer
+        if not isinstance(reward, float | int | np.number | np.bool_):
+            if not isinstance(reward, np.ndarray) or reward.ndim or reward.dtype.kind not in "fiub":
+                raise EnvError(f"{self._place()}: expected a number as reward, got {type(reward).__name__} {reward!r}")
+            reward = reward.item()
+        return obs, float(reward), bool(terminated), bool(truncated)
+
+    def _decorrelate(self, obs: Any) -> Any:
+        """Plays the slot's random steps; returns an observation from which the episode goes on."""
+        steps, generator = random_start(self._seed, self.index, self._source.decorrelate_steps)
+        actions = spaces.Actions(self._env.action_space, 1, self._source.id)
+        for _ in range(steps):
+            action = actions.encode(actions.sample(generator)[None])[0]
+            obs, _, terminated, truncated = self._play(action)
+            if terminated or truncated:
+                obs = self._begin()
+        return obs
+
+    def _place(self) -> str:
+        return f"{self._source.id}: slot {self.index}, step {self._step}, episode {self._episode}"
+
+
+def random_start(seed: int, slot: int, most: int) -> tuple[int, np.random.Generator]:
+    """How many random steps a slot plays before its first row, in `[0, most]`, and where it draws their actions."""
+    generator = np.random.Generator(np.random.Philox(dice.seed_sequence(seed, "decorrelate", slot)))
+    return int(generator.integers(0, most + 1)), generator
+
+
+def make_slots(
+    source: Source, indices: Sequence[int], rows: Rows, envs: Sequence[gymnasium.Env[Any, Any]]
+) -> list[Slot]:
+    """Slots that write row i of `rows` for `indices[i]`, over environments that must all have the spaces of the first.
+
+    Raises:
+        EnvError: An environment has other spaces than the first.
+    """
+    first = envs[0]
+    for index, env in zip(indices, envs, strict=True):
+        if env.observation_space != first.observation_space or env.action_space != first.action_space:
+            raise EnvError(
+                f"{source.id}: slot {index} has spaces {env.observation_space} and {env.action_space}, but slot "
+                f"{indices[0]} has {first.observation_space} and {first.action_space}"
+            )
+    return [Slot(source, env, index, rows, i) for i, (index, env) in enumerate(zip(indices, envs, strict=True))]
+
+
+def error_line(error: BaseException) -> str:
+    """`TypeName: message`."""
+    return f"{type(error).__name__}: {error}"
