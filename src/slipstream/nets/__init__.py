@@ -1,0 +1,1 @@
+"""Networks: torsos for every observation space, recurrent cores, initialisation, and the actor-critic built of them."""

@@ -1,0 +1,1 @@
+"""Pure functions on tensors: returns, losses, distributions, running statistics. `[T, B]` in, `[T, B]` out."""

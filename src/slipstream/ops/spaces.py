@@ -1,0 +1,55 @@
+"""Observation spaces as trees of leaf spaces, and what each leaf is to a network."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from gymnasium import Space, spaces
+
+from slipstream.tree import Tree
+
+ACTION_MASK = "action_mask"
+"""Key of a `Dict` observation that says which actions are allowed; never a feature."""
+
+
+def space_tree(space: Space[Any]) -> Tree:
+    """The tree whose leaves are the leaf spaces of `space`, in the shape that its observations have.
+
+    Raises:
+        ValueError: A leaf is not Box, Discrete, MultiDiscrete or MultiBinary.
+    """
+    match space:
+        case spaces.Dict():
+            return {key: space_tree(child) for key, child in space.spaces.items()}
+        case spaces.Tuple():
+            return tuple(space_tree(child) for child in space.spaces)
+        case spaces.Box() | spaces.Discrete() | spaces.MultiDiscrete() | spaces.MultiBinary():
+            return space
+        case _:
+            raise ValueError(
+                f"observation space {space}: expected Box, Discrete, MultiDiscrete, MultiBinary, or a Dict or Tuple "
+                "of those; convert it with a gymnasium.ObservationWrapper"
+            )
+
+
+def mask_space(space: Space[Any]) -> Tree | None:
+    """The tree of spaces of the action mask, or None where observations carry none."""
+    if isinstance(space, spaces.Dict) and ACTION_MASK in space.spaces:
+        return space_tree(space.spaces[ACTION_MASK])
+    return None
+
+
+def feature_space(space: Space[Any]) -> Tree:
+    """`space_tree` without the action mask: what the network sees."""
+    leaves = space_tree(space)
+    if mask_space(space) is None:
+        return leaves
+    return {key: child for key, child in leaves.items() if key != ACTION_MASK}
+
+
+def is_image(space: Space[Any]) -> bool:
+    """Whether a leaf holds pictures: a Box of three or four dimensions, or a grey uint8 Box of two."""
+    if not isinstance(space, spaces.Box):
+        return False
+    return len(space.shape) in (3, 4) or (len(space.shape) == 2 and space.dtype == np.uint8)
