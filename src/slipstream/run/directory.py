@@ -21,6 +21,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -81,6 +82,12 @@ class RunDirectory:
         """
         return from_plain(read_yaml(self.path / "config.yaml"))
 
+    def write_config(self, config: Config) -> None:
+        """Replaces config.yaml, whole or not at all."""
+        temporary = self.path / "config.yaml.tmp"
+        temporary.write_text(to_yaml(config))
+        temporary.replace(self.path / "config.yaml")
+
     def lock(self) -> RunLock:
         """Keeps a second trainer out of this directory for as long as the lock is held."""
         return RunLock(self.path)
@@ -114,7 +121,7 @@ class RunLock:
             self._file.close()
 
 
-def create(config: Config, command: list[str]) -> RunDirectory:
+def create(config: Config, command: Sequence[str]) -> RunDirectory:
     """Makes the directory of a new run, which never is one that exists.
 
     Raises:

@@ -1,0 +1,311 @@
+"""Training from start to end: the loop, its observers, and what a signal, an error or a resume means for them.
+
+    for report in training:             # the schedule: acts, learns, yields
+        for observer in observers:      # progress, evaluation, metrics, checkpoints, display; in this order
+            observer(report)
+
+SIGINT and SIGTERM are noted, and obeyed after the update that is under way: a checkpoint is written, then the run ends.
+A second signal ends it at once, and the last periodic checkpoint is what remains.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+import gymnasium
+from rich.console import Console
+from torch import nn
+
+from slipstream.envs import make_envs
+from slipstream.nets.policy import ActorCritic
+from slipstream.run import checkpoint, metrics
+from slipstream.run.checkpoint import Checkpoint, CheckpointError
+from slipstream.run.config import Config
+from slipstream.run.console import Display
+from slipstream.run.directory import RunDirectory, create
+from slipstream.run.evaluate import Evaluator, slots
+from slipstream.run.metrics import Metrics
+from slipstream.run.progress import Observer, Progress
+from slipstream.run.settings import ConfigError
+from slipstream.run.training import Training
+from slipstream.types import Envs, EnvSpec, Report
+
+EnvFactory = Callable[[], gymnasium.Env[Any, Any]]
+
+_FAILURES = 3
+"""Checkpoints in a row that may fail to be written before the run gives up."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """A run that was told to stop, and has saved where it was.
+
+    Attributes:
+        signal: Number of the signal.
+        run: The run directory.
+    """
+
+    def __init__(self, number: int, run: Path) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}; a checkpoint is in {run}")
+        self.signal, self.run = number, run
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a finished run hands back.
+
+    Attributes:
+        run: Its directory.
+        spec: Spaces of its environments.
+        policy: The trained policy.
+        progress: Its counters and last episodes.
+    """
+
+    run: RunDirectory
+    spec: EnvSpec
+    policy: ActorCritic
+    progress: Progress
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Pieces of a run that a configuration file can't hold.
+
+    Attributes:
+        env: Makes one environment, in place of the id.
+        torso: A network in place of `net.torso`.
+        policy: A whole policy in place of `net`.
+    """
+
+    env: EnvFactory | None = None
+    torso: nn.Module | None = None
+    policy: ActorCritic | None = None
+
+
+def train(config: Config, parts: Parts, command: Sequence[str], console: Console) -> Trained:
+    """Trains a new run from its first step.
+
+    Args:
+        config: The whole configuration.
+        parts: A user's own pieces.
+        command: What was typed, for the run's records.
+        console: Where progress is shown.
+
+    Raises:
+        Interrupted: After SIGINT or SIGTERM, with the state saved.
+    """
+    training = Training(config, parts.env, parts.torso, parts.policy)
+    with ExitStack() as stack:
+        stack.callback(training.close)
+        run = create(config, command)
+        stack.enter_context(run.lock())
+        progress = Progress(config.total_steps, training.spec.frames_per_step)
+        return _drive(_Run(config, parts, training, run, progress, console), None)
+
+
+def resume(path: Path, parts: Parts, total_steps: int | None, console: Console) -> Trained:
+    """Trains on from the newest whole checkpoint of a run: counters, optimiser, anneals and metrics continue.
+
+    Args:
+        path: The run directory.
+        parts: The user's own pieces that the run was started with.
+        total_steps: A new total; None keeps the run's own.
+        console: Where progress is shown.
+
+    Raises:
+        ConfigError: If the run has taken all its steps.
+        CheckpointError: If there is no whole checkpoint, or the environment has changed its spaces.
+        Interrupted: After SIGINT or SIGTERM, with the state saved.
+    """
+    run = RunDirectory(path)
+    config = run.config()
+    with ExitStack() as stack:
+        stack.enter_context(run.lock())
+        saved = checkpoint.newest(run.checkpoints)
+        if total_steps is not None:
+            config = replace(config, total_steps=total_steps)
+        if saved.steps >= config.total_steps:
+            raise ConfigError(
+                f"{path} is finished: it has taken {saved.steps:,} of {config.total_steps:,} steps. "
+                f"To go on, give a higher total: --total-steps {2 * config.total_steps}"
+            )
+        training = Training(config, parts.env, parts.torso, parts.policy)
+        stack.callback(training.close)
+        saved.require(training.spec)
+        run.write_config(config)
+        progress = Progress(config.total_steps, training.spec.frames_per_step)
+        return _drive(_Run(config, parts, training, run, progress, console), saved)
+
+
+class Checkpoints:
+    """Observer that saves at fixed distances in steps; one that can't be written is a warning, three in a row the end.
+
+    Args:
+        run: Where to save.
+        config: How often and how many.
+        progress: The run's counters.
+        spec: The environments.
+        state: Everything that must be saved: tensors and facts.
+    """
+
+    def __init__(
+        self,
+        run: RunDirectory,
+        config: Config,
+        progress: Progress,
+        spec: EnvSpec,
+        state: Callable[[], tuple[dict[str, Any], dict[str, Any]]],
+    ) -> None:
+        self._root, self._log = run.checkpoints, config.log
+        self._progress, self._spec, self._state = progress, spec, state
+        self._failures = 0
+
+    def __call__(self, report: Report) -> None:
+        """Saves if it is time to."""
+        progress = self._progress
+        if progress.before // self._log.checkpoint_every == progress.steps // self._log.checkpoint_every:
+            return
+        try:
+            self.save()
+        except CheckpointError as error:
+            self._failures += 1
+            if self._failures == _FAILURES:
+                raise
+            warnings.warn(f"{error}; training goes on", stacklevel=2)
+
+    def save(self) -> None:
+        """Saves now.
+
+        Raises:
+            CheckpointError: If that is not possible; older checkpoints are kept.
+        """
+        tensors, facts = self._state()
+        checkpoint.save(self._root, self._progress.steps, tensors, facts, self._spec, self._progress.score)
+        checkpoint.prune(self._root, self._log.keep_last)
+        self._failures = 0
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+
+class Signals:
+    """Context manager that notes SIGINT and SIGTERM instead of dying of them; a second one is obeyed at once.
+
+    Python delivers signals to the main thread only; elsewhere (a notebook's worker, a test) nothing is installed.
+
+    Attributes:
+        received: Number of the signal that came, or None.
+    """
+
+    def __init__(self, notice: Callable[[str], None]) -> None:
+        self.received: int | None = None
+        self._notice = notice
+        self._former: dict[int, Any] = {}
+
+    def __enter__(self) -> Signals:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._former[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._restore()
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.received = number
+        self._restore()
+        self._notice("Stopping after this update, then saving. Once more to stop at once.")
+
+    def _restore(self) -> None:
+        for number, former in self._former.items():
+            signal.signal(number, former)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """The pieces of one run in progress."""
+
+    config: Config
+    parts: Parts
+    training: Training
+    run: RunDirectory
+    progress: Progress
+    console: Console
+
+
+def _drive(this: _Run, saved: Checkpoint | None) -> Trained:
+    """Runs the loop from `saved` (or the start) to the last step."""
+    config, training, run, progress = this.config, this.training, this.run, this.progress
+    facts = saved.facts() if saved else None
+    if saved and facts:
+        training.load(saved.tensors(), facts["training"])
+        progress.load(facts["progress"])
+        metrics.truncate(run.metrics, saved.steps)
+    with ExitStack() as stack:
+        rows = Metrics(
+            run.metrics, run.tensorboard if config.log.tensorboard else None, progress, config.log.metrics_every
+        )
+        stack.callback(rows.close)
+        if facts:
+            rows.load(facts["metrics"])
+
+        def state() -> tuple[dict[str, Any], dict[str, Any]]:
+            tensors, own = training.state()
+            return tensors, {"training": own, "progress": progress.state(), "metrics": rows.state()}
+
+        checkpoints = Checkpoints(run, config, progress, training.spec, state)
+        evaluators = _evaluators(this)
+        stack.callback(lambda: [evaluator.close() for evaluator in evaluators])
+        display = Display(progress, _title(config, run, saved), config.log.console_every, this.console)
+        stack.callback(display.close)
+        if not training.spec.deterministic:
+            display.say(f"{training.spec.id} is not deterministic: the same seed will not give the same run.")
+        signals = stack.enter_context(Signals(display.say))
+        try:
+            _loop(training, [progress, *evaluators, rows, checkpoints, display], signals)
+        except Exception:
+            (run.path / "error.txt").write_text(traceback.format_exc())
+            raise
+        checkpoints.save()
+        if signals.received is not None and not progress.finished:
+            raise Interrupted(signals.received, run.path)
+    return Trained(run, training.spec, training.policy, progress)
+
+
+def _loop(training: Training, observers: Sequence[Observer], signals: Signals) -> None:
+    for report in training:
+        for observer in observers:
+            observer(report)
+        if signals.received is not None:
+            break
+
+
+def _evaluators(this: _Run) -> list[Evaluator]:
+    log = this.config.log
+    if not log.eval_every:
+        return []
+    envs = evaluation_envs(this.config, log.eval_episodes, this.parts.env)
+    policy = this.training.policy
+    return [Evaluator(policy, envs, this.progress, log.eval_every, log.eval_episodes, this.config.seed)]
+
+
+def evaluation_envs(config: Config, episodes: int, env: EnvFactory | None = None) -> Envs:
+    """Environments of their own for an evaluation: one lane, in this process."""
+    return make_envs(
+        env or config.env, slots(episodes), 1, config.env_options, workers=0, threads=config.placement.env_threads
+    )
+
+
+def _title(config: Config, run: RunDirectory, saved: Checkpoint | None) -> str:
+    start = f", resumed at step {saved.steps:,}" if saved else ""
+    return f"{config.algo.name} on {config.env}, seed {config.seed}{start} -> {run.path}"

@@ -1,0 +1,182 @@
+"""Presets: tuned settings for an (algorithm, kind of environment), written as what differs from the defaults.
+
+A preset is a mapping of dotted keys. That of the family comes first, that of the exact id over it, the user's flags
+over both. `slipstream presets` prints them; `slipstream train ... --print-config` prints what they lead to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from slipstream.envs import list_envs
+from slipstream.run.config import Config, algorithm, from_plain
+from slipstream.run.settings import flatten, nest, plain
+
+Preset = Mapping[str, Any]
+
+# CleanRL's and Stable-Baselines3-zoo's values for parallel environments, unless a comment says otherwise.
+PRESETS: dict[tuple[str, str], Preset] = {
+    # Many small minibatches: the number of gradient steps is what Pong needs.
+    ("ppo", "atari"): {
+        "total_steps": 2_000_000,
+        "num_envs": 16,
+        "unroll": 128,
+        "lanes": 2,
+        "reward": "clip",
+        "net.torso": "nature_cnn",
+        "algo.lr": 5e-4,
+        "algo.epochs": 4,
+        "algo.batch_size": 256,
+        "algo.clip_range": 0.1,
+        "algo.gae_lambda": 0.95,
+        "algo.ent_coef": 0.01,
+        "algo.vf_coef": 0.5,
+        "algo.max_grad_norm": 0.5,
+    },
+    # PAAC (Clemente et al., 2017): the paper's entropy weight and clip norm, learning rate 0.0007 per environment.
+    ("a2c", "atari"): {
+        "total_steps": 10_000_000,
+        "num_envs": 32,
+        "unroll": 5,
+        "lanes": 2,
+        "reward": "clip",
+        "net.torso": "nips_cnn",
+        "net.init": "paac",
+        "env_options.atari.life_loss": False,
+        "algo.optimizer": "rmsprop_tf",
+        "algo.eps": 0.1,
+        "algo.lr": 7e-4,
+        "algo.lr_scaling": "num_envs",
+        "algo.loss_scale": 5.0,
+        "algo.ent_coef": 0.01,
+        "algo.vf_coef": 0.5,
+        "algo.max_grad_norm": 40.0,
+    },
+    # After Kurach et al., 2020 (Google Research Football), with a shorter unroll.
+    ("ppo", "gfootball"): {
+        "total_steps": 5_000_000,
+        "num_envs": 16,
+        "unroll": 128,
+        "lanes": 2,
+        "net.torso": "nature_cnn",
+        "algo.lr": 3e-4,
+        "algo.gamma": 0.993,
+        "algo.epochs": 4,
+        "algo.batch_size": 256,
+        "algo.clip_range": 0.1,
+        "algo.ent_coef": 0.003,
+        "algo.max_grad_norm": 0.64,
+    },
+    ("a2c", "gfootball"): {
+        "total_steps": 5_000_000,
+        "num_envs": 32,
+        "unroll": 20,
+        "lanes": 2,
+        "net.torso": "nature_cnn",
+        "algo.gamma": 0.993,
+        "algo.lr": 1e-3,
+        "algo.ent_coef": 0.01,
+    },
+    ("ppo", "classic"): {
+        "total_steps": 100_000,
+        "num_envs": 8,
+        "unroll": 32,
+        "algo.lr": 1e-3,
+        "algo.gamma": 0.98,
+        "algo.gae_lambda": 0.8,
+        "algo.epochs": 20,
+        "algo.batch_size": 256,
+        "algo.clip_range": 0.2,
+        "algo.anneal_clip": True,
+        "algo.ent_coef": 0.0,
+    },
+    ("ppo", "Acrobot-v1"): {
+        "total_steps": 300_000,
+        "num_envs": 16,
+        "unroll": 128,
+        "net.normalize_obs": True,
+        "algo.lr": 3e-4,
+        "algo.gamma": 0.99,
+        "algo.gae_lambda": 0.94,
+        "algo.epochs": 4,
+        "algo.anneal_clip": False,
+    },
+    ("a2c", "classic"): {
+        "total_steps": 200_000,
+        "num_envs": 8,
+        "unroll": 8,
+        "algo.lr": 2e-3,
+        "algo.gamma": 0.98,
+        "algo.ent_coef": 0.0,
+    },
+    ("ppo", "mujoco"): {
+        "total_steps": 1_000_000,
+        "num_envs": 8,
+        "unroll": 256,
+        "reward": "scale",
+        "net.normalize_obs": True,
+        "net.share_torso": False,
+        "algo.lr": 3e-4,
+        "algo.epochs": 10,
+        "algo.batch_size": 64,
+        "algo.clip_range": 0.2,
+        "algo.ent_coef": 0.0,
+    },
+    ("a2c", "mujoco"): {
+        "total_steps": 2_000_000,
+        "num_envs": 8,
+        "unroll": 8,
+        "reward": "scale",
+        "net.normalize_obs": True,
+        "net.share_torso": False,
+        "net.log_std_init": -2.0,
+        "algo.lr": 1e-3,
+        "algo.gae_lambda": 0.9,
+        "algo.ent_coef": 0.0,
+        "algo.vf_coef": 0.4,
+    },
+    ("ppo", "box2d"): {
+        "total_steps": 1_000_000,
+        "num_envs": 16,
+        "unroll": 128,
+        "algo.lr": 3e-4,
+        "algo.gamma": 0.999,
+        "algo.gae_lambda": 0.98,
+        "algo.epochs": 4,
+        "algo.batch_size": 64,
+        "algo.clip_range": 0.2,
+    },
+    ("a2c", "box2d"): {
+        "total_steps": 1_000_000,
+        "num_envs": 8,
+        "unroll": 8,
+        "algo.lr": 8e-4,
+        "algo.gamma": 0.995,
+        "algo.ent_coef": 1e-5,
+    },
+    ("ppo", "toy"): {"total_steps": 50_000, "num_envs": 16, "unroll": 32, "algo.lr": 1e-3, "algo.batch_size": 128},
+    ("a2c", "toy"): {"total_steps": 100_000, "num_envs": 16, "unroll": 8, "algo.lr": 2e-3},
+    ("ppo", "other"): {"total_steps": 1_000_000, "num_envs": 8, "unroll": 128, "algo.lr": 3e-4},
+    ("a2c", "other"): {"total_steps": 1_000_000, "num_envs": 16, "unroll": 8},
+}
+
+
+def family(env: str) -> str:
+    """Preset family of an id, found without making the environment; `other` for callables and unlisted ids."""
+    return next((name for name, ids in list_envs().items() if env in ids), "other")
+
+
+def preset(algo: str, env: str) -> dict[str, Any]:
+    """What the presets say for this algorithm and environment, the exact id over its family."""
+    return {**PRESETS.get((algo, family(env)), {}), **PRESETS.get((algo, env), {})}
+
+
+def configure(algo: str, env: str, changes: Mapping[str, Any] | None = None) -> Config:
+    """The preset of (algo, env) with `changes` (dotted or nested keys) over it.
+
+    Raises:
+        ConfigError: For an unknown algorithm or key, a wrong value, or settings that contradict each other.
+    """
+    defaults = plain(Config(env=env, algo=algorithm(algo)()))
+    return from_plain(nest(flatten(defaults) | preset(algo, env) | flatten(changes or {})))
