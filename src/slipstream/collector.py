@@ -136,7 +136,7 @@ class _Lane:
         tree.map(lambda to, state: to.copy_(state), self._view.state0, self._state)
         self._view.version.fill_(version)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def decide(self, t: int) -> NDArray[np.generic]:
         """Chooses and records the actions of row t."""
         act = self._policy.act(self._obs(t), self._state, self._dice[t].to(self._device, non_blocking=True))
@@ -171,7 +171,7 @@ class _Lane:
             self._finish(step)
         self._dead = step.ended.copy()
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def bootstrap(self) -> None:
         """Evaluates the extras of row T, the observation after the last action."""
         if not self._view.extras:

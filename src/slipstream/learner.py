@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -73,6 +73,15 @@ class Learner:
         """A snapshot of the policy."""
         return Weights(self.version, {name: value.clone() for name, value in self.policy.state_dict().items()})
 
+    def check(self, rows: int) -> None:
+        """Makes sure that slabs of `rows` rows can be shared out, so that a run fails before it collects anything.
+
+        Raises:
+            ValueError: If they can't; the message names what fits.
+        """
+        for picks in self._minibatches(rows):
+            next(picks)
+
     def step(self, trajectory: Trajectory) -> dict[str, Tensor | float]:
         """One update from one slab: every minibatch the algorithm asks for, then the normalisers.
 
@@ -102,7 +111,7 @@ class Learner:
         self.policy.observe(tree.map(lambda leaf: leaf[:-1], trajectory.obs), trajectory.valid)
         self.steps += int(trajectory.valid.sum())
         self.version += 1
-        means = {name: value / minibatches for name, value in sums.items()} | prepared.metrics
+        means = {name: value / max(minibatches, 1) for name, value in sums.items()} | prepared.metrics
         return {f"train/{name}": value for name, value in means.items()} | {
             "train/learning_rate": lr,
             "train/minibatches": float(minibatches),
@@ -139,10 +148,10 @@ class Learner:
             return trajectory.reward.sign()
         if self._reward == "scale":
             self._return_scale.update(trajectory.reward, trajectory.valid)
-            return self._return_scale.scale(trajectory.reward)
+            return self._return_scale(trajectory.reward)
         return trajectory.reward
 
-    def _minibatches(self, rows: int) -> list[Any]:
+    def _minibatches(self, rows: int) -> list[Iterator[Tensor | None]]:
         """One iterator of picks per shard."""
 
         def permute(shard: int, epoch: int, size: int) -> Tensor:
@@ -183,7 +192,9 @@ class Learner:
 class _Rows:
     """The rows of a slab, addressed by shard and item."""
 
-    def __init__(self, trajectory: Trajectory, columns: dict[str, Tensor], recurrent: bool, device: torch.device) -> None:
+    def __init__(
+        self, trajectory: Trajectory, columns: dict[str, Tensor], recurrent: bool, device: torch.device
+    ) -> None:
         rows, width = trajectory.rows, trajectory.columns
         self.trajectory, self.recurrent, self.device = trajectory, recurrent, device
         self.columns = {"action": trajectory.action, "log_prob": trajectory.log_prob, **columns}

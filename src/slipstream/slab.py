@@ -32,7 +32,7 @@ def allocate(spec: EnvSpec, policy: Policy, rows: int, *, pin: bool = False) -> 
 
     obs = dummy_observation(spec.observation_space, 1)
     device = next(iter(policy.parameters())).device
-    with torch.inference_mode():
+    with torch.no_grad():
         act = policy.act(
             tree.map(lambda leaf: leaf.to(device), obs),
             policy.initial_state(1),

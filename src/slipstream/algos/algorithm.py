@@ -69,6 +69,7 @@ class Algorithm(Protocol):
     optimizer: OptimizerKind
     lr: float
     eps: float
+    gamma: float
     max_grad_norm: float
 
     def make_policy(self, spec: EnvSpec, network: Network, torso: nn.Module | None, seed: int) -> ActorCritic:

@@ -84,10 +84,8 @@ class PPO:
         out = policy.unroll(batch.obs, batch.state0, batch.first)
         advantage, target = batch.columns["advantage"], batch.columns["return"]
         clip = anneal(self.clip_range, progress, self.anneal_clip)
-        log_ratio = out.distribution.log_prob(batch.action) - batch.log_prob
-        entropy = out.distribution.entropy()
-
-        policy_loss = losses.clipped_surrogate_loss(log_ratio, advantage, clip)
+        log_prob, entropy = out.distribution.log_prob(batch.action), out.distribution.entropy()
+        policy_loss = losses.clipped_surrogate_loss(log_prob, batch.log_prob, advantage, clip)
         if self.clip_range_vf > 0:
             value_loss = losses.clipped_value_loss(out.value, batch.columns["value"], target, self.clip_range_vf)
         else:
@@ -98,12 +96,13 @@ class PPO:
 
         loss = mean(policy_loss + self.vf_coef * value_loss - self.ent_coef * entropy)
         with torch.no_grad():
+            log_ratio, share = log_prob - batch.log_prob, batch.weight.sum()
             metrics = {
                 "policy_loss": mean(policy_loss),
                 "value_loss": mean(value_loss),
                 "entropy": mean(entropy),
-                "approx_kl": mean(losses.approx_kl(log_ratio)),
-                "clip_fraction": mean(losses.clip_fraction(log_ratio, clip)),
+                "approx_kl": share * losses.approx_kl(log_ratio, batch.weight),
+                "clip_fraction": share * losses.clip_fraction(log_ratio, batch.weight, clip),
             }
         return loss, metrics
 

@@ -34,8 +34,6 @@ def accumulate(delta: Tensor, discount: Tensor, c: Tensor | float, valid: Tensor
         float32 `[T, B]`; 0 on dead rows, whatever `delta` holds there.
     """
     with torch.no_grad():
-        if delta.shape[0] == 0:
-            return torch.zeros_like(delta)
         delta = torch.where(valid, delta, 0.0)
         decay = torch.where(valid, discount * c, 0.0)
         acc = delta[-1]

@@ -1,0 +1,73 @@
+"""Training speed on Pong against the sum of the stages measured alone, for PPO and A2C in one alternating run.
+
+    python benchmarks/throughput.py [--rounds 3] [--seconds 20] [--output benchmarks/results/throughput.json]
+
+Each round measures, for each algorithm, the stages alone and then training itself; medians over the rounds are
+reported, since other programs share the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from slipstream.run import limit
+from slipstream.run.presets import configure
+from slipstream.run.training import Training
+
+
+def training_speed(algo: str, env: str, seconds: float) -> float:
+    """Steps per second of training after two updates of warm-up, over at least `seconds`."""
+    training = Training(configure(algo, env, {}))
+    try:
+        reports = iter(training)
+        next(reports)
+        before = next(reports)
+        start = time.perf_counter()
+        for report in reports:
+            elapsed = time.perf_counter() - start
+            if elapsed >= seconds:
+                return (report.steps - before.steps) / elapsed
+        raise SystemExit("the run ended before the measurement did; lower --seconds")
+    finally:
+        training.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--env", default="ALE/Pong-v5")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=20.0)
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/throughput.json"))
+    args = parser.parse_args()
+
+    rounds: dict[str, list[dict[str, float]]] = {"ppo": [], "a2c": []}
+    for number in range(args.rounds):
+        for algo, rows in rounds.items():
+            stages = limit.measure(configure(algo, args.env, {}), args.seconds / 6)
+            speed = training_speed(algo, args.env, args.seconds)
+            rows.append({**stages.metrics(), "steps_per_second": speed, "efficiency": speed / stages.limit})
+            print(f"round {number + 1} {algo}: {speed:.0f} of {stages.limit:.0f} steps/s, {speed / stages.limit:.2f}")
+    result = {
+        "command": " ".join(["python", *sys.argv]),
+        "machine": {"processor": platform.processor() or platform.machine(), "cores": limit.cores()},
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "env": args.env,
+        "median": {
+            algo: {key: statistics.median(row[key] for row in rows) for key in rows[0]} for algo, rows in rounds.items()
+        },
+        "rounds": rounds,
+    }
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    args.output.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

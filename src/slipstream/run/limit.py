@@ -1,0 +1,113 @@
+"""The limit of a machine: what the stages of training cost alone, and the speed they add up to.
+
+    limit = cores / (cpu-seconds per step of env + inference + learning, each measured alone)
+
+It is what a run would reach if the stages shared the cores without ever waiting for each other; the efficiency of a run
+is its speed over this limit.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from slipstream import tree
+from slipstream.run.config import Config
+from slipstream.run.training import Training, cores
+from slipstream.types import EnvSpec
+
+
+@dataclass(frozen=True)
+class Stages:
+    """CPU-seconds that one step (agent decision) costs in each stage, measured alone.
+
+    Attributes:
+        env: Stepping the environments with random actions.
+        infer: The acting forward, at the shape of one lane.
+        learn: All gradients, the sum over shards and the optimiser.
+        cores: Cores that the process may use.
+    """
+
+    env: float
+    infer: float
+    learn: float
+    cores: int
+
+    @property
+    def limit(self) -> float:
+        """Steps per second if the cores never waited."""
+        return self.cores / (self.env + self.infer + self.learn)
+
+    def metrics(self) -> dict[str, float]:
+        """`limit/*` in the names that runs and benchmarks report."""
+        return {
+            "limit/env_seconds_per_step": self.env,
+            "limit/infer_seconds_per_step": self.infer,
+            "limit/learn_seconds_per_step": self.learn,
+            "limit/steps_per_second": self.limit,
+        }
+
+
+def measure(config: Config, seconds: float = 3.0) -> Stages:
+    """Measures the stages of `config` one after the other, about `seconds` each, in environments of its own.
+
+    CPU time of this process is counted, so the environments must not be in worker processes.
+
+    Raises:
+        ValueError: If `config.placement.env_workers` is not 0.
+    """
+    if config.placement.env_workers:
+        raise ValueError("the limit is measured with the environments in this process: set placement.env_workers=0")
+    training = Training(config)
+    try:
+        reports = iter(training)
+        next(reports)  # warms up, and fills the slab
+        spec, size = training.spec, training.spec.lane_size
+        actions = _random_actions(spec)
+
+        def step_lanes() -> int:
+            for lane in range(spec.lanes):
+                training.envs.send(actions, lane)
+            for lane in range(spec.lanes):
+                training.envs.recv(lane)
+            return spec.num_envs
+
+        obs = tree.map(lambda leaf: leaf[0, :size], training.slab.obs)
+        state = training.policy.initial_state(size)
+        uniform = torch.full((size, training.policy.dice_width), 0.5)
+
+        def infer() -> int:
+            with torch.no_grad():
+                training.policy.act(obs, state, uniform)
+            return size
+
+        valid = int(training.slab.valid.sum())
+
+        def learn() -> int:
+            training.learner.step(training.slab)
+            return valid
+
+        return Stages(
+            env=_cost(step_lanes, seconds), infer=_cost(infer, seconds), learn=_cost(learn, seconds), cores=cores()
+        )
+    finally:
+        training.close()
+
+
+def _cost(stage: Callable[[], int], seconds: float) -> float:
+    """CPU-seconds per step of a stage that is called for about `seconds` of wall-clock time."""
+    stage()
+    steps, end, start = 0, time.perf_counter() + seconds, time.process_time()
+    while time.perf_counter() < end:
+        steps += stage()
+    return (time.process_time() - start) / steps
+
+
+def _random_actions(spec: EnvSpec) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]]:
+    """One random action per slot of a lane."""
+    spec.action_space.seed(0)
+    return np.stack([np.asarray(spec.action_space.sample()) for _ in range(spec.lane_size)])

@@ -1,0 +1,123 @@
+"""One run put together: environments, policy, learner, collectors and the schedule that drives them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import gymnasium
+import torch
+from torch import Tensor, nn
+
+from slipstream import dice, slab
+from slipstream.collector import Collector
+from slipstream.crew import Crew
+from slipstream.envs import make_envs
+from slipstream.learner import Learner
+from slipstream.nets.policy import ActorCritic
+from slipstream.run.config import Config
+from slipstream.schedules import sync
+from slipstream.types import Report
+
+
+class Training:
+    """Everything that a run needs, ready to iterate: one report per update until the step budget is spent.
+
+    Args:
+        config: The complete configuration.
+        env: Builds one environment, in place of the id `config.env`.
+        torso: The user's feature extractor, in place of `config.net.torso`.
+        policy: The user's whole policy, in place of `config.net`.
+
+    Attributes:
+        spec: Spaces and slots of the environments.
+        policy: Acts and learns; updated in place.
+        learner: Owner of the policy's optimiser and counters.
+        envs: The environments.
+        slab: The slab that collectors fill and the learner reads.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        env: Callable[[], gymnasium.Env[Any, Any]] | None = None,
+        torso: nn.Module | None = None,
+        policy: ActorCritic | None = None,
+    ) -> None:
+        self._config = config
+        place = config.placement
+        self._device = _device(place.device)
+        lanes = config.lanes
+        self.envs = make_envs(
+            env or config.env,
+            config.num_envs,
+            lanes,
+            config.env_options,
+            workers=place.env_workers,
+            threads=place.env_threads,
+        )
+        self._crew = Crew(place.workers or cores())
+        try:
+            self.spec = self.envs.spec
+            if policy is None:
+                policy = config.algo.make_policy(self.spec, config.net, torso, dice.env_seed(config.seed, "init"))
+            self.policy = policy.to(self._device)
+            self.learner = Learner(
+                config.algo,
+                self.policy,
+                self._crew,
+                num_envs=config.num_envs,
+                shards=config.shards or (lanes if self._device.type == "cpu" else 1),
+                total_steps=config.total_steps,
+                seed=config.seed,
+                reward=config.reward,
+                gamma=config.algo.gamma,
+            )
+            self.learner.check(config.unroll)
+            self.slab = slab.allocate(self.spec, self.policy, config.unroll, pin=self._device.type == "cuda")
+        except BaseException:
+            self.close()
+            raise
+
+    def __iter__(self) -> Iterator[Report]:
+        """Trains; the environments start afresh, from seeds of their own if the run was resumed."""
+        seed, version = self._config.seed, self.learner.version
+        self.envs.reset(seed if version == 0 else dice.env_seed(seed, "resume", version))
+        collectors = [
+            Collector(self.envs, lanes, self.policy, [self.slab], seed, version * self._config.unroll, self._device)
+            for lanes in self._shares()
+        ]
+        yield from sync(self._crew, collectors, self.learner, self.slab, self._config.total_steps)
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """All that must be saved for a resume."""
+        return self.learner.state()
+
+    def load(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        """Continues from what `state` returned; call before iterating."""
+        self.learner.load(tensors, facts)
+
+    def close(self) -> None:
+        """Ends environments and threads."""
+        self.envs.close()
+        self._crew.close()
+
+    def _shares(self) -> list[range]:
+        """Lanes of each collector: every worker takes each n-th lane."""
+        lanes = self.spec.lanes
+        count = min(self._crew.workers, lanes)
+        return [range(first, lanes, count) for first in range(count)]
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("placement.device=cuda, but PyTorch sees no GPU here; use --placement.device cpu")
+    return torch.device(name)

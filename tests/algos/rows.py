@@ -1,0 +1,46 @@
+"""Batches of made-up rows, for tests of losses and of the learner."""
+
+from __future__ import annotations
+
+import gymnasium
+import numpy as np
+import torch
+
+from slipstream import slab, tree
+from slipstream.nets.policy import ActorCritic, Network, make_actor_critic
+from slipstream.types import EnvSpec, Trajectory
+
+ROWS, COLUMNS = 7, 6
+
+
+def spec(action_space: gymnasium.Space[object] | None = None) -> EnvSpec:
+    """Slots of an environment that nobody steps."""
+    observation = gymnasium.spaces.Box(-1.0, 1.0, (3,), np.float32)
+    return EnvSpec("made-up", observation, action_space or gymnasium.spaces.Discrete(5), COLUMNS)
+
+
+def policy(network: Network | None = None, action_space: gymnasium.Space[object] | None = None) -> ActorCritic:
+    return make_actor_critic(spec(action_space), network or Network(hidden=(11,)), None, 3)
+
+
+def trajectory(actor: ActorCritic, action_space: gymnasium.Space[object] | None = None, seed: int = 0) -> Trajectory:
+    """A slab with random observations and rewards, ends of all kinds, and actions that `actor` really chose."""
+    random = torch.Generator().manual_seed(seed)
+    filled = slab.allocate(spec(action_space), actor, ROWS)
+    filled.obs.copy_(torch.rand(filled.obs.shape, generator=random) * 2 - 1)
+    filled.reward.copy_(torch.randn(filled.reward.shape, generator=random))
+    filled.valid.fill_(True)
+    for row, column, flag in ((1, 0, "terminated"), (3, 2, "truncated"), (4, 4, "terminated")):
+        getattr(filled, flag)[row, column] = True
+        filled.valid[row + 1, column] = False
+        filled.reward[row + 1, column] = 0.0
+    state = actor.initial_state(COLUMNS)
+    for row in range(ROWS + 1):
+        dice = torch.rand(COLUMNS, actor.dice_width, generator=random)
+        act = actor.act(filled.obs[row], state, dice)
+        filled.extras["value"][row] = act.extras["value"]
+        if row < ROWS:
+            filled.action[row], filled.log_prob[row] = act.action, act.log_prob
+            alive = filled.valid[row].unsqueeze(-1)
+            state = tree.map(lambda leaf, alive=alive: leaf * alive, act.state)
+    return filled
