@@ -36,9 +36,9 @@ class Collected:
 class Collector:
     """Steps some lanes and writes their columns into slabs.
 
-    Within a row the lanes take turns, so that the environments of one lane step (in native threads or processes) while
-    another lane is inferred. Lanes never see each other: the bits of a lane's columns depend on the policy, the seed and
-    the lane alone. It waits only for the environments of its own lanes.
+    Within a row the lanes take turns, so that the environments of one lane step (in native threads or processes)
+    while another lane is inferred. Lanes never see each other: the bits of a lane's columns depend on the policy, the
+    seed and the lane alone. It waits only for the environments of its own lanes.
 
     Args:
         envs: The environments, already reset.

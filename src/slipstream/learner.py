@@ -37,8 +37,8 @@ class Learner:
         shards: Number of shards S; divides `num_envs`.
         total_steps: Agent decisions of the whole run, the scale of all anneals.
         seed: The run's seed, for the order of rows in minibatches.
-        reward: The training reward: as it is, clipped to [-1, 1], its sign, or divided by the running standard deviation
-            of the discounted return. Reported returns are raw in any case.
+        reward: The training reward: as it is, clipped to [-1, 1], its sign, or divided by the running standard
+            deviation of the discounted return. Reported returns are raw in any case.
         gamma: Discount, for `reward="scale"`.
     """
 
@@ -167,7 +167,8 @@ class Learner:
         parts = self._crew.run([partial(self._shard_gradient, batch, max(total, 1), progress) for batch in batches])
         gradients, metrics = parts[0]
         for more, extra in parts[1:]:
-            torch._foreach_add_(gradients, more)
+            for total_gradient, part in zip(gradients, more, strict=True):
+                total_gradient.add_(part)
             metrics = {name: value + extra[name] for name, value in metrics.items()}
         return gradients, metrics
 
@@ -182,8 +183,8 @@ class Learner:
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._algorithm.max_grad_norm)
         if not torch.isfinite(norm):
             raise FloatingPointError(
-                f"the gradient of update {self.version + 1} is not finite (norm {float(norm)}); parameters are unchanged. "
-                "Lower algo.lr, or look for non-finite observations or rewards"
+                f"the gradient of update {self.version + 1} is not finite (norm {float(norm)}); parameters are "
+                "unchanged. Lower algo.lr, or look for non-finite observations or rewards"
             )
         self._optimizer.step()
         return norm

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 Tree = Any
-"""A leaf (tensor, array, space), `dict[str, Tree]` or `tuple[Tree, ...]`. Recursive, hence opaque to the type checker."""
+"""A leaf (tensor, array, space), `dict[str, Tree]` or `tuple[Tree, ...]`. Recursive: opaque to the type checker."""
 
 
 def map(function: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:

@@ -171,7 +171,7 @@ class Policy(Protocol):
 
 @dataclass(frozen=True)
 class Trajectory:
-    """A slab: `T` rows of `B` slots, preallocated, time-major, reused; the only thing that goes from acting to learning.
+    """A slab: `T` rows of `B` slots, time-major, preallocated and reused; all that goes from acting to learning.
 
     Row T of `obs` and of the extras belongs to the next slab's row 0; it is there to bootstrap from.
 
