@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-from gymnasium import Space
 from torch import Tensor
 
 from slipstream.run import spaces
@@ -72,9 +71,16 @@ class Checkpoint:
         """
         return json.loads(self._read(_FACTS))
 
-    def spaces(self) -> tuple[Space[Any], Space[Any]]:
-        """Observation and action space that it was trained on."""
-        return spaces.restore(self.manifest["observation_space"]), spaces.restore(self.manifest["action_space"])
+    def spec(self) -> EnvSpec:
+        """What it was trained on, as one slot."""
+        return EnvSpec(
+            id=self.manifest["env"],
+            observation_space=spaces.restore(self.manifest["observation_space"]),
+            action_space=spaces.restore(self.manifest["action_space"]),
+            num_envs=1,
+            frames_per_step=self.manifest["frames_per_step"],
+            family=self.manifest["family"],
+        )
 
     def require(self, spec: EnvSpec) -> None:
         """Refuses environments with other spaces.
@@ -82,13 +88,7 @@ class Checkpoint:
         Raises:
             CheckpointError: If a space differs; it shows both.
         """
-        for name, space in (("observation_space", spec.observation_space), ("action_space", spec.action_space)):
-            saved, given = self.manifest[name], spaces.describe(space)
-            if saved != given:
-                raise CheckpointError(
-                    f"{self.path} belongs to another environment: its {name.replace('_', ' ')} (of "
-                    f"{self.manifest['env']}) is {spaces.restore(saved)}, that of {spec.id} is {space}"
-                )
+        require_spaces(str(self.path), self.spec(), spec)
 
     def check(self) -> None:
         """Reads every file against its hash.
@@ -155,6 +155,24 @@ def save(
     return read(final)
 
 
+def require_spaces(owner: str, trained: EnvSpec, given: EnvSpec) -> None:
+    """Refuses environments whose spaces are not those that `owner` was trained on.
+
+    Raises:
+        CheckpointError: If a space differs; it shows both.
+    """
+    pairs = {
+        "observation space": (trained.observation_space, given.observation_space),
+        "action space": (trained.action_space, given.action_space),
+    }
+    for name, (saved, now) in pairs.items():
+        if spaces.describe(saved) != spaces.describe(now):
+            raise CheckpointError(
+                f"{owner} belongs to another environment: its {name} (of {trained.id}) is {saved}, "
+                f"that of {given.id} is {now}"
+            )
+
+
 def read(path: Path) -> Checkpoint:
     """The checkpoint in `path`, its manifest verified.
 
@@ -198,6 +216,22 @@ def newest(root: Path) -> Checkpoint:
         return found
     reason = "".join(f"\n  {problem}" for problem in problems) or " (none was written)"
     raise CheckpointError(f"no whole checkpoint in {root}:{reason}")
+
+
+def select(root: Path, which: str) -> Checkpoint:
+    """The checkpoint called `last`, `best` or by its number of steps.
+
+    Raises:
+        CheckpointError: If it does not exist or is damaged.
+    """
+    if which in ("last", "best"):
+        return newest(root) if which == "last" else best(root)
+    if not (which.isdecimal() and (root / which).is_dir()):
+        steps = ", ".join(path.name for path in _paths(root)) or "none"
+        raise CheckpointError(f"no checkpoint {which!r} in {root}: expected last, best, or one of {steps}")
+    found = read(root / which)
+    found.check()
+    return found
 
 
 def best(root: Path) -> Checkpoint:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -12,6 +12,23 @@ from slipstream.envs import EnvOptions
 from slipstream.nets.policy import Network
 from slipstream.run import settings
 from slipstream.run.settings import ConfigError
+
+# Other libraries' names for what is called otherwise here.
+_ALIASES = {
+    "env_id": "env",
+    "total_timesteps": "total_steps",
+    "timesteps": "total_steps",
+    "n_envs": "num_envs",
+    "n_steps": "unroll",
+    "num_steps": "unroll",
+}
+_HYPERPARAMETERS = {
+    "learning_rate": "lr",
+    "n_epochs": "epochs",
+    "update_epochs": "epochs",
+    "clip_coef": "clip_range",
+    "norm_adv": "normalize_advantage",
+}
 
 RewardTransform = Literal["raw", "clip", "sign", "scale"]
 
@@ -44,7 +61,7 @@ class Log:
         dir: Directory of all runs.
         tensorboard: Whether to write TensorBoard events beside metrics.jsonl.
         metrics_every: Steps between two rows of metrics.
-        console_every: Steps between two lines when the output is not a terminal; 0 for a hundredth of the run.
+        console_every: Steps between two lines when the output is not a terminal; 0 for a fiftieth of the run.
         checkpoint_every: Steps between two checkpoints; one is always written at the end and on Ctrl-C.
         keep_last: Newest checkpoints to keep; the best one is kept beside them.
         eval_every: Steps between two evaluations; 0 for none.
@@ -131,6 +148,15 @@ def known_settings(algo: str) -> dict[str, Any]:
     return settings.keys(Config, algo=algorithm(algo))
 
 
+def canonical(key: str, known: Iterable[str]) -> str:
+    """The dotted key that a user means by another library's name, or by a hyperparameter without `algo.`."""
+    names = set(known)
+    key = _ALIASES.get(key.replace("-", "_"), key.replace("-", "_"))
+    leaf = key.removeprefix("algo.")
+    short = f"algo.{_HYPERPARAMETERS.get(leaf, leaf)}"
+    return short if key not in names and short in names else key
+
+
 def from_plain(values: Mapping[str, Any]) -> Config:
     """A configuration from the nested mapping that `plain` and config.yaml have; `algo.name` chooses the algorithm.
 
@@ -178,6 +204,7 @@ __all__ = [
     "Placement",
     "RewardTransform",
     "algorithm",
+    "canonical",
     "from_plain",
     "known_settings",
     "override",

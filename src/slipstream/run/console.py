@@ -15,7 +15,7 @@ from torch import Tensor
 from slipstream.run.progress import WINDOW, Mark, Progress, crossed, spread
 from slipstream.types import Report
 
-_PLAIN_LINES = 100
+_PLAIN_LINES = 50
 """Lines of a whole run without a terminal, unless the user sets the distance."""
 
 _REFRESH_SECONDS = 0.25
@@ -29,7 +29,7 @@ class Display:
     Args:
         progress: The run's counters.
         title: One line that names the run.
-        every: Steps between two plain lines; 0 for a hundredth of the run.
+        every: Steps between two plain lines; 0 for a fiftieth of the run.
         console: Where to write.
     """
 

@@ -41,6 +41,9 @@ from slipstream.types import Envs, EnvSpec, Report
 
 EnvFactory = Callable[[], gymnasium.Env[Any, Any]]
 
+CALLABLE = "callable:"
+"""What `Config.env` starts with where the environment is a Python callable."""
+
 _FAILURES = 3
 """Checkpoints in a row that may fail to be written before the run gives up."""
 
@@ -127,9 +130,12 @@ def resume(path: Path, parts: Parts, total_steps: int | None, console: Console) 
     """
     run = RunDirectory(path)
     config = run.config()
+    require_callable(config, parts.env, path)
     with ExitStack() as stack:
         stack.enter_context(run.lock())
         saved = checkpoint.newest(run.checkpoints)
+        if "training" not in saved.facts():
+            raise ConfigError(f"{path} holds a saved agent, not a run: there is no optimiser state to train on with")
         if total_steps is not None:
             config = replace(config, total_steps=total_steps)
         if saved.steps >= config.total_steps:
@@ -271,6 +277,7 @@ def _drive(this: _Run, saved: Checkpoint | None) -> Trained:
         if not training.spec.deterministic:
             display.say(f"{training.spec.id} is not deterministic: the same seed will not give the same run.")
         signals = stack.enter_context(Signals(display.say))
+        progress.start()
         try:
             _loop(training, [progress, *evaluators, rows, checkpoints, display], signals)
         except Exception:
@@ -297,6 +304,20 @@ def _evaluators(this: _Run) -> list[Evaluator]:
     envs = evaluation_envs(this.config, log.eval_episodes, this.parts.env)
     policy = this.training.policy
     return [Evaluator(policy, envs, this.progress, log.eval_every, log.eval_episodes, this.config.seed)]
+
+
+def require_callable(config: Config, env: EnvFactory | None, owner: Path) -> None:
+    """Refuses a run whose environment was a Python callable when the callable is not given again.
+
+    Raises:
+        ConfigError: If it is missing.
+    """
+    if config.env.startswith(CALLABLE) and env is None:
+        name = config.env.removeprefix(CALLABLE)
+        raise ConfigError(
+            f"{owner} was trained on the Python callable {name}, which the command line can't know. From Python, "
+            f'pass it again: slipstream.load("{owner}", env={name}) or slipstream.resume("{owner}", env={name})'
+        )
 
 
 def evaluation_envs(config: Config, episodes: int, env: EnvFactory | None = None) -> Envs:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from slipstream.envs import list_envs
-from slipstream.run.config import Config, algorithm, from_plain
+from slipstream.run.config import Config, algorithm, canonical, from_plain, known_settings
 from slipstream.run.settings import flatten, nest, plain
 
 Preset = Mapping[str, Any]
@@ -179,4 +179,6 @@ def configure(algo: str, env: str, changes: Mapping[str, Any] | None = None) -> 
         ConfigError: For an unknown algorithm or key, a wrong value, or settings that contradict each other.
     """
     defaults = plain(Config(env=env, algo=algorithm(algo)()))
-    return from_plain(nest(flatten(defaults) | preset(algo, env) | flatten(changes or {})))
+    known = known_settings(algo)
+    wanted = {canonical(key, known): value for key, value in flatten(changes or {}).items()}
+    return from_plain(nest(flatten(defaults) | preset(algo, env) | wanted))

@@ -82,6 +82,10 @@ class Progress:
         self.evaluated_at = -1
         self._stages: dict[str, float] = {}
         self._earlier_seconds = 0.0
+        self.start()
+
+    def start(self) -> None:
+        """Sets the clock going; what was set up before does not count as training."""
         self._start = time.perf_counter()
         self._marks = deque([self.mark()], maxlen=_MARKS)
 
@@ -147,5 +151,4 @@ class Progress:
         self.lengths.extend(facts["lengths"])
         self.evaluation, self.evaluated_at = dict(facts["evaluation"]), int(facts["evaluated_at"])
         self._earlier_seconds = float(facts["seconds"])
-        self._start = time.perf_counter()
-        self._marks = deque([self.mark()], maxlen=_MARKS)
+        self.start()

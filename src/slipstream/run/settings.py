@@ -25,6 +25,8 @@ Plain = dict[str, Any]
 Built = TypeVar("Built", bound="DataclassInstance")
 
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
+SWITCH_WORDS = _TRUE + _FALSE
+"""Text that stands for a truth value."""
 
 
 class ConfigError(ValueError):
@@ -34,10 +36,13 @@ class ConfigError(ValueError):
 def nearest(name: str, known: Iterable[str]) -> str:
     """What to type instead of an unknown name: ` Did you mean X?`, or the whole list when nothing is near."""
     names = sorted(known)
-    by_leaf = {candidate.rpartition(".")[2]: candidate for candidate in reversed(names)}
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    by_leaf = {candidate.rpartition(".")[2].lstrip("-"): candidate for candidate in reversed(names)}
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.7)
     if not close:
-        close = [by_leaf[leaf] for leaf in difflib.get_close_matches(name.rpartition(".")[2], by_leaf, n=1, cutoff=0.6)]
+        close = [
+            by_leaf[leaf]
+            for leaf in difflib.get_close_matches(name.rpartition(".")[2].lstrip("-"), by_leaf, n=1, cutoff=0.6)
+        ]
     if close:
         return f" Did you mean {close[0]}?"
     return f" Known: {', '.join(names)}." if names else ""

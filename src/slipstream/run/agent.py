@@ -1,0 +1,268 @@
+"""The Python API: `train`, `resume` and `load` give an `Agent`, which predicts as in Stable-Baselines3."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import Space, spaces
+from numpy.typing import NDArray
+from rich.console import Console
+from torch import Tensor, nn
+
+from slipstream import dice, tree
+from slipstream.envs.spaces import leaf_dtype, leaf_shape
+from slipstream.nets.policy import ActorCritic
+from slipstream.ops.spaces import space_tree
+from slipstream.run import checkpoint, evaluate, loop
+from slipstream.run.checkpoint import Checkpoint, CheckpointError
+from slipstream.run.config import Config
+from slipstream.run.directory import RunDirectory, to_yaml
+from slipstream.run.evaluate import Evaluation
+from slipstream.run.loop import CALLABLE, EnvFactory, Parts, Trained
+from slipstream.run.presets import configure
+from slipstream.tree import Tree
+from slipstream.types import EnvSpec
+
+
+class Agent:
+    """A trained policy with all that it needs to act: network, normaliser, spaces.
+
+    Attributes:
+        policy: The policy.
+        spec: Spaces that it was trained on (one slot).
+        config: The run's configuration.
+        steps: Agent decisions that it was trained for.
+        run: The run directory that it came from.
+    """
+
+    def __init__(
+        self, policy: ActorCritic, spec: EnvSpec, config: Config, steps: int, run: Path, env: EnvFactory | None = None
+    ) -> None:
+        self.policy, self.spec, self.config, self.steps, self.run = policy, spec, config, steps, run
+        self._env = env
+        self._row = 0
+        self._leaf_spaces = space_tree(spec.observation_space)
+
+    @torch.inference_mode()
+    def predict(
+        self,
+        obs: Tree,
+        state: Tree | None = None,
+        episode_start: NDArray[np.bool_] | None = None,
+        deterministic: bool = False,
+    ) -> tuple[NDArray[Any], Tree | None]:
+        """Chooses actions for one observation or a batch, as in Stable-Baselines3.
+
+        Args:
+            obs: `[*O]` or `[B, *O]`, a tree of those for Dict and Tuple spaces.
+            state: What the last call returned; None at the start of an episode.
+            episode_start: bool `[B]` (or one bool), slots whose episode starts here: their state is zeroed.
+            deterministic: Whether to take the most probable action instead of a drawn one. Draws are keyed by the run's
+                seed and the number of calls before.
+
+        Returns:
+            The action, `[*A]` or `[B, *A]` like `obs` (int64 counted from 0, or float32 inside the bounds), and the
+            next state, None for a feed-forward policy.
+
+        Raises:
+            ValueError: If an observation does not have the shape or kind of numbers of `spec.observation_space`.
+        """
+        batch, single = self._batch(obs)
+        device = next(self.policy.parameters()).device
+        columns = int(tree.leaves(batch)[0].shape[0])
+
+        def tensor(leaf: Any) -> Tensor:
+            return torch.as_tensor(leaf).to(device)
+
+        start = np.broadcast_to(np.asarray(False if episode_start is None else episode_start, np.bool_), (columns,))
+        alive = tensor(~start)
+
+        def zero_started(leaf: Tensor) -> Tensor:
+            return leaf * alive.view(-1, *(1,) * (leaf.dim() - 1))
+
+        before = self.policy.initial_state(columns) if state is None else state
+        before = tree.map(zero_started, tree.map(tensor, before))
+        keys = dice.keys(self.config.seed, "predict", range(columns))
+        draws = tensor(dice.uniform(keys, self._row, 1, self.policy.dice_width)[0])
+        self._row += 1
+        act = self.policy.act(tree.map(tensor, batch), before, draws, deterministic)
+        action = act.action.cpu().numpy()
+        if isinstance(self.spec.action_space, spaces.Box):
+            action = np.clip(action, self.spec.action_space.low, self.spec.action_space.high)
+        after = tree.map(_to_numpy, act.state) if self.policy.recurrent else None
+        return (action[0] if single else action), after
+
+    def evaluate(self, episodes: int = 30, greedy: bool = False, seed: int | None = None) -> Evaluation:
+        """Plays whole episodes in environments of their own, with seeds that training never uses.
+
+        Normalisers are only read.
+
+        Args:
+            episodes: How many.
+            greedy: Whether to take the most probable actions instead of drawn ones.
+            seed: Another seed than the run's.
+
+        Raises:
+            CheckpointError: If the environment no longer has the spaces that the agent was trained on.
+        """
+        loop.require_callable(self.config, self._env, self.run)
+        envs = loop.evaluation_envs(self.config, episodes, self._env)
+        try:
+            checkpoint.require_spaces(str(self.run), self.spec, envs.spec)
+            chosen = self.config.seed if seed is None else seed
+            return evaluate.evaluate(self.policy, envs, episodes, chosen, greedy=greedy)
+        finally:
+            envs.close()
+
+    def save(self, path: str | Path) -> None:
+        """Writes the agent (not the optimiser) into a new directory that `load` and `slipstream eval` take.
+
+        Raises:
+            FileExistsError: If the directory exists.
+        """
+        folder = Path(path)
+        folder.mkdir(parents=True, mode=0o700)
+        (folder / "config.yaml").write_text(to_yaml(self.config))
+        tensors = {f"policy.{name}": value for name, value in self.policy.state_dict().items()}
+        checkpoint.save(folder / "checkpoints", self.steps, tensors, {}, self.spec)
+
+    def _batch(self, obs: Tree) -> tuple[Tree, bool]:
+        """The observations as `[B, *O]` in the dtypes of training, and whether they were one without B."""
+
+        def array_of(space: Space[Any], leaf: Any) -> NDArray[Any]:
+            return np.asarray(leaf)
+
+        try:
+            arrays = tree.map(array_of, self._leaf_spaces, _plain(obs))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"predict: expected observations of {self.spec.observation_space}: {error!r}") from error
+        first = tree.leaves(arrays)[0]
+        single = first.ndim == len(leaf_shape(tree.leaves(self._leaf_spaces)[0]))
+        columns = None if single else first.shape[0]
+
+        def fit(space: Space[Any], array: NDArray[Any]) -> NDArray[Any]:
+            expected = leaf_shape(space) if single else (columns, *leaf_shape(space))
+            if array.shape != expected or not np.can_cast(array.dtype, leaf_dtype(space), "same_kind"):
+                raise ValueError(
+                    f"predict: expected an observation of shape {leaf_shape(space)} or (B, *shape) and dtype "
+                    f"{leaf_dtype(space)}, got shape {array.shape} and dtype {array.dtype}"
+                )
+            array = array.astype(leaf_dtype(space))
+            return array[None] if single else array
+
+        return tree.map(fit, self._leaf_spaces, arrays), single
+
+
+def train(
+    algo: str,
+    env: str | EnvFactory,
+    total_steps: int | float | None = None,
+    seed: int | None = None,
+    config: Mapping[str, Any] | None = None,
+    torso: nn.Module | None = None,
+    policy: ActorCritic | None = None,
+    quiet: bool = False,
+) -> Agent:
+    """Trains an agent from the preset of (algo, env) and returns it; the run directory has the rest.
+
+    Args:
+        algo: `ppo`, `a2c`, ...
+        env: A Gymnasium id, `envpool:ID`, or a callable that makes one environment.
+        total_steps: Agent decisions; None for the preset's.
+        seed: The one seed; None for 1.
+        config: Any other settings, as dotted keys (`{"algo.lr": 3e-4}`) or nested mappings.
+        torso: A network of your own: observations `[N, *O]` to features `[N, F]`.
+        policy: A whole policy of your own.
+        quiet: Whether to show no progress.
+
+    Raises:
+        ConfigError: For an unknown setting or a value that does not fit; nothing has been written then.
+    """
+    name = env if isinstance(env, str) else CALLABLE + str(getattr(env, "__qualname__", type(env).__name__))
+    given = {"seed": seed, "total_steps": total_steps}
+    changes = {**(config or {}), **{key: value for key, value in given.items() if value is not None}}
+    chosen = configure(algo, name, changes)
+    parts = Parts(None if isinstance(env, str) else env, torso, policy)
+    return _agent(loop.train(chosen, parts, sys.argv, Console(quiet=quiet)), parts)
+
+
+def resume(
+    run: str | Path,
+    total_steps: int | float | None = None,
+    env: EnvFactory | None = None,
+    torso: nn.Module | None = None,
+    policy: ActorCritic | None = None,
+    quiet: bool = False,
+) -> Agent:
+    """Trains a run on from its newest checkpoint; `env`, `torso` and `policy` are those that it was started with.
+
+    Raises:
+        ConfigError: If the run is finished; a higher `total_steps` lets it go on.
+    """
+    parts = Parts(env, torso, policy)
+    steps = None if total_steps is None else int(total_steps)
+    return _agent(loop.resume(Path(run), parts, steps, Console(quiet=quiet)), parts)
+
+
+def load(
+    run: str | Path,
+    checkpoint: str = "last",
+    env: EnvFactory | None = None,
+    torso: nn.Module | None = None,
+    policy: ActorCritic | None = None,
+) -> Agent:
+    """The agent of a run (or of `Agent.save`), ready to predict; the environment need not be installed for that.
+
+    Args:
+        run: The directory.
+        checkpoint: `last`, `best`, or a number of steps.
+        env: The callable, if the run was trained on one and is to be evaluated.
+        torso: The network, if the run was trained with one of your own (its weights are replaced).
+        policy: The policy, if the run was trained with one of your own (its weights are replaced).
+
+    Raises:
+        ConfigError: If there is no run.
+        CheckpointError: If the checkpoint is missing, damaged, or does not fit the network.
+    """
+    folder = RunDirectory(Path(run))
+    config = folder.config()
+    saved = _select(folder, checkpoint)
+    spec = saved.spec()
+    made = policy or config.algo.make_policy(spec, config.net, torso, config.seed)
+    weights = {name.removeprefix("policy."): value for name, value in saved.tensors().items() if _is_policy(name)}
+    try:
+        made.load_state_dict(weights)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{saved.path} does not fit the network; give the torso or policy that the run was trained with: {error}"
+        ) from error
+    return Agent(made, spec, config, saved.steps, folder.path, env)
+
+
+def _agent(trained: Trained, parts: Parts) -> Agent:
+    config = trained.run.config()
+    return Agent(trained.policy, trained.spec, config, trained.progress.steps, trained.run.path, parts.env)
+
+
+def _select(folder: RunDirectory, which: str) -> Checkpoint:
+    return checkpoint.select(folder.checkpoints, which)
+
+
+def _is_policy(name: str) -> bool:
+    return name.startswith("policy.")
+
+
+def _plain(obs: Tree) -> Tree:
+    """Mappings as dicts, tuples as tuples, everything else a leaf."""
+    if isinstance(obs, Mapping):
+        return {key: _plain(value) for key, value in obs.items()}
+    return tuple(_plain(value) for value in obs) if isinstance(obs, tuple) else obs
+
+
+def _to_numpy(leaf: Tensor) -> NDArray[Any]:
+    return leaf.cpu().numpy()

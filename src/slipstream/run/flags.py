@@ -1,0 +1,105 @@
+"""Flags: `--key value`, `--key=value`, `--switch`, `--no-switch`, in any order among the positional arguments.
+
+They become the text that `settings` understands, so that a flag, a line of YAML and an entry of a Python mapping are
+checked by the same code with the same messages.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from slipstream.run import settings
+from slipstream.run.settings import ConfigError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Options = TypeVar("Options", bound="DataclassInstance")
+
+
+def split(
+    arguments: Sequence[str], known: Mapping[str, Any], canonical: Callable[[str, Iterable[str]], str] | None = None
+) -> tuple[list[str], dict[str, Any]]:
+    """Positional arguments, and flags as text by key.
+
+    Args:
+        arguments: What was typed after the verb.
+        known: Every dotted key and its type. A key below one of a `dict` type is known too.
+        canonical: Turns another library's name into the key it stands for.
+
+    Raises:
+        ConfigError: For an unknown flag (it names the nearest), or one without its value.
+    """
+    positional: list[str] = []
+    values: dict[str, Any] = {}
+    waiting = list(arguments)
+    while waiting:
+        word = waiting.pop(0)
+        if not word.startswith("--"):
+            positional.append(word)
+            continue
+        name, equals, attached = word[2:].partition("=")
+        key, negated = _key(name, known, canonical)
+        if equals:
+            waiting.insert(0, attached)
+        values[key] = "false" if negated else _value(key, known, waiting, bool(equals))
+    return positional, values
+
+
+def parse(kind: type[Options], arguments: Sequence[str], verb: str) -> Options:
+    """The options of a verb; its fields without a default are positional, in their order.
+
+    Raises:
+        ConfigError: For a missing or superfluous argument, an unknown flag, or a wrong value.
+    """
+    fields = dataclasses.fields(kind)
+    names = [field.name for field in fields if field.default is dataclasses.MISSING]
+    positional, values = split(arguments, settings.keys(kind))
+    if len(positional) > len(names):
+        raise ConfigError(f"unexpected argument {positional[len(names)]!r}; see slipstream {verb} --help")
+    values |= dict(zip(names, positional, strict=False))
+    for name in names:
+        if name not in values:
+            raise ConfigError(f"{name.upper()} is missing: type slipstream {verb} {' '.join(names).upper()}")
+    return settings.build(kind, values)
+
+
+def _key(
+    name: str, known: Mapping[str, Any], canonical: Callable[[str, Iterable[str]], str] | None
+) -> tuple[str, bool]:
+    """The key that a flag means, and whether it is switched off by `no-`."""
+    dotted = name.replace("-", "_")
+    key = canonical(dotted, known) if canonical else dotted
+    parent = key.rpartition(".")[0]
+    if key in known or typing.get_origin(known.get(parent)) is dict:
+        return key, False
+    group, _, leaf = dotted.rpartition(".")
+    switch = f"{group}.{leaf.removeprefix('no_')}" if group else leaf.removeprefix("no_")
+    switch = canonical(switch, known) if canonical else switch
+    if leaf.startswith("no_") and known.get(switch) is bool:
+        return switch, True
+    flags = [_flag(each) for each in known]
+    raise ConfigError(f"unknown flag --{name}.{settings.nearest(f'--{name}', flags)}")
+
+
+def _value(key: str, known: Mapping[str, Any], waiting: list[str], attached: bool) -> Any:
+    """Takes the words that belong to a flag from those that wait."""
+    hint = known.get(key, str)
+    free = 0
+    while free < len(waiting) and (attached or not waiting[free].startswith("--")):
+        free += 1
+        if attached or typing.get_origin(hint) is not tuple:
+            break
+    if hint is bool and not (free and (attached or waiting[0].lower() in settings.SWITCH_WORDS)):
+        return "true"
+    if not free:
+        raise ConfigError(f"{_flag(key)} needs a value")
+    words = [waiting.pop(0) for _ in range(free)]
+    return " ".join(words)
+
+
+def _flag(key: str) -> str:
+    return "--" + key.replace("_", "-")
