@@ -1,0 +1,84 @@
+"""The same seed gives the same run, bit for bit, under any placement (DESIGN section 5)."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+
+from slipstream.run.presets import configure
+from slipstream.run.training import Training
+
+UPDATES = 4
+
+CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "ppo": ("ppo", "CartPole-v1", {"lanes": 4, "algo.batch_size": 64, "net.normalize_obs": True}),
+    "ppo, recurrent": ("ppo", "CartPole-v1", {"lanes": 2, "net.core": "lstm", "algo.batch_size": 64}),
+    "ppo, continuous": ("ppo", "Pendulum-v1", {"lanes": 2, "reward": "scale", "algo.batch_size": 64}),
+    "a2c": ("a2c", "CartPole-v1", {"lanes": 4}),
+}
+PLACEMENTS: dict[str, dict[str, int]] = {
+    "1 worker": {"workers": 1},
+    "2 workers": {"workers": 2},
+    "4 workers": {"workers": 4},
+    "1 env worker": {"workers": 2, "env_workers": 1},
+    "2 env workers": {"workers": 1, "env_workers": 2},
+    "4 env workers": {"workers": 2, "env_workers": 4},
+}
+
+
+def hashes(algo: str, env: str, settings: dict[str, Any], placement: dict[str, int]) -> list[str]:
+    """One hash of all parameters, buffers, optimiser state and episodes per update."""
+    size = {"num_envs": 8, "unroll": 16, "total_steps": 10_000, "seed": 3}
+    where = {f"placement.{key}": value for key, value in placement.items()}
+    training = Training(configure(algo, env, {**size, **settings, **where}))
+    found: list[str] = []
+    try:
+        for report in training:
+            digest = hashlib.sha256(repr(report.episodes).encode())
+            for name, tensor in sorted(training.state()[0].items()):
+                digest.update(name.encode() + tensor.detach().contiguous().numpy().tobytes())
+            found.append(digest.hexdigest())
+            if len(found) == UPDATES:
+                return found
+    finally:
+        training.close()
+    raise AssertionError("the run ended early")
+
+
+@cache
+def reference(case: str) -> tuple[str, ...]:
+    return tuple(hashes(*CASES[case], {"workers": 1}))
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+@pytest.mark.parametrize("case", CASES)
+def test_placement_changes_no_bit(case: str, placement: str) -> None:
+    assert tuple(hashes(*CASES[case], PLACEMENTS[placement])) == reference(case)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_another_seed_is_another_run(case: str) -> None:
+    algo, env, settings = CASES[case]
+    other = hashes(algo, env, {**settings, "seed": 4}, {"workers": 1})
+    assert not set(other) & set(reference(case))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4])
+def test_native_threads_change_no_bit(threads: int) -> None:
+    settings = {"lanes": 2, "unroll": 8, "num_envs": 4, "algo.batch_size": 16, "algo.epochs": 1}
+    one = hashes("ppo", "ALE/Pong-v5", settings, {"workers": 2, "env_threads": threads})
+    assert one == hashes("ppo", "ALE/Pong-v5", settings, {"workers": 1, "env_threads": 1})
+
+
+def test_global_generators_are_neither_read_nor_moved() -> None:
+    algo, env, settings = CASES["ppo"]
+    torch.manual_seed(1)
+    before = torch.random.get_rng_state()
+    first = hashes(algo, env, settings, {"workers": 1})
+    assert torch.equal(torch.random.get_rng_state(), before)
+    torch.manual_seed(2)
+    assert hashes(algo, env, settings, {"workers": 1}) == first

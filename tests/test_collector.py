@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from slipstream import dice, slab
+from slipstream.collector import Collector
+from slipstream.envs import EnvOptions, make_envs
+from slipstream.nets.policy import ActorCritic, Network, make_actor_critic
+from slipstream.types import Envs, Episode, Trajectory
+
+COLUMNS, ROWS, SLABS = 12, 7, 3
+SCRIPT = [(3, "t"), (5, "c"), (2, "t")]
+
+
+def counter(lanes: int) -> Envs:
+    """Slots that count; every slot runs the same script of episode lengths and ends."""
+    envs = make_envs("toy:counter", COLUMNS, lanes, EnvOptions())
+    envs.reset(5)
+    return envs
+
+
+def policy_for(envs: Envs, core: str = "none") -> ActorCritic:
+    return make_actor_critic(envs.spec, Network(hidden=(5,), core=core, core_size=4), None, 2)
+
+
+def life() -> list[tuple[int, int, float, bool, bool, bool]]:
+    """(episode, t, reward, terminated, truncated, valid) of every row of a slot, by hand."""
+    rows: list[tuple[int, int, float, bool, bool, bool]] = []
+    for episode in range(10):
+        length, how = SCRIPT[episode % len(SCRIPT)]
+        for t in range(length):
+            last = t == length - 1
+            rows.append((episode, t, 100.0 * episode + t + 1, last and how == "t", last and how == "c", True))
+        rows.append((episode, length, 0.0, False, False, False))
+    return rows
+
+
+def test_the_script_of_the_counter_is_the_one_used_here() -> None:
+    assert [f"{length}{how}" for length, how in SCRIPT] == ["3t", "5c", "2t"]
+
+
+@pytest.mark.parametrize("lanes", [1, 2, 3, 4])
+@pytest.mark.parametrize("collectors", [1, 2])
+def test_every_cell_is_known_in_advance(lanes: int, collectors: int) -> None:
+    envs = counter(lanes)
+    policy = policy_for(envs)
+    trajectory = slab.allocate(envs.spec, policy, ROWS)
+    shares = [range(first, lanes, collectors) for first in range(min(collectors, lanes))]
+    parts = [Collector(envs, share, policy, [trajectory], seed=5) for share in shares]
+    expected = life()
+    for number in range(SLABS):
+        collected = [part.collect(0, version=number) for part in parts]
+        rows = expected[number * ROWS : (number + 1) * ROWS + 1]
+        for t, (episode, step, reward, terminated, truncated, valid) in enumerate(rows):
+            # Row T of a slab is row 0 of the next: nothing is lost or repeated between them.
+            assert (trajectory.obs[t, :, 1] == episode).all()
+            assert (trajectory.obs[t, :, 2] == step).all()
+            if t < ROWS:
+                assert (trajectory.reward[t] == reward).all()
+                assert (trajectory.terminated[t] == terminated).all()
+                assert (trajectory.truncated[t] == truncated).all()
+                assert (trajectory.valid[t] == valid).all()
+        assert (trajectory.version == number).all()
+        assert sum(part.steps for part in collected) == COLUMNS * sum(row[5] for row in rows[:ROWS])
+
+
+def test_every_slot_has_its_own_seeds() -> None:
+    envs = counter(3)
+    policy = policy_for(envs)
+    trajectory = slab.allocate(envs.spec, policy, ROWS)
+    Collector(envs, range(3), policy, [trajectory], seed=5).collect(0, version=0)
+    expected = [dice.env_seed(5, "env", slot, 0) for slot in range(COLUMNS)]
+    assert trajectory.obs[0, :, 0].tolist() == expected
+    assert len(set(expected)) == COLUMNS
+
+
+@pytest.mark.parametrize("lanes", [1, 4])
+def test_episodes_carry_over_slabs(lanes: int) -> None:
+    envs = counter(lanes)
+    policy = policy_for(envs)
+    trajectory = slab.allocate(envs.spec, policy, ROWS)
+    collector = Collector(envs, range(lanes), policy, [trajectory], seed=5)
+    episodes = [episode for number in range(SLABS) for episode in collector.collect(0, number).episodes]
+    of_slot = [episode for episode in episodes if episode.slot == 5]
+    assert of_slot[:3] == [
+        Episode(slot=5, row=3, length=3, reward=1 + 2 + 3, truncated=False),
+        Episode(slot=5, row=9, length=5, reward=101 + 102 + 103 + 104 + 105, truncated=True),
+        Episode(slot=5, row=12, length=2, reward=201 + 202, truncated=False),
+    ]
+
+
+def filled(core: str, lanes: int, order: list[int]) -> list[Trajectory]:
+    """Copies of two slabs collected with the lanes in the given order."""
+    envs = counter(lanes)
+    policy = policy_for(envs, core)
+    slabs = [slab.allocate(envs.spec, policy, ROWS) for _ in range(2)]
+    collectors = [Collector(envs, [lane], policy, slabs, seed=5) for lane in order]
+    for index in range(2):
+        for collector in collectors:
+            collector.collect(index, version=0)
+    return slabs
+
+
+@pytest.mark.parametrize("core", ["none", "lstm", "gru"])
+def test_lanes_in_any_order_give_the_same_bits(core: str) -> None:
+    for one, other in zip(filled(core, 4, [0, 1, 2, 3]), filled(core, 4, [2, 0, 3, 1]), strict=True):
+        assert torch.equal(one.action, other.action)
+        assert torch.equal(one.log_prob, other.log_prob)
+        assert torch.equal(one.extras["value"], other.extras["value"])
+
+
+@pytest.mark.parametrize("core", ["lstm", "gru"])
+def test_unrolling_the_stored_rows_repeats_what_acting_computed(core: str) -> None:
+    """Values of all rows, row T and the last observations of episodes included, with the state carried over slabs."""
+    envs = counter(2)
+    policy = policy_for(envs, core)
+    slabs = [slab.allocate(envs.spec, policy, ROWS) for _ in range(2)]
+    collector = Collector(envs, range(2), policy, slabs, seed=5)
+    for index, trajectory in enumerate(slabs):
+        collector.collect(index, version=0)
+        first = torch.zeros(ROWS + 1, COLUMNS, dtype=torch.bool)
+        first[1:] = ~trajectory.valid
+        with torch.no_grad():
+            out = policy.unroll(trajectory.obs, trajectory.state0, first)
+        torch.testing.assert_close(out.value, trajectory.extras["value"], rtol=1e-5, atol=1e-6)
+        log_prob = out.distribution.log_prob(torch.cat([trajectory.action, trajectory.action[-1:]]))[:-1]
+        torch.testing.assert_close(log_prob, trajectory.log_prob, rtol=1e-5, atol=1e-6)
+
+
+def test_actions_depend_on_slot_and_row_alone() -> None:
+    """The same slab, collected after a resume at its row, has the same dice; another seed has others."""
+    envs = counter(1)
+    policy = policy_for(envs)
+    keys = dice.keys(5, "act", range(COLUMNS))
+    straight = dice.uniform(keys, 0, 2 * ROWS, policy.dice_width)
+    resumed = dice.uniform(keys, ROWS, ROWS, policy.dice_width)
+    assert np.array_equal(straight[ROWS:], resumed)
+    assert not np.array_equal(straight, dice.uniform(dice.keys(6, "act", range(COLUMNS)), 0, 2 * ROWS, 1))
