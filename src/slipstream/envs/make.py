@@ -16,6 +16,7 @@ from slipstream.envs import atari, toy
 from slipstream.envs.gym import GymEnvs
 from slipstream.envs.options import AtariProtocol, EnvOptions
 from slipstream.envs.slot import Source
+from slipstream.envs.workers import WorkerEnvs
 from slipstream.types import Envs
 
 Env = gymnasium.Env[Any, Any]
@@ -61,7 +62,10 @@ def make_envs(
         if game is not None:
             protocol = atari_protocol(env, options)
             return AtariEnvs(env, game, protocol, num_envs, lanes, threads, options.decorrelate_steps)
-    return GymEnvs(gym_source(env, options), num_envs, lanes)
+    source = gym_source(env, options)
+    if workers:
+        return WorkerEnvs(source, num_envs, lanes, workers, options.timeout_seconds)
+    return GymEnvs(source, num_envs, lanes)
 
 
 AtariEnvs = atari.AtariEnvs

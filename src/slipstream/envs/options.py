@@ -109,6 +109,7 @@ class EnvOptions:
         max_episode_steps: Steps after which an episode is truncated; None keeps the id's own limit.
         decorrelate_steps: Before the first row every slot plays a random number, in `[0, decorrelate_steps]`, of random
             steps, so that slots don't go through their episodes in step. A function of (seed, slot); 0 switches it off.
+        timeout_seconds: How long worker processes may take for resetting or stepping a lane.
         kwargs: Further arguments of the environment: of `gymnasium.make(id, ...)`, of an EnvPool family, of a toy.
     """
 
@@ -116,6 +117,7 @@ class EnvOptions:
     frame_stack: int = 1
     max_episode_steps: int | None = None
     decorrelate_steps: int = 0
+    timeout_seconds: float = 300.0
     kwargs: dict[str, int | float | bool | str] = field(default_factory=dict[str, int | float | bool | str])
 
     def __post_init__(self) -> None:

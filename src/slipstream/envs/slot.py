@@ -90,14 +90,13 @@ class Slot:
         source: What the environment was made by, for seeds and messages.
         env: The environment.
         index: The slot.
-        rows: Memory of which row `column` is written.
-        column: Where this slot writes.
+        rows: Memory for all slots, of which it writes column `index`.
     """
 
-    def __init__(self, source: Source, env: gymnasium.Env[Any, Any], index: int, rows: Rows, column: int) -> None:
+    def __init__(self, source: Source, env: gymnasium.Env[Any, Any], index: int, rows: Rows) -> None:
         self._env: Any = env  # its answers are not trusted to have the types they should have
         self._source, self.index = source, index
-        self._rows, self._column = rows, column
+        self._rows = rows
         self._write = spaces.observation_writer(env.observation_space, rows.obs)
         self._seed = self._episode = self._step = 0
         self._ended = False
@@ -124,7 +123,7 @@ class Slot:
         self._env.close()
 
     def _put(self, obs: Any, reward: float, terminated: bool, truncated: bool) -> None:
-        rows, column = self._rows, self._column
+        rows, column = self._rows, self.index
         try:
             self._write(column, obs)
         except ValueError as error:
@@ -187,7 +186,7 @@ def random_start(seed: int, slot: int, most: int) -> tuple[int, np.random.Genera
 def make_slots(
     source: Source, indices: Sequence[int], rows: Rows, envs: Sequence[gymnasium.Env[Any, Any]]
 ) -> list[Slot]:
-    """Slots that write row i of `rows` for `indices[i]`, over environments that must all have the spaces of the first.
+    """Slots over environments that must all have the spaces of the first.
 
     Raises:
         EnvError: An environment has other spaces than the first.
@@ -199,7 +198,7 @@ def make_slots(
                 f"{source.id}: slot {index} has spaces {env.observation_space} and {env.action_space}, but slot "
                 f"{indices[0]} has {first.observation_space} and {first.action_space}"
             )
-    return [Slot(source, env, index, rows, i) for i, (index, env) in enumerate(zip(indices, envs, strict=True))]
+    return [Slot(source, env, index, rows) for index, env in zip(indices, envs, strict=True)]
 
 
 def error_line(error: BaseException) -> str:

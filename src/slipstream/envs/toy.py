@@ -95,7 +95,7 @@ class Chain(gymnasium.Env[NDArray[np.float32], np.int64]):
     """A corridor with a small lure at the left door and the prize at the far right.
 
     Observation: the place, one-hot float32 `[length]`. Actions: left, right. Leaving by the left door pays 0.1,
-    reaching the last place pays 1; both terminate. The episode is truncated after `4 * length` steps. The optimal return is 1.
+    reaching the last place pays 1; both terminate. Truncated after `4 * length` steps. The optimal return is 1.
     """
 
     optimal_return = 1.0

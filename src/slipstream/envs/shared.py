@@ -1,0 +1,83 @@
+"""Anonymous shared memory: rows and actions of all slots, mapped by the driver and its workers.
+
+It has no name in the file system (`memfd`, passed on as a file descriptor), so the kernel frees it with the last
+process that maps it, whoever dies how; and the size of `/dev/shm` does not limit it.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import os
+import sys
+import tempfile
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from gymnasium import Space
+from numpy.typing import NDArray
+
+from slipstream import tree
+from slipstream.envs.rows import Rows
+
+_ALIGNMENT = 64
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Arrays over one mapping.
+
+    Attributes:
+        rows: One row of all slots.
+        action: `[num_envs, *A]` in the environment's terms.
+        busy: int64 `[workers]`, the slot that a worker is stepping now, for the message if it dies there.
+    """
+
+    rows: Rows
+    action: NDArray[Any]
+    busy: NDArray[np.int64]
+
+
+def map_shared(fd: int, obs_space: Space[Any], action: NDArray[Any], num_envs: int, workers: int) -> Shared:
+    """Maps the file `fd`, which is made large enough first; every process that passes the same arguments sees the same.
+
+    Args:
+        fd: From `anonymous_file`.
+        obs_space: Space of one observation.
+        action: Any array with the shape `[*A]` and dtype of one action.
+        num_envs: Slots.
+        workers: Worker processes.
+    """
+    template = Rows.empty(obs_space, num_envs)
+    flags = (template.reward, template.terminated, template.truncated, template.ended)
+    others = [*flags, np.empty((num_envs, *action.shape), action.dtype), np.empty(workers, np.int64)]
+    leaves = [*tree.leaves(template.obs), *others]
+    offsets = np.cumsum([0, *(math.ceil(leaf.nbytes / _ALIGNMENT) * _ALIGNMENT for leaf in leaves)]).tolist()
+    os.ftruncate(fd, max(offsets[-1], 1))
+    memory = mmap.mmap(fd, offsets[-1])
+    views = [np.ndarray(leaf.shape, leaf.dtype, memory, offset) for leaf, offset in zip(leaves, offsets, strict=False)]
+    left = iter(views)
+
+    def take(_: NDArray[Any]) -> NDArray[Any]:
+        return next(left)
+
+    obs = tree.map(take, template.obs)
+    return Shared(Rows(obs, next(left), next(left), next(left), next(left)), next(left), next(left))
+
+
+def anonymous_file(content: bytes = b"") -> int:
+    """A file descriptor of a file without a name, holding `content`, its position at the end."""
+    if sys.platform == "linux":
+        fd = os.memfd_create("slipstream", os.MFD_CLOEXEC)
+    else:
+        with tempfile.TemporaryFile() as file:
+            fd = os.dup(file.fileno())
+    with os.fdopen(os.dup(fd), "wb") as file:
+        file.write(content)
+    return fd
+
+
+def read_file(fd: int) -> bytes:
+    """Everything that is in the file, from its start."""
+    return os.pread(fd, os.fstat(fd).st_size, 0)
