@@ -81,13 +81,15 @@ def clipped_value_loss(value: Tensor, old_value: Tensor, target: Tensor, clip: f
 def weighted_mean(rows: Tensor, weight: Tensor) -> Tensor:
     """`sum(weight * rows) / sum(weight)`, a scalar; 0 if all weights are 0 (a minibatch of dead rows).
 
+    Rows of weight 0 are left out, whatever they hold.
+
     Args:
         rows: float32, any shape.
         weight: float32 or bool, the same shape, not negative.
     """
     weight = weight.to(rows.dtype)
     total = weight.sum()
-    return (rows * weight).sum() / torch.where(total > 0, total, 1.0)
+    return (torch.where(weight > 0, rows, 0.0) * weight).sum() / torch.where(total > 0, total, 1.0)
 
 
 def normalize_advantage(advantage: Tensor, valid: Tensor) -> Tensor:
