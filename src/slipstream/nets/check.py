@@ -19,7 +19,7 @@ _ROWS, _COLUMNS = 3, 5
 
 
 def dummy_observations(space: Space[Any], *leading: int) -> Tree:
-    """Observations of zeros (of the first choice where there are choices, of ones in a mask), tree `[*leading, *O]`.
+    """Observations of zeros, and of the first choice where there are choices; tree `[*leading, *O]`.
 
     Args:
         space: Observation space.

@@ -188,8 +188,6 @@ class Torso(nn.Module):
         self.images = nn.ModuleList(ImageEncoder(spaces_[path], networks[path]) for path in self._images)
         vectors = [spaces_[path] for path in self._vectors]
         self.vectors = VectorEncoder(vectors, hidden, activation) if vectors else None
-        if not leaves or (vectors and sum(map(_vector_size, vectors)) == 0):
-            raise ValueError(f"observation space {space}: holds nothing that a network could see")
 
     def forward(self, obs: Tree) -> Tensor:
         """Tree `[N, *O]` to float32 `[N, F]`."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 from gymnasium import Space, spaces
 
+from slipstream import tree
 from slipstream.tree import Tree
 
 ACTION_MASK = "action_mask"
@@ -41,11 +43,17 @@ def mask_space(space: Space[Any]) -> Tree | None:
 
 
 def feature_space(space: Space[Any]) -> Tree:
-    """`space_tree` without the action mask: what the network sees."""
-    leaves = space_tree(space)
-    if mask_space(space) is None:
-        return leaves
-    return {key: child for key, child in leaves.items() if key != ACTION_MASK}
+    """`space_tree` without the action mask: what the network sees.
+
+    Raises:
+        ValueError: Nothing is left, or `space_tree` refuses the space.
+    """
+    features = space_tree(space)
+    if mask_space(space) is not None:
+        features = {key: child for key, child in features.items() if key != ACTION_MASK}
+    if sum(math.prod(leaf.shape or ()) for leaf in tree.leaves(features)) == 0:
+        raise ValueError(f"observation space {space}: holds nothing that a network could see")
+    return features
 
 
 def is_image(space: Space[Any]) -> bool:
