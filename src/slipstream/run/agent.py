@@ -38,13 +38,14 @@ class Agent:
         config: The run's configuration.
         steps: Agent decisions that it was trained for.
         run: The run directory that it came from.
+        env: The callable that makes its environment; None where the id in `config` does.
     """
 
     def __init__(
         self, policy: ActorCritic, spec: EnvSpec, config: Config, steps: int, run: Path, env: EnvFactory | None = None
     ) -> None:
         self.policy, self.spec, self.config, self.steps, self.run = policy, spec, config, steps, run
-        self._env = env
+        self.env = env
         self._row = 0
         self._leaf_spaces = space_tree(spec.observation_space)
 
@@ -110,8 +111,8 @@ class Agent:
         Raises:
             CheckpointError: If the environment no longer has the spaces that the agent was trained on.
         """
-        loop.require_callable(self.config, self._env, self.run)
-        envs = loop.evaluation_envs(self.config, episodes, self._env)
+        loop.require_callable(self.config, self.env, self.run)
+        envs = loop.evaluation_envs(self.config, episodes, self.env)
         try:
             checkpoint.require_spaces(str(self.run), self.spec, envs.spec)
             chosen = self.config.seed if seed is None else seed

@@ -73,7 +73,7 @@ class Display:
             ProgressBar(total=1.0, completed=share, width=32),
             f"{share:4.0%}",
             f"{progress.steps:,} of {progress.total_steps:,} steps",
-            f"{_clock(progress.seconds_left())} left",
+            f"{clock(progress.seconds_left())} left",
         )
         body = Table.grid(padding=(0, 2))
         body.add_column(style="cyan", justify="right")
@@ -93,7 +93,7 @@ def plain_line(progress: Progress) -> str:
         f"{progress.steps:,}/{progress.total_steps:,} steps ({share:.0%})",
         f"return {return_text(progress)}",
         speed_text(progress),
-        f"{_clock(progress.seconds_left())} left",
+        f"{clock(progress.seconds_left())} left",
         stages_text(*progress.recent()),
     ]
     if progress.evaluation:
@@ -144,7 +144,8 @@ def _learning_text(metrics: Mapping[str, Tensor | float]) -> str:
     return "  ".join(f"{name} {float(value):.3g}" for name, value in shown.items() if value is not None)
 
 
-def _clock(seconds: float | None) -> str:
+def clock(seconds: float | None) -> str:
+    """Minutes and seconds, with hours where there are any; ? where unknown."""
     if seconds is None:
         return "?"
     minutes, rest = divmod(round(seconds), 60)

@@ -98,7 +98,17 @@ def _value(key: str, known: Mapping[str, Any], waiting: list[str], attached: boo
     if not free:
         raise ConfigError(f"{_flag(key)} needs a value")
     words = [waiting.pop(0) for _ in range(free)]
-    return " ".join(words)
+    return " ".join(words) if key in known else _number(words[0])
+
+
+def _number(text: str) -> int | float | bool | str:
+    """Text for which no type is declared: a number or a truth value if it looks like one."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return {"true": True, "false": False}.get(text.lower(), text)
 
 
 def _flag(key: str) -> str:

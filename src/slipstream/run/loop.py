@@ -280,8 +280,9 @@ def _drive(this: _Run, saved: Checkpoint | None) -> Trained:
         progress.start()
         try:
             _loop(training, [progress, *evaluators, rows, checkpoints, display], signals)
-        except Exception:
+        except Exception as error:
             (run.path / "error.txt").write_text(traceback.format_exc())
+            error.add_note(f"traceback:  {run.path / 'error.txt'}\nresume:     slipstream resume {run.path}")
             raise
         checkpoints.save()
         if signals.received is not None and not progress.finished:
