@@ -102,19 +102,30 @@ class _Lane:
         self._life_loss = protocol.life_loss
         self._slots = range(first_slot, first_slot + env.num_envs)
         self._lives = np.zeros(env.num_envs, np.int32)
-        self._first: EnvStep | None = None
+        self._step: EnvStep | None = None
+        self._due = False
 
     def reset(self, seed: int) -> None:
+        self._settle()
         obs, info = self.env.reset(seed=self._seeds(seed))
         self._start(obs, info)
 
     def send(self, action: NDArray[np.int64]) -> None:
-        self._first = None
+        self._settle()
         self.env.send(action)
+        self._due = True
 
     def recv(self) -> EnvStep:
-        if self._first is not None:
-            return self._first
+        self._settle()
+        assert self._step is not None, "recv before reset"
+        return self._step
+
+    def _settle(self) -> None:
+        """Waits for the answer that is due, if one is."""
+        if self._due:
+            self._step, self._due = self._receive(), False
+
+    def _receive(self) -> EnvStep:
         answer: _Answer = self.env.recv()
         obs, reward, game_over, truncated, info = answer
         lives = info["lives"]
@@ -128,6 +139,7 @@ class _Lane:
 
     def decorrelate(self, seed: int, most: int, actions: Actions) -> None:
         """Resets the slots one after the other, so that each has played its own number of random steps at the end."""
+        self._settle()
         starts = [random_start(seed, slot, most) for slot in self._slots]
         steps = np.array([count for count, _ in starts])
         seeds = self._seeds(seed)
@@ -153,7 +165,7 @@ class _Lane:
     def _start(self, obs: NDArray[np.uint8], info: dict[str, NDArray[np.int32]]) -> None:
         self._lives = info["lives"]
         none = np.zeros(len(self._slots), np.bool_)
-        self._first = EnvStep(obs, np.zeros(len(self._slots), np.float32), none, none.copy(), none.copy())
+        self._step = EnvStep(obs, np.zeros(len(self._slots), np.float32), none, none.copy(), none.copy())
 
 
 def atari_game(id: str) -> str | None:

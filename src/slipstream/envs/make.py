@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import difflib
-import importlib.util
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import gymnasium
+from gymnasium.vector import VectorEnv
 
 # Importing ale_py registers its ids with Gymnasium.
-from slipstream.envs import atari, toy
+from slipstream.envs import atari, envpool, toy
 from slipstream.envs.gym import GymEnvs
 from slipstream.envs.options import AtariProtocol, EnvOptions
 from slipstream.envs.slot import Source
+from slipstream.envs.vector import VectorEnvs
 from slipstream.envs.workers import WorkerEnvs
 from slipstream.types import Envs
 
@@ -43,7 +44,7 @@ def make_envs(
     processes with the same bits.
 
     Args:
-        env: An id, or a callable that makes one environment.
+        env: An id, or a callable that makes one environment, or one `gymnasium.vector.VectorEnv` per lane (`vector`).
         num_envs: Slots.
         lanes: Lanes; divides `num_envs`.
         options: Choices; defaults if None.
@@ -57,18 +58,56 @@ def make_envs(
         EnvError: An environment could not be made.
     """
     options = options or EnvOptions()
-    if isinstance(env, str):
+    if not isinstance(env, str):
+        vector = _vector(env)
+        if vector is not None:
+            return _vector_envs(env, vector, num_envs, lanes, options, workers)
+    elif env.startswith(envpool.PREFIX):
+        return envpool.EnvPoolEnvs(env, num_envs, lanes, options, threads)
+    else:
         game = atari.atari_game(env)
         if game is not None:
             protocol = atari_protocol(env, options)
-            return AtariEnvs(env, game, protocol, num_envs, lanes, threads, options.decorrelate_steps)
+            return atari.AtariEnvs(env, game, protocol, num_envs, lanes, threads, options.decorrelate_steps)
     source = gym_source(env, options)
     if workers:
         return WorkerEnvs(source, num_envs, lanes, workers, options.timeout_seconds)
     return GymEnvs(source, num_envs, lanes)
 
 
-AtariEnvs = atari.AtariEnvs
+def _vector(env: Callable[[], object]) -> VectorEnv[Any, Any, Any] | None:
+    """The vector environment that a callable makes, or None if it makes something else, which is closed again."""
+    made = Source(env, _name(env)).call(0)
+    if isinstance(made, VectorEnv):
+        return made
+    if isinstance(made, gymnasium.Env):
+        made.close()
+    return None
+
+
+def _vector_envs(
+    env: Callable[[], object],
+    first: VectorEnv[Any, Any, Any],
+    num_envs: int,
+    lanes: int,
+    options: EnvOptions,
+    workers: int,
+) -> Envs:
+    refused = {
+        "workers": workers,
+        "frame_stack": options.frame_stack - 1,
+        "max_episode_steps": options.max_episode_steps,
+        "decorrelate_steps": options.decorrelate_steps,
+        "kwargs": options.kwargs,
+    }
+    for name, value in refused.items():
+        if value:
+            raise ValueError(f"{_name(env)}: {name} is not for vector environments; build it into the callable")
+    return VectorEnvs(env, first, _name(env), num_envs, lanes)
+
+
+def _name(env: Callable[[], object]) -> str:
+    return getattr(env, "__qualname__", type(env).__name__)
 
 
 def atari_protocol(id: str, options: EnvOptions) -> AtariProtocol:
@@ -100,8 +139,7 @@ def gym_source(env: str | EnvFactory, options: EnvOptions) -> Source:
     if not isinstance(env, str):
         if options.kwargs:
             raise ValueError(f"env kwargs {sorted(options.kwargs)} are for ids; put them into the callable")
-        name = getattr(env, "__qualname__", type(env).__name__)
-        return Source(GymFactory(env, options), name, decorrelate_steps=options.decorrelate_steps)
+        return Source(GymFactory(env, options), _name(env), decorrelate_steps=options.decorrelate_steps)
     if env.startswith("toy:"):
         toy_class(env)
         return Source(GymFactory(env, options), env, "toy", decorrelate_steps=options.decorrelate_steps)
@@ -153,8 +191,10 @@ class GymFactory:
             return toy_class(self.env)(**arguments)
         try:
             return gymnasium.make(self.env, max_episode_steps=limit, disable_env_checker=True, **arguments)
-        except gymnasium.error.DependencyNotInstalled as error:
-            raise ImportError(f"{self.env} needs a package: {_pip_line(self.env, str(error))}") from error
+        except (gymnasium.error.DependencyNotInstalled, ModuleNotFoundError) as error:
+            family = _family(str(gymnasium.spec(self.env).entry_point))
+            line = f': pip install "slipstream[{family}]"' if family in ("mujoco", "box2d") else ""
+            raise ImportError(f"{self.env} needs a package that is not installed ({error}){line}") from error
 
 
 def toy_class(id: str) -> Callable[..., Env]:
@@ -185,13 +225,15 @@ def gym_spec(id: str) -> Any:
 
 
 def list_envs() -> dict[str, list[str]]:
-    """Ids that can be typed, by family, sorted; those of a family whose package is missing are not left out."""
+    """Ids that can be typed, by family, sorted. Gymnasium's own are listed even if a package they need is missing."""
     families: dict[str, list[str]] = {"atari": [], "toy": [f"toy:{name}" for name in toy.TOYS]}
     for id, spec in gymnasium.registry.items():
         if atari.atari_game(id) is not None:
             families["atari"].append(id)
         elif not str(spec.entry_point).startswith("ale_py"):
             families.setdefault(_family(str(spec.entry_point)), []).append(id)
+    for id in envpool.list_envpool():
+        families.setdefault(envpool.envpool_family(id), []).append(id)
     return {family: sorted(ids) for family, ids in families.items()}
 
 
@@ -203,11 +245,3 @@ def _unknown(id: str, known: list[str]) -> str:
     near = difflib.get_close_matches(id, known, n=3, cutoff=0.5)
     hint = f"did you mean {', '.join(near)}? " if near else ""
     return f"unknown environment '{id}'; {hint}`slipstream envs` lists all"
-
-
-def _pip_line(id: str, error: str) -> str:
-    """The pip line of a known extra; otherwise what Gymnasium said."""
-    for extra, package in (("mujoco", "mujoco"), ("box2d", "Box2D")):
-        if extra in error.lower() and importlib.util.find_spec(package) is None:
-            return f'pip install "slipstream[{extra}]"'
-    return error

@@ -43,15 +43,24 @@ class Source:
             EnvError: The factory raised, or returned something else.
             ImportError: A package is missing.
         """
+        env = self.call(slot)
+        if not isinstance(env, gymnasium.Env):
+            raise EnvError(f"{self.id}: expected a gymnasium.Env for slot {slot}, got {type(env).__name__}")
+        return env
+
+    def call(self, slot: int) -> object:
+        """What the factory makes.
+
+        Raises:
+            EnvError: It raised.
+            ImportError: A package is missing.
+        """
         try:
-            env = self.factory()
+            return self.factory()
         except ImportError:
             raise  # its message has the pip line
         except Exception as error:
             raise EnvError(f"{self.id}: making the environment of slot {slot} failed: {error_line(error)}") from error
-        if not isinstance(env, gymnasium.Env):
-            raise EnvError(f"{self.id}: expected a gymnasium.Env for slot {slot}, got {type(env).__name__}")
-        return env
 
     def spec(self, env: gymnasium.Env[Any, Any], num_envs: int, lanes: int) -> EnvSpec:
         """The spec of `num_envs` environments like `env`.

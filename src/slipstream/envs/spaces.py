@@ -25,7 +25,7 @@ def check_observation_space(space: Space[Any], name: str) -> None:
     Raises:
         ValueError: Another space, with its place in the tree.
     """
-    for path, leaf in tree.items(_leaf_spaces(space)):
+    for path, leaf in tree.items(leaf_spaces(space)):
         supported = isinstance(leaf, spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary)
         if not supported:
             where = f" at '{path}'" if path else ""
@@ -83,7 +83,7 @@ def empty_observations(space: Space[Any], rows: int) -> Tree:
 
 def map_space(function: Callable[[Space[Any]], Any], space: Space[Any]) -> Tree:
     """The tree of `function(leaf space)`."""
-    return tree.map(function, _leaf_spaces(space))
+    return tree.map(function, leaf_spaces(space))
 
 
 def leaf_shape(space: Space[Any]) -> tuple[int, ...]:
@@ -218,12 +218,12 @@ class Actions:
         return np.where(bounded, uniform, generator.standard_normal(self.shape[1:])).astype(np.float32)
 
 
-def _leaf_spaces(space: Space[Any]) -> Tree:
+def leaf_spaces(space: Space[Any]) -> Tree:
     """The tree of leaf spaces."""
     if isinstance(space, spaces.Dict):
-        return {key: _leaf_spaces(child) for key, child in space.spaces.items()}
+        return {key: leaf_spaces(child) for key, child in space.spaces.items()}
     if isinstance(space, spaces.Tuple):
-        return tuple(_leaf_spaces(child) for child in space.spaces)
+        return tuple(leaf_spaces(child) for child in space.spaces)
     return space
 
 

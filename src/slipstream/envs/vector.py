@@ -1,0 +1,226 @@
+"""A user's own `gymnasium.vector.VectorEnv`, one per lane, with its autoreset brought to the one rule.
+
+The rule wants a dead row after an episode: its action is ignored, its successor is the reset observation.
+
+- NEXT_STEP does just that.
+- SAME_STEP resets within the step that ends the episode. Its true last observation is in `info["final_obs"]`; on the
+  dead row the fresh episode is stepped with the others, and then reset again with the seed of (seed, slot, episode).
+- DISABLED is told to reset as soon as an episode ends, and from there on is like SAME_STEP.
+
+So in the latter two a slot's episodes are those that `GymEnvs` would play, at the price of one or two extra resets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from gymnasium.vector import AutoresetMode, VectorEnv
+from numpy.typing import NDArray
+
+from slipstream import dice, tree
+from slipstream.envs import spaces
+from slipstream.envs.rows import EnvError, Rows, check_finite
+from slipstream.envs.slot import check_lanes, error_line
+from slipstream.envs.spaces import Actions
+from slipstream.tree import Tree
+from slipstream.types import BoolArray, EnvSpec, EnvStep
+
+Vector = VectorEnv[Any, Any, Any]
+
+
+class VectorEnvs:
+    """Vector environments made by a callable, each with as many environments as a lane has slots.
+
+    In NEXT_STEP mode only the first episode is seeded; later ones use the environments' own streams.
+
+    Args:
+        factory: Makes one vector environment; called once per further lane.
+        first: The one of lane 0.
+        id: Name, for messages.
+        num_envs: Slots.
+        lanes: Lanes; divides `num_envs`.
+
+    Raises:
+        ValueError: A missing or unknown autoreset mode, another number of environments than a lane has slots, or an
+            unsupported space.
+    """
+
+    def __init__(self, factory: Callable[[], object], first: Vector, id: str, num_envs: int, lanes: int) -> None:
+        size = num_envs // check_lanes(num_envs, lanes)
+        vectors = [first]
+        for lane in range(1, lanes):
+            made = factory()
+            if not isinstance(made, VectorEnv):
+                raise ValueError(
+                    f"{id}: expected another vector environment for lane {lane}, got {type(made).__name__}"
+                )
+            vectors.append(made)
+        for vector in vectors:
+            if vector.num_envs != size:
+                raise ValueError(
+                    f"{id}: the vector environment has {vector.num_envs} environments, but a lane has {size} slots "
+                    f"(num_envs {num_envs} over {lanes} lanes)"
+                )
+        spaces.check_observation_space(first.single_observation_space, id)
+        self._actions = Actions(first.single_action_space, size, id)
+        self._spec = EnvSpec(
+            id=id,
+            observation_space=first.single_observation_space,
+            action_space=spaces.policy_action_space(first.single_action_space),
+            num_envs=num_envs,
+            lanes=lanes,
+        )
+        self._lanes = [_Lane(vector, id, lane * size) for lane, vector in enumerate(vectors)]
+
+    @property
+    def spec(self) -> EnvSpec:
+        """Spaces, slots and lanes."""
+        return self._spec
+
+    def reset(self, seed: int) -> None:
+        """Starts every slot at episode 0 of run `seed`."""
+        for lane in self._lanes:
+            lane.reset(seed)
+
+    def send(self, action: NDArray[Any], lane: int) -> None:
+        """Steps the vector environment of `lane`, here and now.
+
+        Raises:
+            EnvError: It raised, or answered with something else than its spaces and its autoreset mode promise.
+            ValueError: Actions of the wrong shape, dtype or range.
+        """
+        self._lanes[lane].step(self._actions.encode(action))
+
+    def recv(self, lane: int) -> EnvStep:
+        """The row of the last `reset` or `send`.
+
+        Raises:
+            EnvError: A reward or observation is not finite.
+        """
+        return self._lanes[lane].row()
+
+    def close(self) -> None:
+        """Closes the vector environments; the second call does nothing."""
+        for lane in self._lanes:
+            lane.vector.close()
+        self._lanes = []
+
+
+class _Lane:
+    """A vector environment, the row it filled, and the episodes its slots are in."""
+
+    def __init__(self, vector: Vector, id: str, first_slot: int) -> None:
+        self.vector, self._id, self._first_slot = vector, id, first_slot
+        self._mode = autoreset_mode(vector, id)
+        self._rows = Rows.empty(vector.single_observation_space, vector.num_envs)
+        self._write = spaces.observation_writer(vector.single_observation_space, self._rows.obs)
+        self._episode = [0] * vector.num_envs
+        self._seed = self._count = 0
+
+    def reset(self, seed: int) -> None:
+        self._seed, self._count, self._episode = seed, 0, [0] * self.vector.num_envs
+        self._fill(range(self.vector.num_envs), self._call_reset(None))
+        for array in (self._rows.reward, self._rows.terminated, self._rows.truncated, self._rows.ended):
+            array.fill(0)
+
+    def step(self, action: NDArray[Any]) -> None:
+        self._count += 1
+        rows, dead = self._rows, self._rows.ended.copy()
+        try:
+            obs, reward, terminated, truncated, info = self.vector.step(action)
+        except Exception as error:
+            raise EnvError(f"{self._place()}: step raised {error_line(error)}") from error
+        self._fill(range(self.vector.num_envs), obs)
+        rows.reward[:], rows.terminated[:], rows.truncated[:] = reward, terminated, truncated
+        if dead.any():
+            self._bury(dead)
+        rows.ended[:] = rows.terminated | rows.truncated
+        if rows.ended.any() and self._mode is AutoresetMode.SAME_STEP:
+            self._fill_final(info)
+        elif rows.ended.any() and self._mode is AutoresetMode.DISABLED:
+            self._call_reset(rows.ended.copy())
+
+    def row(self) -> EnvStep:
+        step = self._rows.step()
+        check_finite(step, self._id, self._first_slot, self._count)
+        return step
+
+    def _bury(self, dead: BoolArray) -> None:
+        """Makes the rows of slots whose episode had ended dead ones, which hold the reset observation."""
+        rows = self._rows
+        if self._mode is AutoresetMode.NEXT_STEP:
+            flagged = dead & (rows.terminated | rows.truncated | (rows.reward != 0))
+            if flagged.any():
+                slot = self._first_slot + int(np.flatnonzero(flagged)[0])
+                raise EnvError(
+                    f"{self._place()}: autoreset_mode says NEXT_STEP, but slot {slot} has a reward or an end on the "
+                    "step that should have reset it; is it another mode?"
+                )
+            return
+        for column in np.flatnonzero(dead):
+            self._episode[column] += 1
+        before = tree.map(np.copy, rows.obs)
+        self._fill(range(self.vector.num_envs), self._call_reset(dead))
+        alive = ~dead
+        for old, new in zip(tree.leaves(before), tree.leaves(rows.obs), strict=True):
+            if not np.array_equal(old[alive], new[alive], equal_nan=old.dtype.kind == "f"):
+                raise EnvError(f"{self._place()}: reset(options={{'reset_mask': mask}}) changed slots outside the mask")
+        rows.reward[dead], rows.terminated[dead], rows.truncated[dead] = 0.0, False, False
+
+    def _call_reset(self, mask: BoolArray | None) -> Any:
+        columns = range(self.vector.num_envs) if mask is None else [int(column) for column in np.flatnonzero(mask)]
+        seeds: list[int | None] = [None] * self.vector.num_envs
+        for column in columns:
+            seeds[column] = dice.env_seed(self._seed, "env", self._first_slot + column, self._episode[column])
+        reset: Any = self.vector.reset  # Gymnasium's own take a list of seeds, its annotation does not say so
+        try:
+            return reset(seed=seeds, options=None if mask is None else {"reset_mask": mask})[0]
+        except Exception as error:
+            raise EnvError(f"{self._place()}: reset raised {error_line(error)}") from error
+
+    def _fill(self, columns: Sequence[int], obs: Tree) -> None:
+        try:
+            for column in columns:
+                self._write(column, _pick(obs, column))
+        except (ValueError, IndexError, KeyError) as error:
+            raise EnvError(f"{self._place()}: {error}") from error
+
+    def _fill_final(self, info: dict[str, Any]) -> None:
+        final = info.get("final_obs")
+        if final is None:
+            raise EnvError(
+                f"{self._place()}: autoreset_mode SAME_STEP needs the last observations in info['final_obs']"
+            )
+        self._fill([int(column) for column in np.flatnonzero(self._rows.ended)], final)
+
+    def _place(self) -> str:
+        return (
+            f"{self._id}: slots {self._first_slot} to {self._first_slot + self.vector.num_envs - 1}, step {self._count}"
+        )
+
+
+def autoreset_mode(vector: Vector, id: str) -> AutoresetMode:
+    """The mode that the vector environment declares in its metadata.
+
+    Raises:
+        ValueError: None, or one that Gymnasium does not know.
+    """
+    declared = vector.metadata.get("autoreset_mode")
+    try:
+        return AutoresetMode(declared)
+    except ValueError:
+        raise ValueError(
+            f"{id}: metadata['autoreset_mode'] is {declared!r}; set it to AutoresetMode.NEXT_STEP, SAME_STEP or "
+            "DISABLED of gymnasium.vector, whichever is true"
+        ) from None
+
+
+def _pick(batch: Tree, column: int) -> Tree:
+    """One observation of a batch."""
+    if isinstance(batch, dict):
+        return {key: _pick(child, column) for key, child in batch.items()}
+    if isinstance(batch, tuple):
+        return tuple(_pick(child, column) for child in batch)
+    return batch[column]
