@@ -133,8 +133,9 @@ def vtrace(
         A_t = min(rho_pg_bar, pi/mu) (r_t + gamma q_{t+1} - V(o_t))
         q_{t+1} = lambda vs_{t+1} + (1 - lambda) V(o_{t+1})
 
-    At a cut and at the end of the slab `vs_{t+1}` is V(o_{t+1}). With lambda = 1, q is vs as in the paper; the mixture
-    keeps the identity below for every lambda.
+    At a cut and at the end of the slab `vs_{t+1}` is V(o_{t+1}).
+
+    Deviation: the paper has q = vs for every lambda. The mixture (the same at lambda = 1) keeps the identity below.
 
     Identity: on-policy (`log_ratio = 0`, caps of 1) `pg_advantage` is `gae(lambda_)`, and `vs` is `value` plus it.
 
