@@ -31,7 +31,7 @@ def describe(space: Space[Any]) -> Json:
         case spaces.MultiDiscrete():
             return {"kind": "MultiDiscrete", "nvec": space.nvec.tolist(), "dtype": str(space.dtype)}
         case spaces.MultiBinary():
-            return {"kind": "MultiBinary", "shape": list(space.shape)}
+            return {"kind": "MultiBinary", "n": space.n if isinstance(space.n, int) else list(map(int, space.n))}
         case spaces.Dict():
             return {"kind": "Dict", "spaces": {key: describe(part) for key, part in space.spaces.items()}}
         case spaces.Tuple():
@@ -56,7 +56,7 @@ def restore(form: Json) -> Space[Any]:
         case "MultiDiscrete":
             return spaces.MultiDiscrete(np.array(form["nvec"]), dtype=np.dtype(form["dtype"]).type)
         case "MultiBinary":
-            return spaces.MultiBinary(form["shape"])
+            return spaces.MultiBinary(form["n"])
         case "Dict":
             return spaces.Dict({key: restore(part) for key, part in form["spaces"].items()})
         case "Tuple":

@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+
+from slipstream.run import flags
+from slipstream.run.config import canonical, known_settings
+from slipstream.run.settings import ConfigError
+
+
+@dataclass(frozen=True)
+class Options:
+    run: str
+    episodes: int = 30
+    greedy: bool = False
+
+
+def test_flags_stand_anywhere_among_the_positional_arguments() -> None:
+    for words in (
+        ["RUN", "--episodes", "7", "--greedy"],
+        ["--greedy", "RUN", "--episodes=7"],
+        ["--episodes", "7", "--greedy", "RUN"],
+    ):
+        assert flags.parse(Options, words, "eval") == Options("RUN", 7, True)
+    assert flags.parse(Options, ["RUN", "--no-greedy"], "eval") == Options("RUN")
+    assert flags.parse(Options, ["RUN", "--greedy", "false"], "eval") == Options("RUN")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "RUN is missing: type slipstream eval RUN"),
+        (["a", "b"], "unexpected argument 'b'; see slipstream eval --help"),
+        (["a", "--episode", "3"], "unknown flag --episode. Did you mean --episodes?"),
+        (["a", "--episodes"], "--episodes needs a value"),
+        (["a", "--episodes", "--greedy"], "--episodes needs a value"),
+        (["a", "--episodes", "x"], "episodes: expected a whole number (such as 128 or 2e6), got 'x'"),
+    ],
+)
+def test_parse_says_what_is_wrong(words: list[str], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        flags.parse(Options, words, "eval")
+    assert str(caught.value) == message
+
+
+def test_settings_of_a_run() -> None:
+    known = known_settings("ppo")
+    words = "--env X --net.hidden 32 16 --seed=-3 --algo.no-anneal-lr --env-options.kwargs.gravity 9.5".split()
+    positional, values = flags.split(words, known, canonical)
+    assert positional == []
+    assert values == {
+        "env": "X",
+        "net.hidden": "32 16",
+        "seed": "-3",
+        "algo.anneal_lr": "false",
+        "env_options.kwargs.gravity": 9.5,
+    }
+
+
+@pytest.mark.parametrize(
+    ("flag", "key"),
+    [
+        ("--total-timesteps", "total_steps"),
+        ("--n-envs", "num_envs"),
+        ("--num-steps", "unroll"),
+        ("--env-id", "env"),
+        ("--learning-rate", "algo.lr"),
+        ("--gamma", "algo.gamma"),
+        ("--clip-coef", "algo.clip_range"),
+        ("--algo.n-epochs", "algo.epochs"),
+    ],
+)
+def test_names_of_other_libraries(flag: str, key: str) -> None:
+    assert flags.split([flag, "1"], known_settings("ppo"), canonical)[1] == {key: "1"}
+
+
+@pytest.mark.parametrize(
+    ("flag", "nearest"),
+    [("--algo.lrr", "--algo.lr"), ("--lrr", "--algo.lr"), ("--totl-steps", "--total-steps"), ("--worker", "--placement.workers")],
+)
+def test_unknown_flag_names_the_nearest(flag: str, nearest: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        flags.split([flag, "1"], known_settings("ppo"), canonical)
+    assert str(caught.value) == f"unknown flag {flag}. Did you mean {nearest}?"
+
+
+def test_a_flag_of_another_algorithm_is_unknown() -> None:
+    with pytest.raises(ConfigError, match=r"unknown flag --clip-range\."):
+        flags.split(["--clip-range", "1"], known_settings("a2c"), canonical)

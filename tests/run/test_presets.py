@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import pytest
+
+from slipstream.algos import ALGORITHMS, PPO
+from slipstream.run import presets
+from slipstream.run.config import Config, ConfigError, override
+
+FAMILIES = ["atari", "gfootball", "classic", "mujoco", "box2d", "toy", "other"]
+
+
+@pytest.mark.parametrize("key", sorted(presets.PRESETS))
+def test_every_preset_is_a_valid_configuration(key: tuple[str, str]) -> None:
+    algo, _ = key
+    config = override(Config(env="x", algo=ALGORITHMS[algo]()), presets.PRESETS[key])
+    assert config.algo.name == algo
+
+
+@pytest.mark.parametrize("algo", sorted(ALGORITHMS))
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_has_a_preset_for_every_algorithm(algo: str, family: str) -> None:
+    assert (algo, family) in presets.PRESETS
+
+
+@pytest.mark.parametrize(
+    ("env", "family"),
+    [
+        ("ALE/Pong-v5", "atari"),
+        ("PongNoFrameskip-v4", "atari"),
+        ("CartPole-v1", "classic"),
+        ("HalfCheetah-v5", "mujoco"),
+        ("LunarLander-v3", "box2d"),
+        ("toy:catch", "toy"),
+        ("callable:make", "other"),
+    ],
+)
+def test_family(env: str, family: str) -> None:
+    assert presets.family(env) == family
+
+
+def test_flags_win_over_the_id_and_the_id_over_its_family() -> None:
+    general, exact = presets.PRESETS["ppo", "classic"], presets.PRESETS["ppo", "Acrobot-v1"]
+    config = presets.configure("ppo", "Acrobot-v1", {"algo.gamma": 0.5})
+    assert isinstance(config.algo, PPO)
+    assert config.algo.gamma == 0.5
+    assert config.algo.epochs == exact["algo.epochs"] != general["algo.epochs"]
+    assert config.algo.clip_range == general["algo.clip_range"]
+    assert presets.configure("ppo", "CartPole-v1").algo.epochs == general["algo.epochs"]
+
+
+def test_unknown_key_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match=r"unknown setting algo\.gama\. Did you mean algo\.gamma\?"):
+        presets.configure("ppo", "CartPole-v1", {"algo.gama": 0.5})
+
+
+def test_names_of_other_libraries_are_understood() -> None:
+    config = presets.configure("ppo", "CartPole-v1", {"n_envs": 4, "learning_rate": 0.25})
+    assert (config.num_envs, config.algo.lr) == (4, 0.25)
