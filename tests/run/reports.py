@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from gymnasium import spaces
 
-from slipstream.types import Episode, EnvSpec, Report
+from slipstream.types import EnvSpec, Episode, Report
 
 
 def report(update: int, steps: int, returns: tuple[float, ...] = (), **metrics: float) -> Report:
@@ -16,4 +16,6 @@ def report(update: int, steps: int, returns: tuple[float, ...] = (), **metrics: 
 
 def spec(actions: int = 2, size: int = 3) -> EnvSpec:
     box = spaces.Box(-1.0, np.inf, (size,), np.float32)
-    return EnvSpec("made-up-v1", box, spaces.Discrete(actions), num_envs=6, lanes=2, frames_per_step=4, family="classic")
+    return EnvSpec(
+        "made-up-v1", box, spaces.Discrete(actions), num_envs=6, lanes=2, frames_per_step=4, family="classic"
+    )

@@ -126,7 +126,7 @@ def test_an_error_of_fsync_counts_as_not_written(tmp_path: Path, monkeypatch: py
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(CheckpointError, match="No space left on device .*there is no older checkpoint"):
+    with pytest.raises(CheckpointError, match=r"No space left on device .*there is no older checkpoint"):
         _save(tmp_path, 10)
     assert list(tmp_path.iterdir()) == []
 
@@ -199,7 +199,9 @@ def test_another_environment_is_refused(tmp_path: Path) -> None:
     _save(tmp_path, 10)
     found = checkpoint.newest(tmp_path)
     found.require(spec())
-    with pytest.raises(CheckpointError, match=r"belongs to another environment: its action space .*Discrete\(2\), .*\(4\)"):
+    with pytest.raises(
+        CheckpointError, match=r"belongs to another environment: its action space .*Discrete\(2\), .*\(4\)"
+    ):
         found.require(spec(actions=4))
     with pytest.raises(CheckpointError, match="its observation space"):
         found.require(spec(size=5))

@@ -16,7 +16,7 @@ from slipstream.types import Act
 
 
 class Recorder:
-    """A recurrent policy that does nothing and notes the states it is given; its state counts the rows of an episode."""
+    """A recurrent policy that notes what it is given; its state counts the rows of an episode."""
 
     dice_width = 1
     recurrent = True
@@ -57,7 +57,9 @@ def test_every_slot_plays_its_share_of_whole_episodes() -> None:
 def test_the_state_is_zero_where_an_episode_starts() -> None:
     policy = Recorder()
     evaluate(policy, _counter(1), episodes=3, seed=1)
-    shown = [(int(obs[0, 1]), int(obs[0, 2]), int(state[0, 0])) for obs, state in zip(policy.obs, policy.states)]
+    shown = [
+        (int(obs[0, 1]), int(obs[0, 2]), int(state[0, 0])) for obs, state in zip(policy.obs, policy.states, strict=True)
+    ]
     alive = [(episode, t, state) for episode, t, state in shown if (episode, t) not in [(0, 3), (1, 5)]]
     assert all(state == t for _, t, state in alive)
     assert [t for _, t, _ in alive] == [0, 1, 2, 0, 1, 2, 3, 4, 0, 1]

@@ -46,7 +46,17 @@ def test_parse_says_what_is_wrong(words: list[str], message: str) -> None:
 
 def test_settings_of_a_run() -> None:
     known = known_settings("ppo")
-    words = "--env X --net.hidden 32 16 --seed=-3 --algo.no-anneal-lr --env-options.kwargs.gravity 9.5".split()
+    words = [
+        "--env",
+        "X",
+        "--net.hidden",
+        "32",
+        "16",
+        "--seed=-3",
+        "--algo.no-anneal-lr",
+        "--env-options.kwargs.gravity",
+        "9.5",
+    ]
     positional, values = flags.split(words, known, canonical)
     assert positional == []
     assert values == {
@@ -77,7 +87,12 @@ def test_names_of_other_libraries(flag: str, key: str) -> None:
 
 @pytest.mark.parametrize(
     ("flag", "nearest"),
-    [("--algo.lrr", "--algo.lr"), ("--lrr", "--algo.lr"), ("--totl-steps", "--total-steps"), ("--worker", "--placement.workers")],
+    [
+        ("--algo.lrr", "--algo.lr"),
+        ("--lrr", "--algo.lr"),
+        ("--totl-steps", "--total-steps"),
+        ("--worker", "--placement.workers"),
+    ],
 )
 def test_unknown_flag_names_the_nearest(flag: str, nearest: str) -> None:
     with pytest.raises(ConfigError) as caught:

@@ -22,7 +22,11 @@ def _feed(progress: Progress, rows: Metrics, updates: list[tuple[int, int, tuple
 def test_rows_come_by_step_and_hold_means_over_their_updates(tmp_path: Path) -> None:
     progress = Progress(total_steps=70, frames_per_step=4)
     rows = Metrics(tmp_path / "metrics.jsonl", None, progress, every=20)
-    _feed(progress, rows, [(1, 11, (1.0, 3.0), 1.0), (2, 22, (), 2.0), (3, 33, (), 6.0), (4, 44, (8.0,), 4.0), (5, 71, (), 3.0)])
+    _feed(
+        progress,
+        rows,
+        [(1, 11, (1.0, 3.0), 1.0), (2, 22, (), 2.0), (3, 33, (), 6.0), (4, 44, (8.0,), 4.0), (5, 71, (), 3.0)],
+    )
     rows.close()
     found = metrics.read(tmp_path / "metrics.jsonl")
     assert [row["time/steps"] for row in found] == [22, 44, 71]
@@ -90,6 +94,11 @@ def test_what_json_cannot_say_is_null(tmp_path: Path) -> None:
     assert metrics.read(tmp_path / "metrics.jsonl") == [{"time/steps": 1, "nan": None, "inf": None}]
 
 
+def _append(table: Table, steps: tuple[int, ...]) -> None:
+    for each in steps:
+        table.append({"time/steps": each})
+
+
 def test_a_full_disk_tears_no_row_and_loses_none(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     table = Table(path)
@@ -98,8 +107,7 @@ def test_a_full_disk_tears_no_row_and_loses_none(tmp_path: Path) -> None:
     try:
         table.append({"time/steps": 1})
         with pytest.warns(UserWarning, match=r"metrics\.jsonl: .*rows wait in memory"):
-            for steps in (2, 3, 4, 5):
-                table.append({"time/steps": steps})
+            _append(table, (2, 3, 4, 5))
         assert [row["time/steps"] for row in metrics.read(path)] == [1, 2, 3]
         assert path.read_bytes().endswith(b"}\n")
     finally:

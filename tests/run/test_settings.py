@@ -101,7 +101,10 @@ def test_dotted_and_nested_keys_are_the_same() -> None:
         ({"env": "x", "leaf": {"rat": 1}}, "unknown setting leaf.rat. Did you mean leaf.rate?"),
         ({"env": "x", "rate": 1}, "unknown setting rate. Did you mean leaf.rate?"),
         ({"count": 1}, "env is missing"),
-        ({"env": "x", "leaf": 3}, "leaf: expected settings below it (leaf.rate, leaf.sizes, leaf.switch, leaf.limit), got 3"),
+        (
+            {"env": "x", "leaf": 3},
+            "leaf: expected settings below it (leaf.rate, leaf.sizes, leaf.switch, leaf.limit), got 3",
+        ),
         ({"env": "x", "leaf": {"name": "other"}}, "leaf.name: expected leaf, got other"),
         (
             {"env": "x", "zzzz": 1},

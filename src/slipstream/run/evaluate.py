@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from slipstream import dice, tree
+from slipstream.nets.policy import ActorCritic
 from slipstream.run.progress import Progress, Spread, crossed, spread
-from slipstream.types import Envs, Policy, Report
+from slipstream.types import Envs, Report
 
 SLOTS = 10
 """Environments that evaluate in parallel, at most."""
@@ -59,7 +60,7 @@ def slots(episodes: int) -> int:
 
 @torch.inference_mode()
 def evaluate(
-    policy: Policy, envs: Envs, episodes: int, seed: int, index: int = 0, greedy: bool = False, limit: int = 1_000_000
+    policy: ActorCritic, envs: Envs, episodes: int, seed: int, index: int = 0, greedy: bool = False, limit: int = 10**6
 ) -> Evaluation:
     """Plays `episodes` episodes with a policy that is only read: normalisers do not move.
 
@@ -131,7 +132,9 @@ class Evaluator:
         seed: The run's seed.
     """
 
-    def __init__(self, policy: Policy, envs: Envs, progress: Progress, every: int, episodes: int, seed: int) -> None:
+    def __init__(
+        self, policy: ActorCritic, envs: Envs, progress: Progress, every: int, episodes: int, seed: int
+    ) -> None:
         self._policy, self._envs, self._progress = policy, envs, progress
         self._every, self._episodes, self._seed = every, episodes, seed
 

@@ -1,0 +1,200 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from slipstream.run import checkpoint, cli, metrics
+from slipstream.run.config import from_plain
+from tests.run.runs import train
+
+SMALL = [
+    "--num-envs",
+    "3",
+    "--unroll",
+    "7",
+    "--algo.batch-size",
+    "21",
+    "--algo.epochs",
+    "2",
+    "--net.hidden",
+    "8",
+    "--log.no-tensorboard",
+]
+
+
+def _run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, list[str], str]:
+    """Exit code, lines of output, and the last line of the errors."""
+    code = cli.main(list(words))
+    out, error = capsys.readouterr()
+    return code, out.splitlines(), (error.splitlines() or [""])[-1]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        ("trian", 2, "unknown verb 'trian'. Did you mean train?"),
+        ("train", 2, "ALGO is missing: slipstream train a2c|ppo --env ENV"),
+        ("train pop --env CartPole-v1", 2, "unknown algorithm 'pop'. Did you mean ppo?"),
+        ("train ppo", 2, "--env is missing: slipstream train ppo --env ENV (slipstream envs lists them)"),
+        ("train ppo x --env CartPole-v1", 2, "unexpected argument 'x'; see slipstream train ppo --help"),
+        ("train ppo --env CartPole-v1 --algo.lrr 3", 2, "unknown flag --algo.lrr. Did you mean --algo.lr?"),
+        ("train ppo --env CartPole-v1 --algo.lr x", 2, "algo.lr: expected a number, got 'x'"),
+        ("train ppo --env CartPole-v1 --seed", 2, "--seed needs a value"),
+        (
+            "train ppo --env CartPole-v1 --num-envs 9 --lanes 2",
+            2,
+            "lanes=2 must divide num_envs=9; nearest that fit: lanes=1, or num_envs=10",
+        ),
+        ("train ppo --config nowhere.yaml", 2, "nowhere.yaml: No such file or directory"),
+        ("eval nowhere", 2, "nowhere is not a run directory: it has no config.yaml"),
+        ("resume", 2, "RUN is missing: type slipstream resume RUN"),
+        ("watch nowhere", 2, "nowhere is not a run directory: it has no config.yaml"),
+        ("envs nosuchenvironment", 2, "no environment id contains 'nosuchenvironment'"),
+        ("presets pop", 2, "no preset for 'pop'. Did you mean ppo?"),
+    ],
+)
+def test_mistakes_end_in_one_clear_line(
+    capsys: pytest.CaptureFixture[str], words: str, code: int, message: str
+) -> None:
+    found, out, last = _run(capsys, *words.split())
+    assert (found, out, last) == (code, [], f"slipstream: error: {message}")
+
+
+def test_unknown_environment(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    code, _, last = _run(capsys, "train", "ppo", "--env", "CartPol-v1", "--log.dir", str(tmp_path))
+    assert code == 1
+    assert last.startswith("slipstream: error: unknown environment 'CartPol-v1'; did you mean CartPole-v1")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_debug_shows_the_traceback_and_the_message_stays_last(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["eval", "nowhere", "--debug"]) == 2
+    error = capsys.readouterr().err
+    assert "Traceback (most recent call last)" in error
+    assert error.splitlines()[-1] == "slipstream: error: nowhere is not a run directory: it has no config.yaml"
+
+
+def test_a_bug_shows_its_traceback_unasked(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def bug() -> dict[str, list[str]]:
+        raise KeyError("oops")
+
+    monkeypatch.setattr(cli, "list_envs", bug)
+    assert cli.main(["envs"]) == 1
+    error = capsys.readouterr().err
+    assert "Traceback (most recent call last)" in error
+    assert error.splitlines()[-1] == "slipstream: error: KeyError: 'oops'"
+
+
+def test_print_config_is_the_configuration(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    words = [
+        "train",
+        "ppo",
+        "--env",
+        "CartPole-v1",
+        "--n-envs",
+        "4",
+        "--learning-rate",
+        "1e-3",
+        "--total-timesteps",
+        "2e4",
+        "--print-config",
+    ]
+    code, out, _ = _run(capsys, *words, "--log.dir", str(tmp_path / "runs"))
+    assert code == 0
+    config = from_plain(yaml.safe_load("\n".join(out)))
+    assert (config.num_envs, config.algo.lr, config.total_steps) == (4, 1e-3, 20_000)
+    assert not (tmp_path / "runs").exists()
+    file = tmp_path / "config.yaml"
+    file.write_text("\n".join(out))
+    code, again, _ = _run(capsys, "train", "--config", str(file), "--seed", "9", "--print-config")
+    assert code == 0
+    assert [(old, new) for old, new in zip(out, again, strict=True) if old != new] == [("seed: 1", "seed: 9")]
+    code, _, last = _run(capsys, "train", "a2c", "--config", str(file))
+    assert (code, last) == (2, "slipstream: error: the file is for algo.name ppo, not a2c")
+
+
+def test_lists(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "  CartPole-v1" in _run(capsys, "envs", "cartpole")[1]
+    assert [line.split()[0] for line in _run(capsys, "algos")[1]] == ["a2c", "ppo"]
+    assert _run(capsys, "presets", "a2c", "classic")[1][0] == "# a2c on classic"
+    assert _run(capsys)[1][0].startswith("slipstream: fast parallel")
+
+
+@pytest.mark.parametrize(
+    "verb", ["eval", "watch", "resume", "envs", "check-env", "train", "train ppo --env CartPole-v1"]
+)
+def test_help(capsys: pytest.CaptureFixture[str], verb: str) -> None:
+    code, out, _ = _run(capsys, *verb.split(), "--help")
+    assert code == 0
+    assert f"slipstream {' '.join(verb.split()[:2])}" in out[0]
+    if verb.startswith("train ppo"):
+        text = " ".join(out)
+        for flag in ("--algo.clip-range", "--net.hidden", "--placement.workers", "--log.eval-every", "--total-steps"):
+            assert flag in text
+
+
+def test_train_eval_watch_resume(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    words = ["train", "ppo", "--env", "CartPole-v1", "--total-steps", "2e2", "--log.dir", str(tmp_path), *SMALL]
+    code, out, error = _run(capsys, *words)
+    assert (code, error) == (0, "")
+    (run,) = tmp_path.iterdir()
+    assert out[0] == f"ppo on CartPole-v1, seed 1 -> {run}"
+    assert out[-4:] == [
+        f"run:       {run}",
+        f"evaluate:  slipstream eval {run} --episodes 30",
+        f"watch:     slipstream watch {run}",
+        f"go on:     slipstream resume {run} --total-steps 400",
+    ]
+    assert (run / "command.txt").read_text() == f"slipstream {' '.join(words)}\n"
+
+    code, out, _ = _run(capsys, *out[-3].split()[2:])
+    assert code == 0
+    assert out[0].startswith("ppo on CartPole-v1 after 2")
+    assert out[1].startswith("return: mean ")
+    assert all(word in out[1] for word in ("std", "min", "max"))
+
+    code, _, last = _run(capsys, "resume", str(run))
+    assert code == 2
+    assert "is finished" in last
+    code, out, _ = _run(capsys, "resume", str(run), "--total-steps", "300")
+    assert code == 0
+    assert ", resumed at step 2" in out[0]
+    assert metrics.read(run / "metrics.jsonl")[-1]["time/steps"] >= 300
+
+
+def test_a_checkpoint_of_another_environment_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    run = train(tmp_path, total_steps=20).run.path
+    file = run / "config.yaml"
+    file.write_text(file.read_text().replace("CartPole-v1", "Acrobot-v1"))
+    code, _, last = _run(capsys, "eval", str(run), "--episodes", "2")
+    assert code == 1
+    assert last.startswith(f"slipstream: error: {run} belongs to another environment: its observation space")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_tells_how_to_go_on(tmp_path: Path, number: signal.Signals) -> None:
+    program = "import sys; from slipstream.run.cli import main; sys.exit(main())"
+    words = ["train", "ppo", "--env", "CartPole-v1", "--total-steps", "1e9", "--log.console-every", "50", *SMALL]
+    child = subprocess.Popen(
+        [sys.executable, "-c", program, *words],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    assert child.stdout is not None
+    lines = [child.stdout.readline() for _ in range(3)]
+    assert "steps" in lines[2]
+    child.send_signal(number)
+    _, error = child.communicate(timeout=60)
+    assert child.returncode == 128 + number
+    (run,) = (tmp_path / "runs").iterdir()
+    assert error.splitlines()[-1] == f"resume:  slipstream resume {run.relative_to(tmp_path)}"
+    assert checkpoint.newest(run / "checkpoints").steps > 0

@@ -1,0 +1,212 @@
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import stat
+import threading
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import pytest
+import torch
+
+from slipstream.run import checkpoint, metrics
+from slipstream.run.checkpoint import CheckpointError
+from slipstream.run.directory import RunDirectory
+from slipstream.run.loop import CALLABLE, Interrupted, Parts
+from slipstream.run.progress import Progress
+from slipstream.run.settings import ConfigError
+from tests.run.runs import configuration, resume, stop_after, train
+
+
+def _steps(run: RunDirectory) -> list[int]:
+    return sorted(int(path.name) for path in run.checkpoints.iterdir())
+
+
+def test_a_run_leaves_everything_behind(tmp_path: Path) -> None:
+    trained = train(
+        tmp_path, log__tensorboard=True, log__checkpoint_every=50, log__eval_every=100, log__eval_episodes=3
+    )
+    run, progress = trained.run, trained.progress
+    assert run.path.parent == tmp_path
+    assert run.path.name.startswith("CartPole-v1__ppo__1__")
+    assert stat.S_IMODE(run.path.stat().st_mode) == 0o700
+    assert run.config() == configuration(
+        tmp_path, log__tensorboard=True, log__checkpoint_every=50, log__eval_every=100, log__eval_episodes=3
+    )
+    assert (run.path / "command.txt").read_text() == "a 'test it'\n"
+    surroundings = json.loads((run.path / "env.json").read_text())
+    assert {"started", "python", "versions", "cpu", "cores", "gpus", "git"} <= set(surroundings)
+    assert surroundings["versions"]["torch"] == torch.__version__
+    rows = metrics.read(run.metrics)
+    assert rows[-1]["time/steps"] == progress.steps >= 200
+    assert rows[-1]["time/episodes"] == progress.episodes > 0
+    assert {"train/value_loss", "train/approx_kl", "rollout/ep_rew_mean", "time/steps_per_second"} <= set(rows[-1])
+    assert [row["eval/episodes"] for row in rows if "eval/mean_reward" in row] == [3.0, 3.0]
+    assert list(run.tensorboard.iterdir())
+    assert len(_steps(run)) <= 3
+    assert max(_steps(run)) == progress.steps
+    assert not (run.path / "error.txt").exists()
+
+
+def test_two_runs_never_share_a_directory(tmp_path: Path) -> None:
+    first, second = train(tmp_path, total_steps=20), train(tmp_path, total_steps=20)
+    assert first.run.path != second.run.path
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_bad_input_leaves_no_directory(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="unknown environment"):
+        train(tmp_path, env="CartPol-v1")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_resume_continues_counters_anneal_and_metrics(tmp_path: Path) -> None:
+    run = train(tmp_path, total_steps=400, log__checkpoint_every=100).run
+    before = metrics.read(run.metrics)
+    first, *later = _steps(run)
+    half = checkpoint.read(run.checkpoints / str(first))
+    for steps in later:
+        (run.checkpoints / str(steps) / "MANIFEST.json").unlink()
+    with pytest.warns(UserWarning, match=f"falling back to the checkpoint at step {first}"):
+        again = resume(run.path)
+    rows = metrics.read(run.metrics)
+    kept = [row for row in before if row["time/steps"] <= first]
+    assert 0 < len(kept) < len(before)
+    assert rows[: len(kept)] == kept
+    steps = [row["time/steps"] for row in rows]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == again.progress.steps >= 400
+    rates = [row["train/learning_rate"] for row in rows]
+    assert rates == sorted(rates, reverse=True)
+    facts = half.facts()
+    assert facts["progress"]["updates"] == facts["training"]["version"] < again.progress.updates
+    assert facts["progress"]["episodes"] <= again.progress.episodes
+    assert rows[-1]["time/seconds"] > facts["progress"]["seconds"]
+    assert checkpoint.newest(run.checkpoints).steps == again.progress.steps
+
+
+def test_resume_starts_from_the_very_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from slipstream.run.training import Training
+
+    run = train(tmp_path, total_steps=100).run
+    saved = checkpoint.newest(run.checkpoints)
+    seen: list[dict[str, Any]] = []
+    original = Training.__iter__
+
+    def spy(self: Training) -> Any:
+        tensors, facts = self.state()
+        seen.append({name: value.clone() for name, value in tensors.items()} | facts)
+        return original(self)
+
+    monkeypatch.setattr(Training, "__iter__", spy)
+    resume(run.path, total_steps=200)
+    tensors = saved.tensors()
+    assert any(name.startswith("optimizer.") for name in tensors)
+    assert all(torch.equal(seen[0][name], value) for name, value in tensors.items())
+    assert {name: seen[0][name] for name in saved.facts()["training"]} == saved.facts()["training"]
+    assert run.config().total_steps == 200
+
+
+def test_a_finished_run_says_so(tmp_path: Path) -> None:
+    run = train(tmp_path, total_steps=20).run
+    with pytest.raises(ConfigError, match=r"is finished: it has taken 2\d of 20 steps.*--total-steps 40"):
+        resume(run.path)
+
+
+def test_resume_needs_a_whole_checkpoint(tmp_path: Path) -> None:
+    run = train(tmp_path, total_steps=20).run
+    for path in run.checkpoints.rglob("tensors.safetensors"):
+        path.write_bytes(b"")
+    with pytest.raises(CheckpointError, match="no whole checkpoint"):
+        resume(run.path, total_steps=40)
+
+
+def test_resume_refuses_another_environment(tmp_path: Path) -> None:
+    run = train(tmp_path, total_steps=20).run
+    file = run.path / "config.yaml"
+    file.write_text(file.read_text().replace("CartPole-v1", "Acrobot-v1"))
+    with pytest.raises(CheckpointError, match=r"belongs to another environment.*CartPole-v1.*Acrobot-v1"):
+        resume(run.path, total_steps=40)
+
+
+def test_only_one_process_trains_in_a_directory(tmp_path: Path) -> None:
+    run = train(tmp_path, total_steps=20).run
+    with run.lock(), pytest.raises(ConfigError, match="another process is training in"):
+        resume(run.path, total_steps=40)
+    resume(run.path, total_steps=40)
+
+
+def test_an_error_keeps_its_traceback_in_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def boom() -> BaseException:
+        return FloatingPointError("the loss is not finite")
+
+    monkeypatch.setattr(Progress, "__call__", stop_after(5, boom))
+    with pytest.raises(FloatingPointError, match="not finite") as caught:
+        train(tmp_path, log__checkpoint_every=50)
+    (path,) = tmp_path.iterdir()
+    assert "FloatingPointError: the loss is not finite" in (path / "error.txt").read_text()
+    assert f"slipstream resume {path}" in caught.value.__notes__[0]
+    assert checkpoint.newest(path / "checkpoints").steps < 5 * 21
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_run_after_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    assert threading.current_thread() is threading.main_thread()
+    original = Progress.__call__
+
+    def send(self: Progress, report: Any) -> None:
+        original(self, report)
+        if report.update == 3:
+            os.kill(os.getpid(), number)
+
+    handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    with monkeypatch.context() as patch:
+        patch.setattr(Progress, "__call__", send)
+        with pytest.raises(Interrupted, match=number.name) as caught:
+            train(tmp_path)
+    assert caught.value.signal == number
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
+    saved = checkpoint.newest(caught.value.run / "checkpoints")
+    assert saved.facts()["progress"]["updates"] == 3
+    rows = [row["time/updates"] for row in metrics.read(resume(caught.value.run).run.metrics)]
+    assert rows == sorted(set(rows))
+
+
+def test_a_checkpoint_that_cannot_be_written_is_a_warning_and_three_in_a_row_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsync, calls = os.fsync, [0]
+
+    def full_after_the_first(descriptor: int) -> None:
+        calls[0] += 1
+        if calls[0] > 5:  # three files and two directories of the first checkpoint
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full_after_the_first)
+    with pytest.warns(UserWarning, match="training goes on") as warned, pytest.raises(CheckpointError) as caught:
+        train(tmp_path, log__checkpoint_every=40, total_steps=2_000)
+    assert len(warned) == 2
+    (path,) = tmp_path.iterdir()
+    first = checkpoint.newest(path / "checkpoints").steps
+    assert "No space left on device" in str(caught.value)
+    assert str(caught.value).endswith(f"the checkpoint at step {first} is kept")
+    assert metrics.read(path / "metrics.jsonl")[-1]["time/steps"] > first
+
+
+def _make() -> gymnasium.Env[Any, Any]:
+    return gymnasium.make("CartPole-v1")
+
+
+def test_a_callable_must_be_given_again(tmp_path: Path) -> None:
+    run = train(tmp_path, Parts(env=_make), env=f"{CALLABLE}_make", total_steps=20).run
+    assert run.path.name.startswith("callable-_make__ppo__1__")
+    with pytest.raises(ConfigError, match=r"trained on the Python callable _make.*slipstream\.resume\("):
+        resume(run.path, 40)
+    assert resume(run.path, 40, Parts(env=_make)).progress.steps >= 40
