@@ -15,8 +15,9 @@ import torch
 
 from slipstream.run import checkpoint, metrics
 from slipstream.run.checkpoint import CheckpointError
+from slipstream.run.config import CALLABLE
 from slipstream.run.directory import RunDirectory
-from slipstream.run.loop import CALLABLE, Interrupted, Parts
+from slipstream.run.loop import Interrupted, Parts
 from slipstream.run.progress import Progress
 from slipstream.run.settings import ConfigError
 from tests.run.runs import configuration, resume, stop_after, train

@@ -29,6 +29,8 @@ def test_every_family_has_a_preset_for_every_algorithm(algo: str, family: str) -
         ("PongNoFrameskip-v4", "atari"),
         ("CartPole-v1", "classic"),
         ("HalfCheetah-v5", "mujoco"),
+        ("envpool:gfootball/academy_empty_goal_close-v1", "gfootball"),
+        ("envpool:Pong-v5", "atari"),
         ("LunarLander-v3", "box2d"),
         ("toy:catch", "toy"),
         ("callable:make", "other"),

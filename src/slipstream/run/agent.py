@@ -16,14 +16,14 @@ from torch import Tensor, nn
 
 from slipstream import dice, tree
 from slipstream.envs.spaces import leaf_dtype, leaf_shape
-from slipstream.nets.policy import ActorCritic
+from slipstream.nets.policy import Policy
 from slipstream.ops.spaces import space_tree
 from slipstream.run import checkpoint, evaluate, loop
 from slipstream.run.checkpoint import Checkpoint, CheckpointError
-from slipstream.run.config import Config
+from slipstream.run.config import CALLABLE, Config
 from slipstream.run.directory import RunDirectory, to_yaml
 from slipstream.run.evaluate import Evaluation
-from slipstream.run.loop import CALLABLE, EnvFactory, Parts, Trained
+from slipstream.run.loop import EnvFactory, Parts, Trained
 from slipstream.run.presets import configure
 from slipstream.tree import Tree
 from slipstream.types import EnvSpec
@@ -42,7 +42,7 @@ class Agent:
     """
 
     def __init__(
-        self, policy: ActorCritic, spec: EnvSpec, config: Config, steps: int, run: Path, env: EnvFactory | None = None
+        self, policy: Policy, spec: EnvSpec, config: Config, steps: int, run: Path, env: EnvFactory | None = None
     ) -> None:
         self.policy, self.spec, self.config, self.steps, self.run = policy, spec, config, steps, run
         self.env = env
@@ -166,7 +166,7 @@ def train(
     seed: int | None = None,
     config: Mapping[str, Any] | None = None,
     torso: nn.Module | None = None,
-    policy: ActorCritic | None = None,
+    policy: Policy | None = None,
     quiet: bool = False,
 ) -> Agent:
     """Trains an agent from the preset of (algo, env) and returns it; the run directory has the rest.
@@ -197,7 +197,7 @@ def resume(
     total_steps: int | float | None = None,
     env: EnvFactory | None = None,
     torso: nn.Module | None = None,
-    policy: ActorCritic | None = None,
+    policy: Policy | None = None,
     quiet: bool = False,
 ) -> Agent:
     """Trains a run on from its newest checkpoint; `env`, `torso` and `policy` are those that it was started with.
@@ -215,7 +215,7 @@ def load(
     checkpoint: str = "last",
     env: EnvFactory | None = None,
     torso: nn.Module | None = None,
-    policy: ActorCritic | None = None,
+    policy: Policy | None = None,
 ) -> Agent:
     """The agent of a run (or of `Agent.save`), ready to predict; the environment need not be installed for that.
 

@@ -17,7 +17,7 @@ import yaml
 from rich.console import Console
 
 from slipstream.algos import ALGORITHMS
-from slipstream.envs import EnvError, list_envs
+from slipstream.envs import EnvError, check_env, list_envs
 from slipstream.run import flags, loop, presets, settings, video
 from slipstream.run.agent import load
 from slipstream.run.checkpoint import CheckpointError
@@ -335,15 +335,14 @@ def _presets(words: list[str]) -> int:
 
 
 def _check_env(words: list[str]) -> int:
-    from slipstream.envs import check_env
-
     options = flags.parse(CheckOptions, words, "check-env")
-    problems = check_env(options.env)
-    for problem in problems:
-        _out.print(f"- {problem}")
-    if problems:
-        raise ConfigError(f"{options.env} breaks the contract in {len(problems)} places")
-    _out.print(f"{options.env}: all checks passed")
+    findings = check_env(options.env)
+    for finding in findings:
+        _out.print(str(finding))
+    errors = sum(finding.severity == "error" for finding in findings)
+    if errors:
+        raise EnvError(f"{options.env} breaks the contract, errors: {errors}")
+    _out.print(f"{options.env}: no errors, warnings: {len(findings)}")
     return 0
 
 

@@ -13,6 +13,9 @@ from slipstream.nets.policy import Network
 from slipstream.run import settings
 from slipstream.run.settings import ConfigError
 
+CALLABLE = "callable:"
+"""What `Config.env` starts with where the environment is a Python callable."""
+
 # Other libraries' names for what is called otherwise here.
 _ALIASES = {
     "env_id": "env",
@@ -198,6 +201,7 @@ def _divides(config: Config, part: str, whole: str) -> None:
 
 
 __all__ = [
+    "CALLABLE",
     "Config",
     "ConfigError",
     "Log",

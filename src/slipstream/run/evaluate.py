@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from slipstream import dice, tree
-from slipstream.nets.policy import ActorCritic
+from slipstream.nets.policy import Policy
 from slipstream.run.progress import Progress, Spread, crossed, spread
 from slipstream.types import Envs, Report
 
@@ -60,7 +60,7 @@ def slots(episodes: int) -> int:
 
 @torch.inference_mode()
 def evaluate(
-    policy: ActorCritic, envs: Envs, episodes: int, seed: int, index: int = 0, greedy: bool = False, limit: int = 10**6
+    policy: Policy, envs: Envs, episodes: int, seed: int, index: int = 0, greedy: bool = False, limit: int = 10**6
 ) -> Evaluation:
     """Plays `episodes` episodes with a policy that is only read: normalisers do not move.
 
@@ -132,9 +132,7 @@ class Evaluator:
         seed: The run's seed.
     """
 
-    def __init__(
-        self, policy: ActorCritic, envs: Envs, progress: Progress, every: int, episodes: int, seed: int
-    ) -> None:
+    def __init__(self, policy: Policy, envs: Envs, progress: Progress, every: int, episodes: int, seed: int) -> None:
         self._policy, self._envs, self._progress = policy, envs, progress
         self._every, self._episodes, self._seed = every, episodes, seed
 

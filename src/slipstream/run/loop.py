@@ -26,10 +26,10 @@ from rich.console import Console
 from torch import nn
 
 from slipstream.envs import make_envs
-from slipstream.nets.policy import ActorCritic
+from slipstream.nets.policy import Policy
 from slipstream.run import checkpoint, metrics
 from slipstream.run.checkpoint import Checkpoint, CheckpointError
-from slipstream.run.config import Config
+from slipstream.run.config import CALLABLE, Config
 from slipstream.run.console import Display
 from slipstream.run.directory import RunDirectory, create
 from slipstream.run.evaluate import Evaluator, slots
@@ -40,9 +40,6 @@ from slipstream.run.training import Training
 from slipstream.types import Envs, EnvSpec, Report
 
 EnvFactory = Callable[[], gymnasium.Env[Any, Any]]
-
-CALLABLE = "callable:"
-"""What `Config.env` starts with where the environment is a Python callable."""
 
 _FAILURES = 3
 """Checkpoints in a row that may fail to be written before the run gives up."""
@@ -74,7 +71,7 @@ class Trained:
 
     run: RunDirectory
     spec: EnvSpec
-    policy: ActorCritic
+    policy: Policy
     progress: Progress
 
 
@@ -90,7 +87,7 @@ class Parts:
 
     env: EnvFactory | None = None
     torso: nn.Module | None = None
-    policy: ActorCritic | None = None
+    policy: Policy | None = None
 
 
 def train(config: Config, parts: Parts, command: Sequence[str], console: Console) -> Trained:

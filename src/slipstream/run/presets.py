@@ -9,8 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from slipstream.envs import list_envs
-from slipstream.run.config import Config, algorithm, canonical, from_plain, known_settings
+from slipstream.envs import EnvOptions
+from slipstream.envs.atari import atari_game
+from slipstream.envs.envpool import PREFIX, envpool_family
+from slipstream.envs.make import gym_source
+from slipstream.run.config import CALLABLE, Config, algorithm, canonical, from_plain, known_settings
 from slipstream.run.settings import flatten, nest, plain
 
 Preset = Mapping[str, Any]
@@ -163,8 +166,17 @@ PRESETS: dict[tuple[str, str], Preset] = {
 
 
 def family(env: str) -> str:
-    """Preset family of an id, found without making the environment; `other` for callables and unlisted ids."""
-    return next((name for name, ids in list_envs().items() if env in ids), "other")
+    """Preset family of an id, found without making the environment; `other` for callables.
+
+    Raises:
+        ValueError: For an unknown id; it names the nearest.
+        ImportError: If the id needs a package that is not installed; it has the pip line.
+    """
+    if env.startswith(CALLABLE):
+        return "other"
+    if env.startswith(PREFIX):
+        return envpool_family(env)
+    return "atari" if atari_game(env) else gym_source(env, EnvOptions()).family
 
 
 def preset(algo: str, env: str) -> dict[str, Any]:

@@ -21,11 +21,12 @@ from PIL import Image
 
 from slipstream import dice, tree
 from slipstream.envs import EnvError, EnvOptions, make_envs
-from slipstream.envs.atari import atari_game
+from slipstream.envs.envpool import PREFIX
 from slipstream.envs.make import GymFactory
 from slipstream.run import checkpoint
 from slipstream.run.agent import Agent
 from slipstream.run.config import Config
+from slipstream.run.presets import family
 from slipstream.tree import Tree
 from slipstream.types import Envs
 
@@ -59,7 +60,7 @@ class Stage:
     Attributes:
         envs: One slot, as the policy sees it.
         double: The same game in colour, to be stepped along; None where `envs` is what is seen.
-        frame: RGB `[H, W, 3]` of what is there now, given the last observation.
+        frame: RGB `[H, W, 3]` of what is there now, given the last observation; called once per row.
         fps: Frames per second of the real thing.
     """
 
@@ -171,9 +172,9 @@ def suffix(format: Literal["auto", "gif", "mp4"]) -> str:
 def make_stage(config: Config, env: Callable[[], gymnasium.Env[Any, Any]] | None) -> Stage:
     """A stage for the environment of `config`, or for the callable `env`."""
     options = replace(config.env_options, decorrelate_steps=0)
-    if env is None and atari_game(config.env) is not None:
+    if env is None and family(config.env) == "atari":
         return _atari_stage(config.env, options)
-    if env is None and config.env.startswith("envpool:"):
+    if env is None and config.env.startswith(PREFIX):
         return _observation_stage(make_envs(config.env, 1, 1, options), _DEFAULT_FPS)
     made: list[gymnasium.Env[Any, Any]] = []
     mode = None if env is not None or config.env.startswith("toy:") else "rgb_array"
@@ -206,7 +207,8 @@ def _atari_stage(env: str, options: EnvOptions) -> Stage:
     seen = make_envs(env, 1, 1, replace(options, atari=colour), threads=1)
 
     def frame(obs: Tree) -> Frame:
-        return seen.recv(0).obs[0, -1]
+        image = seen.recv(0).obs[0]
+        return image[-1] if image.ndim == 4 else image.transpose(1, 2, 0)  # ALE's, EnvPool's
 
     fps = 60.0 / seen.spec.frames_per_step
     return Stage(make_envs(env, 1, 1, options, threads=1), seen, frame, fps)
