@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from slipstream import dice, slab, tree
+from slipstream.nets.policy import Policy
 from slipstream.tree import Tree
-from slipstream.types import BoolArray, Envs, EnvStep, Episode, FloatArray, Policy, Trajectory
+from slipstream.types import BoolArray, Envs, EnvStep, Episode, FloatArray, Trajectory
 
 
 @dataclass(frozen=True)

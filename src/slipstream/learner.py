@@ -12,7 +12,7 @@ from torch import Tensor
 from slipstream import dice, tree
 from slipstream.algos.algorithm import Algorithm, Batch, ShardShape
 from slipstream.crew import Crew
-from slipstream.nets.policy import ActorCritic
+from slipstream.nets.policy import Policy
 from slipstream.ops.normalize import ReturnScale
 from slipstream.optimizers import make_optimizer
 from slipstream.types import Trajectory, Weights
@@ -45,7 +45,7 @@ class Learner:
     def __init__(
         self,
         algorithm: Algorithm,
-        policy: ActorCritic,
+        policy: Policy,
         crew: Crew,
         *,
         num_envs: int,

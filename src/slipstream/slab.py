@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import gymnasium
-import numpy as np
 import torch
 from torch import Tensor
 
 from slipstream import tree
-from slipstream.tree import Tree
-from slipstream.types import EnvSpec, Policy, Trajectory
+from slipstream.nets.check import dummy_observations
+from slipstream.nets.policy import Policy
+from slipstream.types import EnvSpec, Trajectory
 
 
 def allocate(spec: EnvSpec, policy: Policy, rows: int, *, pin: bool = False) -> Trajectory:
     """An empty slab of `rows` rows and `spec.num_envs` columns.
 
-    Shapes and dtypes of the policy's columns (actions, states, extras) come from one `act` on a batch of zeros.
+    Shapes and dtypes of the policy's columns (actions, states, extras) come from one `act` on a dummy batch.
 
     Args:
         spec: Spaces and slots.
@@ -30,7 +29,7 @@ def allocate(spec: EnvSpec, policy: Policy, rows: int, *, pin: bool = False) -> 
     def empty(leading: tuple[int, ...], like: Tensor) -> Tensor:
         return torch.zeros((*leading, *like.shape[1:]), dtype=like.dtype, pin_memory=pin)
 
-    obs = dummy_observation(spec.observation_space, 1)
+    obs = dummy_observations(spec.observation_space, 1)
     device = next(iter(policy.parameters())).device
     with torch.no_grad():
         act = policy.act(
@@ -71,13 +70,3 @@ def columns(trajectory: Trajectory, part: slice) -> Trajectory:
         state0=tree.map(lambda leaf: leaf[part], trajectory.state0),
         extras={name: value[:, part] for name, value in trajectory.extras.items()},
     )
-
-
-def dummy_observation(space: gymnasium.Space[object], batch: int) -> Tree:
-    """Zeros shaped like `batch` observations of `space`; float64 becomes float32, as in the slabs."""
-    if isinstance(space, gymnasium.spaces.Dict):
-        return {key: dummy_observation(child, batch) for key, child in sorted(space.spaces.items())}
-    if isinstance(space, gymnasium.spaces.Tuple):
-        return tuple(dummy_observation(child, batch) for child in space.spaces)
-    dtype = np.dtype(np.float32) if space.dtype == np.float64 else np.dtype(space.dtype)
-    return torch.from_numpy(np.zeros((batch, *(space.shape or ())), dtype))

@@ -15,7 +15,7 @@ ignored and its successor is the reset observation.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -23,7 +23,6 @@ import numpy as np
 from gymnasium import Space
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import Parameter
 
 from slipstream.tree import Tree
 
@@ -143,30 +142,6 @@ class Act(NamedTuple):
     log_prob: Tensor
     state: Tree
     extras: Mapping[str, Tensor]
-
-
-class Policy(Protocol):
-    """What acting and learning may ask of a policy; every policy is an `nn.Module` too.
-
-    Attributes:
-        dice_width: Uniform numbers that one decision uses.
-        recurrent: Whether `state` matters; the learner then feeds whole columns `[T, B]`.
-    """
-
-    dice_width: int
-    recurrent: bool
-
-    def initial_state(self, batch: int) -> Tree:
-        """State `[batch, ...]` at the start of an episode: zeros, or an empty tuple."""
-        ...
-
-    def act(self, obs: Tree, state: Tree, dice: Tensor, greedy: bool = False) -> Act:
-        """Decides for `B` slots: obs `[B, *O]`, state `[B, ...]`, dice float32 `[B, dice_width]`."""
-        ...
-
-    def parameters(self) -> Iterator[Parameter]:
-        """Everything that is learned, in a fixed order."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -78,6 +78,9 @@ class Whole(nn.Module):
         outputs = self.inner.unroll(obs, state0, first)
         return outputs._replace(value=self.change_value(outputs.value)) if self.change_value else outputs
 
+    def observe(self, obs: Tree, valid: Tensor) -> None:
+        self.inner.observe(obs, valid)
+
 
 @pytest.mark.parametrize("core", ["none", "lstm", "gru"])
 @pytest.mark.parametrize("action", [spaces.Discrete(3), spaces.MultiDiscrete([2, 3]), spaces.Box(-1, 1, (2, 3))])

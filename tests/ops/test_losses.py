@@ -116,14 +116,11 @@ def test_explained_variance():
 def test_expected_approx_kl_is_the_kl():
     old, new = Categorical(rows(0, A)), Categorical(rows(1, A))
     log_ratio = new.log_probs - old.log_probs
-    got = losses.approx_kl(log_ratio, old.log_probs.exp())
-    torch.testing.assert_close(got, old.kl(new))
-    assert (torch.expm1(log_ratio) - log_ratio >= 0).all()
+    rowwise = losses.approx_kl(log_ratio)
+    torch.testing.assert_close((old.log_probs.exp() * rowwise).sum(-1), old.kl(new))
+    assert (rowwise >= 0).all()
 
 
 def test_clip_fraction_counts_ratios_outside():
     log_ratio = torch.tensor([0.7, 0.79, 0.81, 1.0, 1.19, 1.21, 9.0]).log()
-    assert losses.clip_fraction(log_ratio, torch.ones(N), 0.2).item() == pytest.approx(4 / 7)
-    assert losses.clip_fraction(log_ratio, torch.tensor([0, 0, 1, 1, 1, 1, 0]).bool(), 0.2).item() == pytest.approx(
-        0.25
-    )
+    assert losses.clip_fraction(log_ratio, 0.2).tolist() == [1, 1, 0, 0, 0, 1, 1]

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from slipstream.algos.algorithm import Batch, Prepared, ShardShape, advantage_columns, anneal
-from slipstream.nets.policy import ActorCritic, Network, make_actor_critic
+from slipstream.nets.policy import ActorCritic, Network, Policy, make_actor_critic
 from slipstream.ops import losses
 from slipstream.optimizers import OptimizerKind
 from slipstream.types import EnvSpec, Trajectory
@@ -70,7 +70,7 @@ class A2C:
         """The whole shard, once."""
         yield None
 
-    def loss(self, policy: ActorCritic, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, policy: Policy, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         """loss_scale * [ -log pi(a|s) A + vf_coef 0.5 (R - V)^2 - beta H ], as a weighted sum over rows."""
         out = policy.unroll(batch.obs, batch.state0, batch.first)
         log_prob, entropy = out.distribution.log_prob(batch.action), out.distribution.entropy()

@@ -18,7 +18,7 @@ from typing import ClassVar, Protocol
 
 from torch import Tensor, nn
 
-from slipstream.nets.policy import ActorCritic, Network
+from slipstream.nets.policy import Network, Policy
 from slipstream.ops import losses, returns
 from slipstream.optimizers import OptimizerKind
 from slipstream.tree import Tree
@@ -66,13 +66,33 @@ class Algorithm(Protocol):
     """Hyperparameters and the pure functions that they parameterise."""
 
     name: ClassVar[str]
-    optimizer: OptimizerKind
-    lr: float
-    eps: float
-    gamma: float
-    max_grad_norm: float
 
-    def make_policy(self, spec: EnvSpec, network: Network, torso: nn.Module | None, seed: int) -> ActorCritic:
+    @property
+    def optimizer(self) -> OptimizerKind:
+        """Rule of the gradient step."""
+        ...
+
+    @property
+    def lr(self) -> float:
+        """Learning rate at the start."""
+        ...
+
+    @property
+    def eps(self) -> float:
+        """Epsilon of the optimiser."""
+        ...
+
+    @property
+    def gamma(self) -> float:
+        """Discount per step."""
+        ...
+
+    @property
+    def max_grad_norm(self) -> float:
+        """Global norm to which gradients are clipped."""
+        ...
+
+    def make_policy(self, spec: EnvSpec, network: Network, torso: nn.Module | None, seed: int) -> Policy:
         """A policy with initial weights drawn from `seed`."""
         ...
 
@@ -100,7 +120,7 @@ class Algorithm(Protocol):
         """
         ...
 
-    def loss(self, policy: ActorCritic, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, policy: Policy, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         """The shard's part of the minibatch loss (to be minimised), and detached weighted metrics that add up likewise.
 
         Args:

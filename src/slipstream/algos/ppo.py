@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from slipstream.algos.algorithm import Batch, Prepared, ShardShape, advantage_columns, anneal
-from slipstream.nets.policy import ActorCritic, Network, make_actor_critic
+from slipstream.nets.policy import ActorCritic, Network, Policy, make_actor_critic
 from slipstream.ops import losses
 from slipstream.optimizers import OptimizerKind
 from slipstream.types import EnvSpec, Trajectory
@@ -79,7 +79,7 @@ class PPO:
         for epoch in range(self.epochs):
             yield from permute(epoch, shape.items).split(size)
 
-    def loss(self, policy: ActorCritic, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, policy: Policy, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         """Paper's equation 9: L = L_clip + vf_coef L_value - ent_coef H, as a weighted sum over rows."""
         out = policy.unroll(batch.obs, batch.state0, batch.first)
         advantage, target = batch.columns["advantage"], batch.columns["return"]
@@ -96,13 +96,13 @@ class PPO:
 
         loss = mean(policy_loss + self.vf_coef * value_loss - self.ent_coef * entropy)
         with torch.no_grad():
-            log_ratio, share = log_prob - batch.log_prob, batch.weight.sum()
+            log_ratio = log_prob - batch.log_prob
             metrics = {
                 "policy_loss": mean(policy_loss),
                 "value_loss": mean(value_loss),
                 "entropy": mean(entropy),
-                "approx_kl": share * losses.approx_kl(log_ratio, batch.weight),
-                "clip_fraction": share * losses.clip_fraction(log_ratio, batch.weight, clip),
+                "approx_kl": mean(losses.approx_kl(log_ratio)),
+                "clip_fraction": mean(losses.clip_fraction(log_ratio, clip)),
             }
         return loss, metrics
 

@@ -58,11 +58,11 @@ def check_torso(torso: nn.Module, space: Space[Any]) -> int:
     return int(features.shape[1])
 
 
-def check_policy(policy: nn.Module, spec: EnvSpec) -> None:
+def check_policy(policy: object, spec: EnvSpec) -> None:
     """Shows a user's own policy dummy batches and compares what it answers with the contract.
 
     Args:
-        policy: Anything with `dice_width`, `recurrent`, `initial_state`, `act` and `unroll` as in `ActorCritic`.
+        policy: Anything with `dice_width`, `recurrent`, `initial_state`, `act`, `unroll` and `observe` as in `ActorCritic`.
         spec: What the environments show and want.
 
     Raises:
@@ -72,6 +72,7 @@ def check_policy(policy: nn.Module, spec: EnvSpec) -> None:
     members = {"dice_width": "an int", "recurrent": "a bool", "initial_state": "a method initial_state(batch)"}
     members |= {"act": "a method act(obs, state, dice, greedy=False) -> Act"}
     members |= {"unroll": "a method unroll(obs, state0, first) -> Outputs(distribution, value)"}
+    members |= {"observe": "a method observe(obs, valid)"}
     found: dict[str, Any] = {}
     for member, what in members.items():
         found[member] = getattr(policy, member, None)

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -70,8 +71,65 @@ class Outputs(NamedTuple):
     value: Tensor
 
 
+class Policy(Protocol):
+    """What the library asks of a policy: an `nn.Module` with the members below.
+
+    Attributes:
+        dice_width: D, uniform numbers that `act` needs per slot.
+        recurrent: Whether there is a state, so that rows must be unrolled in order.
+    """
+
+    dice_width: int
+    recurrent: bool
+
+    def initial_state(self, batch: int) -> Tree:
+        """State `[batch, ...]` at the start of an episode: zeros, or an empty tuple for a feed-forward policy."""
+        ...
+
+    def act(self, obs: Tree, state: Tree, dice: Tensor, greedy: bool = False) -> Act:
+        """Actions for `B` slots, without gradient.
+
+        Args:
+            obs: Tree `[B, *O]`.
+            state: Tree `[B, ...]`, zeroed by the caller in slots where an episode starts.
+            dice: float32 `[B, D]`, uniform in `[0, 1)`, multiples of 2**-23.
+            greedy: Whether to take the most probable action instead of a draw.
+        """
+        ...
+
+    def unroll(self, obs: Tree, state0: Tree, first: Tensor | None) -> Outputs:
+        """Distributions and values of rows `[T, B]`, or of flat rows `[N]` if the policy is feed-forward.
+
+        Args:
+            obs: Tree `[T, B, *O]` or `[N, *O]`.
+            state0: Tree `[B, ...]`, state before row 0.
+            first: bool `[T, B]`, rows at which an episode starts, from a state of zeros.
+        """
+        ...
+
+    def observe(self, obs: Tree, valid: Tensor) -> None:
+        """Takes the observations `[T, B, *O]` of an update into account, where the policy keeps statistics of them."""
+        ...
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """As `nn.Module`."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """As `nn.Module`."""
+        ...
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> Any:
+        """As `nn.Module`."""
+        ...
+
+    def to(self, device: torch.device) -> Self:
+        """As `nn.Module`."""
+        ...
+
+
 class ActorCritic(nn.Module):
-    """The library's own `Policy` (see `slipstream.types`), built by `make_actor_critic`, which also seeds the weights.
+    """The library's own `Policy`, built by `make_actor_critic`, which also seeds the weights.
 
     Attributes:
         dice_width: D, uniform numbers that `act` needs per slot.

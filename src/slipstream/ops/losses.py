@@ -126,33 +126,31 @@ def explained_variance(value: Tensor, target: Tensor, valid: Tensor) -> Tensor:
     return 1.0 - _variance(target - value, valid) / _variance(target, valid).clamp(min=_TINY)
 
 
-def approx_kl(log_ratio: Tensor, weight: Tensor) -> Tensor:
+def approx_kl(log_ratio: Tensor) -> Tensor:
     """KL(pi_old || pi) estimated from samples of pi_old by `(r - 1) - log r`.
 
     Unbiased, and never negative row by row (Schulman, "Approximating KL divergence", 2020, estimator k3).
 
     Args:
         log_ratio: float32 `[N]`, log pi - log pi_old.
-        weight: float32 or bool `[N]`.
 
     Returns:
-        float32 scalar, nats.
+        float32 `[N]`, nats; its mean over rows is the estimate.
     """
-    return weighted_mean(torch.expm1(log_ratio) - log_ratio, weight)
+    return torch.expm1(log_ratio) - log_ratio
 
 
-def clip_fraction(log_ratio: Tensor, weight: Tensor, clip: float) -> Tensor:
+def clip_fraction(log_ratio: Tensor, clip: float) -> Tensor:
     """Share of rows whose ratio has left `[1 - clip, 1 + clip]`, whatever the sign of their advantage.
 
     Args:
         log_ratio: float32 `[N]`, log pi - log pi_old.
-        weight: float32 or bool `[N]`.
         clip: epsilon of PPO.
 
     Returns:
-        float32 scalar in `[0, 1]`.
+        float32 `[N]`, 1 where it has; its mean over rows is the share.
     """
-    return weighted_mean((torch.expm1(log_ratio).abs() > clip).float(), weight)
+    return (torch.expm1(log_ratio).abs() > clip).float()
 
 
 def _variance(rows: Tensor, valid: Tensor) -> Tensor:

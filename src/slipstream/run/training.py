@@ -15,7 +15,8 @@ from slipstream.collector import Collector
 from slipstream.crew import Crew
 from slipstream.envs import make_envs
 from slipstream.learner import Learner
-from slipstream.nets.policy import ActorCritic
+from slipstream.nets.check import check_policy
+from slipstream.nets.policy import Policy
 from slipstream.run.config import Config
 from slipstream.schedules import sync
 from slipstream.types import Report
@@ -43,7 +44,7 @@ class Training:
         config: Config,
         env: Callable[[], gymnasium.Env[Any, Any]] | None = None,
         torso: nn.Module | None = None,
-        policy: ActorCritic | None = None,
+        policy: Policy | None = None,
     ) -> None:
         self._config = config
         place = config.placement
@@ -61,7 +62,9 @@ class Training:
         try:
             self.spec = self.envs.spec
             if policy is None:
-                policy = config.algo.make_policy(self.spec, config.net, torso, dice.env_seed(config.seed, "init"))
+                policy = config.algo.make_policy(self.spec, config.net, torso, config.seed)
+            else:
+                check_policy(policy, self.spec)
             self.policy = policy.to(self._device)
             self.learner = Learner(
                 config.algo,
