@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from slipstream.algos import PPO
+from slipstream.algos.algorithm import Batch, ShardShape
+from slipstream.algos.ppo import items_per_minibatch
+from slipstream.nets.policy import ActorCritic
+from tests.algos import rows
+
+N = 11
+
+
+def batch(policy: ActorCritic, seed: int = 0) -> Batch:
+    """Rows whose acting policy differed from `policy`, the last two of them dead."""
+    random = torch.Generator().manual_seed(seed)
+    obs = torch.rand(N, 3, generator=random) * 2 - 1
+    action = torch.randint(0, 5, (N,), generator=random)
+    out = policy.unroll(obs, (), None)
+    weight = torch.ones(N) / (N - 2)
+    weight[-2:] = 0.0
+    value = out.value.detach() + torch.randn(N, generator=random)
+    columns = {
+        "advantage": torch.randn(N, generator=random),
+        "return": torch.randn(N, generator=random),
+        "value": value,
+    }
+    log_prob = out.distribution.log_prob(action).detach() + 0.3 * torch.randn(N, generator=random)
+    return Batch(obs, action, log_prob, torch.zeros(N, dtype=torch.bool), (), weight, columns)
+
+
+def oracle(algorithm: PPO, policy: ActorCritic, rows: Batch, clip: float) -> float:
+    """Equation 9 of the paper, row by row, in Python floats."""
+    out = policy.unroll(rows.obs, (), None)
+    log_probs, values = out.distribution.log_prob(rows.action).tolist(), out.value.tolist()
+    entropies = out.distribution.entropy().tolist()
+    total = 0.0
+    for n in range(N - 2):
+        ratio = math.exp(log_probs[n] - float(rows.log_prob[n]))
+        advantage, target, old = (float(rows.columns[key][n]) for key in ("advantage", "return", "value"))
+        surrogate = min(ratio * advantage, min(max(ratio, 1 - clip), 1 + clip) * advantage)
+        error = (values[n] - target) ** 2
+        if algorithm.clip_range_vf > 0:
+            near = old + min(max(values[n] - old, -algorithm.clip_range_vf), algorithm.clip_range_vf)
+            error = max(error, (near - target) ** 2)
+        total += -surrogate + algorithm.vf_coef * 0.5 * error - algorithm.ent_coef * entropies[n]
+    return total / (N - 2)
+
+
+@pytest.mark.parametrize("clip_range_vf", [0.0, 0.2])
+@pytest.mark.parametrize(("anneal", "progress", "clip"), [(False, 0.25, 0.2), (True, 0.0, 0.2), (True, 0.25, 0.15)])
+def test_loss_is_equation_9(clip_range_vf: float, anneal: bool, progress: float, clip: float) -> None:
+    algorithm = PPO(clip_range=0.2, anneal_clip=anneal, clip_range_vf=clip_range_vf, ent_coef=0.03, vf_coef=0.7)
+    policy = rows.policy()
+    data = batch(policy)
+    loss, metrics = algorithm.loss(policy, data, progress)
+    assert loss.item() == pytest.approx(oracle(algorithm, policy, data, clip), rel=1e-5)
+    assert 0.0 < float(metrics["clip_fraction"]) < 1.0
+    assert float(metrics["approx_kl"]) > 0.0
+
+
+def test_advantages_are_normalised_over_valid_rows_of_the_whole_update() -> None:
+    policy = rows.policy()
+    slab = rows.trajectory(policy)
+    prepared = PPO().prepare(slab, slab.reward)
+    live = prepared.columns["advantage"][slab.valid].numpy()
+    assert live.mean() == pytest.approx(0.0, abs=1e-6)
+    assert live.std() == pytest.approx(1.0, abs=1e-4)
+    raw = PPO(normalize_advantage=False).prepare(slab, slab.reward)
+    np.testing.assert_allclose(
+        raw.columns["return"][slab.valid], (raw.columns["advantage"] + slab.extras["value"][:-1])[slab.valid]
+    )
+    assert torch.equal(prepared.columns["return"], raw.columns["return"])
+
+
+@pytest.mark.parametrize("recurrent", [False, True])
+def test_every_epoch_visits_every_item_once(recurrent: bool) -> None:
+    shape = ShardShape(rows=7, columns=6, shards=2, recurrent=recurrent)
+    algorithm = PPO(epochs=3, batch_size=28)
+    orders = {epoch: torch.randperm(shape.items, generator=torch.Generator().manual_seed(epoch)) for epoch in range(3)}
+
+    def permute(epoch: int, size: int) -> Tensor:
+        assert size == shape.items
+        return orders[epoch]
+
+    picks = list(algorithm.minibatches(shape, permute))
+    per_epoch = len(picks) // 3
+    assert [len(pick) for pick in picks] == [2 if recurrent else 14] * (3 * per_epoch)
+    for epoch in range(3):
+        assert torch.equal(torch.cat(picks[epoch * per_epoch : (epoch + 1) * per_epoch]), orders[epoch])
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "recurrent", "fits"),
+    [(10, False, "6, 12, 14"), (200, False, "28, 42, 84"), (20, True, "14, 28, 42"), (0, False, "2, 4, 6")],
+)
+def test_sizes_that_do_not_fit_are_refused(batch_size: int, recurrent: bool, fits: str) -> None:
+    shape = ShardShape(rows=7, columns=6, shards=2, recurrent=recurrent)
+    with pytest.raises(ValueError, match=f"algo.batch_size={batch_size} does not share out.*{fits}"):
+        items_per_minibatch(batch_size, shape)
