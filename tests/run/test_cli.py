@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -139,7 +140,7 @@ def test_help(capsys: pytest.CaptureFixture[str], verb: str) -> None:
             assert flag in text
 
 
-def test_train_eval_watch_resume(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_train_eval_resume(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     words = ["train", "ppo", "--env", "CartPole-v1", "--total-steps", "2e2", "--log.dir", str(tmp_path), *SMALL]
     code, out, error = _run(capsys, *words)
     assert (code, error) == (0, "")
@@ -168,6 +169,18 @@ def test_train_eval_watch_resume(capsys: pytest.CaptureFixture[str], tmp_path: P
     assert metrics.read(run / "metrics.jsonl")[-1]["time/steps"] >= 300
 
 
+def test_watch(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    sizes = ["--num-envs", "2", "--lanes", "1", "--unroll", "5", "--total-steps", "20"]
+    words = ["train", "a2c", "--env", "ALE/Pong-v5", "--log.no-tensorboard", *sizes]
+    assert _run(capsys, *words, "--log.dir", str(tmp_path))[0] == 0
+    (run,) = tmp_path.iterdir()
+    code, out, _ = _run(capsys, "watch", str(run), "--format", "gif", "--episodes", "2", "--max-steps", "7")
+    assert code == 0
+    files = [run / "videos" / f"20-{episode}.gif" for episode in range(2)]
+    assert out == [f"{file}  (return 0, 7 steps, cut there: --max-steps)" for file in files]
+    assert all(file.read_bytes().startswith(b"GIF89a") for file in files)
+
+
 def test_a_checkpoint_of_another_environment_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     run = train(tmp_path, total_steps=20).run.path
     file = run / "config.yaml"
@@ -175,6 +188,23 @@ def test_a_checkpoint_of_another_environment_is_refused(capsys: pytest.CaptureFi
     code, _, last = _run(capsys, "eval", str(run), "--episodes", "2")
     assert code == 1
     assert last.startswith(f"slipstream: error: {run} belongs to another environment: its observation space")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_failing_environment_is_the_last_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, workers: int
+) -> None:
+    words = ["train", "ppo", "--env", "toy:chaos", "--placement.env-workers", str(workers), "--log.dir", str(tmp_path)]
+    assert cli.main([*words, *SMALL]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    problem = "RuntimeError: Chaos was told to raise"
+    assert re.fullmatch(
+        rf"slipstream: error: toy:chaos: slot \d, step 3, episode 0: step\(\d\) raised {problem}", lines[-1]
+    )
+    assert (problem in lines[:-1]) == (workers > 0)
+    (run,) = tmp_path.iterdir()
+    assert f"traceback:  {run / 'error.txt'}" in lines
+    assert problem in (run / "error.txt").read_text()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -150,7 +150,7 @@ def test_an_error_keeps_its_traceback_in_the_run(tmp_path: Path, monkeypatch: py
         train(tmp_path, log__checkpoint_every=50)
     (path,) = tmp_path.iterdir()
     assert "FloatingPointError: the loss is not finite" in (path / "error.txt").read_text()
-    assert f"slipstream resume {path}" in caught.value.__notes__[0]
+    assert caught.value.__notes__ == [f"traceback:  {path / 'error.txt'}", f"resume:     slipstream resume {path}"]
     assert checkpoint.newest(path / "checkpoints").steps < 5 * 21
 
 

@@ -124,6 +124,13 @@ def test_what_cannot_be_seen_is_an_error() -> None:
         video.make_stage(presets.configure("ppo", "toy:catch"), None)
 
 
+def test_mp4_with_its_package(tmp_path: Path) -> None:
+    pytest.importorskip("imageio_ffmpeg")
+    assert video.suffix("auto") == ".mp4"
+    made = video.record(_agent(Painted, _spec_of(Painted)), tmp_path / "x.mp4")
+    assert made.path.read_bytes()[4:8] == b"ftyp"
+
+
 def test_mp4_without_its_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(video.importlib.util, "find_spec", lambda name: None)
     assert (video.suffix("auto"), video.suffix("gif")) == (".gif", ".gif")

@@ -214,8 +214,7 @@ def newest(root: Path) -> Checkpoint:
         for problem in problems:
             warnings.warn(f"{problem}; falling back to the checkpoint at step {found.steps}", stacklevel=2)
         return found
-    reason = "".join(f"\n  {problem}" for problem in problems) or " (none was written)"
-    raise CheckpointError(f"no whole checkpoint in {root}:{reason}")
+    raise CheckpointError(f"no whole checkpoint in {root}: {'; '.join(problems) or 'none was written'}")
 
 
 def select(root: Path, which: str) -> Checkpoint:

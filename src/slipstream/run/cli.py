@@ -189,7 +189,10 @@ def _report(error: Exception, debug: bool) -> int:
         message = f"{place}{error.strerror}"
     else:
         message = str(error) if expected and str(error) else f"{type(error).__name__}: {error}"
-    _error.print(f"slipstream: error: {message}")
+    headline, _, details = message.partition("\n")  # such as a worker's traceback
+    if details.strip():
+        _error.print(details.rstrip())
+    _error.print(f"slipstream: error: {headline}")
     return 2 if isinstance(error, ConfigError) else 1
 
 

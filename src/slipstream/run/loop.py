@@ -279,7 +279,9 @@ def _drive(this: _Run, saved: Checkpoint | None) -> Trained:
             _loop(training, [progress, *evaluators, rows, checkpoints, display], signals)
         except Exception as error:
             (run.path / "error.txt").write_text(traceback.format_exc())
-            error.add_note(f"traceback:  {run.path / 'error.txt'}\nresume:     slipstream resume {run.path}")
+            error.add_note(f"traceback:  {run.path / 'error.txt'}")
+            if run.checkpoints.is_dir():
+                error.add_note(f"resume:     slipstream resume {run.path}")
             raise
         checkpoints.save()
         if signals.received is not None and not progress.finished:

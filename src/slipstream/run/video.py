@@ -105,11 +105,15 @@ class Playback:
         device = next(policy.parameters()).device
         keys = dice.keys(self._seed, "watch", range(1))
         stage.reset(self._seed)
-        step, state = stage.envs.recv(0), policy.initial_state(1)
+        step = stage.envs.recv(0)
 
         def tensor(leaf: NDArray[Any]) -> torch.Tensor:
             return torch.from_numpy(np.ascontiguousarray(leaf)).to(device)
 
+        def to_device(leaf: torch.Tensor) -> torch.Tensor:
+            return leaf.to(device)
+
+        state = tree.map(to_device, policy.initial_state(1))
         yield stage.frame(step.obs)
         while not self.ended and self.steps < self._max_steps:
             draws = tensor(dice.uniform(keys, self.steps, 1, policy.dice_width)[0])
@@ -163,7 +167,7 @@ def suffix(format: Literal["auto", "gif", "mp4"]) -> str:
     Raises:
         ImportError: If mp4 is asked for and imageio is missing.
     """
-    installed = importlib.util.find_spec("imageio") is not None
+    installed = all(importlib.util.find_spec(name) for name in ("imageio", "imageio_ffmpeg"))
     if format == "mp4" and not installed:
         raise ImportError('mp4 needs a package: pip install "slipstream[video]" (or --format gif)')
     return ".mp4" if format == "mp4" or (format == "auto" and installed) else ".gif"
