@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from slipstream import dice, tree
 from slipstream.envs import atari, envpool, spaces
-from slipstream.envs.make import EnvFactory, gym_source, make_envs
+from slipstream.envs.factory import EnvFactory
+from slipstream.envs.make import gym_source, make_envs
 from slipstream.envs.options import EnvOptions
 from slipstream.envs.rows import EnvError
 from slipstream.tree import Tree

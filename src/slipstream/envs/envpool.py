@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from slipstream import dice, tree
 from slipstream.envs import spaces
+from slipstream.envs.factory import unknown_id
 from slipstream.envs.options import AtariProtocol, EnvOptions
 from slipstream.envs.rows import EnvError, check_finite
 from slipstream.envs.slot import check_lanes, random_start
@@ -213,9 +214,7 @@ def envpool_family(id: str) -> str:
     registered = _registry(id).specs
     task = id.removeprefix(PREFIX)
     if task not in registered:
-        near = difflib.get_close_matches(task, registered, n=3, cutoff=0.5)
-        hint = f"did you mean {', '.join(PREFIX + name for name in near)}? " if near else ""
-        raise ValueError(f"unknown environment '{id}'; {hint}`slipstream envs` lists all")
+        raise ValueError(unknown_id(id, [PREFIX + name for name in registered]))
     module = registered[task][0]
     return next((family for prefix, family in _FAMILIES.items() if module.startswith(prefix)), "other")
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import gymnasium
 from numpy.typing import NDArray
 
+from slipstream.envs import spaces
 from slipstream.envs.rows import Rows, check_finite
-from slipstream.envs.slot import Source, make_slots
+from slipstream.envs.slot import Source, check_lanes, make_slots
 from slipstream.envs.spaces import Actions
 from slipstream.types import EnvSpec, EnvStep
 
@@ -29,12 +31,12 @@ class GymEnvs:
 
     def __init__(self, source: Source, num_envs: int, lanes: int = 1) -> None:
         first = source.make(0)
-        self._spec = source.spec(first, num_envs, lanes)
+        self._spec = source_spec(source, first, num_envs, lanes)
         envs = [first] + [source.make(slot) for slot in range(1, num_envs)]
         rows = Rows.empty(first.observation_space, num_envs)
         self._slots = make_slots(source, range(num_envs), rows, envs)
         self._actions = Actions(first.action_space, self._spec.lane_size, source.id)
-        self._steps = [rows.part(self._spec.slots(lane)).step() for lane in range(lanes)]
+        self._steps = [as_step(rows.part(self._spec.slots(lane))) for lane in range(lanes)]
         self._counts = [0] * lanes
         self._closed = False
 
@@ -77,3 +79,27 @@ class GymEnvs:
             self._closed = True
             for slot in self._slots:
                 slot.close()
+
+
+def source_spec(source: Source, env: gymnasium.Env[Any, Any], num_envs: int, lanes: int) -> EnvSpec:
+    """The spec of `num_envs` environments like `env`.
+
+    Raises:
+        ValueError: An unsupported space, or lanes that don't divide the environments.
+    """
+    spaces.check_observation_space(env.observation_space, source.id)
+    spaces.check_action_space(env.action_space, source.id)
+    return EnvSpec(
+        id=source.id,
+        observation_space=env.observation_space,
+        action_space=spaces.policy_action_space(env.action_space),
+        num_envs=num_envs,
+        lanes=check_lanes(num_envs, lanes),
+        deterministic=source.deterministic,
+        family=source.family,
+    )
+
+
+def as_step(rows: Rows) -> EnvStep:
+    """The rows as the protocol hands them out; shares the memory."""
+    return EnvStep(rows.obs, rows.reward, rows.terminated, rows.truncated, rows.ended)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import gymnasium
@@ -13,6 +12,7 @@ from gymnasium.vector import VectorEnv
 
 # Importing ale_py registers its ids with Gymnasium.
 from slipstream.envs import atari, envpool, toy
+from slipstream.envs.factory import EnvFactory, GymFactory, gym_family, toy_class, unknown_id
 from slipstream.envs.gym import GymEnvs
 from slipstream.envs.options import AtariProtocol, EnvOptions
 from slipstream.envs.slot import Source
@@ -20,13 +20,7 @@ from slipstream.envs.vector import VectorEnvs
 from slipstream.envs.workers import WorkerEnvs
 from slipstream.types import Envs
 
-Env = gymnasium.Env[Any, Any]
-EnvFactory = Callable[[], Env]
-
 _log = logging.getLogger(__name__)
-
-# The module of an environment's class tells its family.
-_FAMILIES = {"classic_control": "classic", "mujoco": "mujoco", "box2d": "box2d", "toy_text": "toy"}
 
 
 def make_envs(
@@ -147,66 +141,10 @@ def gym_source(env: str | EnvFactory, options: EnvOptions) -> Source:
     return Source(
         GymFactory(env, options),
         env,
-        _family(str(spec.entry_point)),
+        gym_family(str(spec.entry_point)),
         deterministic=not spec.nondeterministic,
         decorrelate_steps=options.decorrelate_steps,
     )
-
-
-@dataclass(frozen=True)
-class GymFactory:
-    """Makes one environment with its wrappers; picklable, so that workers can make their own.
-
-    Attributes:
-        env: Gymnasium id, `toy:` id, or callable.
-        options: Choices.
-        render_mode: Passed to the environment if not None.
-    """
-
-    env: str | EnvFactory
-    options: EnvOptions
-    render_mode: str | None = None
-
-    def __call__(self) -> Env:
-        """One environment.
-
-        Raises:
-            ImportError: A package is missing; the message has the pip line.
-        """
-        limit, stack = self.options.max_episode_steps, self.options.frame_stack
-        made = self._bare(limit)
-        if limit is not None and not (isinstance(self.env, str) and not self.env.startswith("toy:")):
-            made = gymnasium.wrappers.TimeLimit(made, limit)
-        if stack > 1:
-            made = gymnasium.wrappers.FrameStackObservation(made, stack)
-        return made
-
-    def _bare(self, limit: int | None) -> Env:
-        arguments: dict[str, Any] = dict(self.options.kwargs)
-        if self.render_mode is not None:
-            arguments["render_mode"] = self.render_mode
-        if not isinstance(self.env, str):
-            return self.env()
-        if self.env.startswith("toy:"):
-            return toy_class(self.env)(**arguments)
-        try:
-            return gymnasium.make(self.env, max_episode_steps=limit, disable_env_checker=True, **arguments)
-        except (gymnasium.error.DependencyNotInstalled, ModuleNotFoundError) as error:
-            family = _family(str(gymnasium.spec(self.env).entry_point))
-            line = f': pip install "slipstream[{family}]"' if family in ("mujoco", "box2d") else ""
-            raise ImportError(f"{self.env} needs a package that is not installed ({error}){line}") from error
-
-
-def toy_class(id: str) -> Callable[..., Env]:
-    """The class of a `toy:` id.
-
-    Raises:
-        ValueError: There is none of that name.
-    """
-    name = id.removeprefix("toy:")
-    if name not in toy.TOYS:
-        raise ValueError(_unknown(id, [f"toy:{known}" for known in toy.TOYS]))
-    return toy.TOYS[name]
 
 
 def gym_spec(id: str) -> Any:
@@ -221,7 +159,7 @@ def gym_spec(id: str) -> Any:
     except ModuleNotFoundError as error:
         raise ImportError(f"{id}: the module before the colon cannot be imported: {error}") from error
     except gymnasium.error.Error as error:
-        raise ValueError(_unknown(id, [known for ids in list_envs().values() for known in ids])) from error
+        raise ValueError(unknown_id(id, [known for ids in list_envs().values() for known in ids])) from error
 
 
 def list_envs() -> dict[str, list[str]]:
@@ -231,17 +169,7 @@ def list_envs() -> dict[str, list[str]]:
         if atari.atari_game(id) is not None:
             families["atari"].append(id)
         elif not str(spec.entry_point).startswith("ale_py"):
-            families.setdefault(_family(str(spec.entry_point)), []).append(id)
+            families.setdefault(gym_family(str(spec.entry_point)), []).append(id)
     for id in envpool.list_envpool():
         families.setdefault(envpool.envpool_family(id), []).append(id)
     return {family: sorted(ids) for family, ids in families.items()}
-
-
-def _family(entry_point: str) -> str:
-    return next((family for part, family in _FAMILIES.items() if f".{part}" in entry_point), "other")
-
-
-def _unknown(id: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(id, known, n=3, cutoff=0.5)
-    hint = f"did you mean {', '.join(near)}? " if near else ""
-    return f"unknown environment '{id}'; {hint}`slipstream envs` lists all"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from gymnasium import Space
@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from slipstream import tree
 from slipstream.envs import spaces
 from slipstream.tree import Tree
-from slipstream.types import BoolArray, EnvStep, FloatArray
+
+if TYPE_CHECKING:  # it imports torch, which worker processes do without
+    from slipstream.types import BoolArray, EnvStep, FloatArray
 
 
 class EnvError(RuntimeError):
@@ -51,10 +53,6 @@ class Rows:
             self.truncated[slots],
             self.ended[slots],
         )
-
-    def step(self) -> EnvStep:
-        """The row as the protocol hands it out; shares the memory."""
-        return EnvStep(self.obs, self.reward, self.terminated, self.truncated, self.ended)
 
 
 def check_finite(step: EnvStep, name: str, first_slot: int, count: int) -> None:

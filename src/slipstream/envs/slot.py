@@ -15,7 +15,6 @@ import numpy as np
 from slipstream import dice
 from slipstream.envs import spaces
 from slipstream.envs.rows import EnvError, Rows
-from slipstream.types import EnvSpec
 
 
 @dataclass(frozen=True)
@@ -61,24 +60,6 @@ class Source:
             raise  # its message has the pip line
         except Exception as error:
             raise EnvError(f"{self.id}: making the environment of slot {slot} failed: {error_line(error)}") from error
-
-    def spec(self, env: gymnasium.Env[Any, Any], num_envs: int, lanes: int) -> EnvSpec:
-        """The spec of `num_envs` environments like `env`.
-
-        Raises:
-            ValueError: An unsupported space, or lanes that don't divide the environments.
-        """
-        spaces.check_observation_space(env.observation_space, self.id)
-        spaces.check_action_space(env.action_space, self.id)
-        return EnvSpec(
-            id=self.id,
-            observation_space=env.observation_space,
-            action_space=spaces.policy_action_space(env.action_space),
-            num_envs=num_envs,
-            lanes=check_lanes(num_envs, lanes),
-            deterministic=self.deterministic,
-            family=self.family,
-        )
 
 
 def check_lanes(num_envs: int, lanes: int) -> int:

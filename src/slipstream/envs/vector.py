@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from slipstream import dice, tree
 from slipstream.envs import spaces
+from slipstream.envs.gym import as_step
 from slipstream.envs.rows import EnvError, Rows, check_finite
 from slipstream.envs.slot import check_lanes, error_line
 from slipstream.envs.spaces import Actions
@@ -143,7 +144,7 @@ class _Lane:
             self._call_reset(rows.ended.copy())
 
     def row(self) -> EnvStep:
-        step = self._rows.step()
+        step = as_step(self._rows)
         check_finite(step, self._id, self._first_slot, self._count)
         return step
 

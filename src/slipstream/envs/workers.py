@@ -26,6 +26,7 @@ import cloudpickle
 import numpy as np
 from numpy.typing import NDArray
 
+from slipstream.envs.gym import as_step, source_spec
 from slipstream.envs.rows import EnvError, check_finite
 from slipstream.envs.shared import anonymous_file, map_shared, read_file
 from slipstream.envs.slot import Source
@@ -63,7 +64,7 @@ class WorkerEnvs:
         if workers < 1:
             raise ValueError(f"workers must be at least 1, got {workers}")
         env = source.make(0)
-        self._spec = source.spec(env, num_envs, lanes)
+        self._spec = source_spec(source, env, num_envs, lanes)
         self._actions = Actions(env.action_space, self._spec.lane_size, source.id)
         env.close()
         self._timeout = timeout_seconds
@@ -85,7 +86,7 @@ class WorkerEnvs:
         finally:
             os.close(memory)
         self._lane_workers = [[w for w in self._workers if w.slots[lane]] for lane in range(lanes)]
-        self._steps = [self._shared.rows.part(self._spec.slots(lane)).step() for lane in range(lanes)]
+        self._steps = [as_step(self._shared.rows.part(self._spec.slots(lane))) for lane in range(lanes)]
 
     @property
     def spec(self) -> EnvSpec:
@@ -128,8 +129,6 @@ class WorkerEnvs:
         self._finalizer()
 
     def _command(self, lane: int, number: int, seed: int) -> None:
-        if not self._workers:
-            raise EnvError(f"{self._spec.id}: the environments are closed")
         message = COMMAND.pack(number, seed)
         self._waiting[lane] = True
         for worker in self._lane_workers[lane]:
@@ -140,6 +139,8 @@ class WorkerEnvs:
 
     def _settle(self, lane: int) -> None:
         """Waits for the answers that are still due to `lane`."""
+        if not self._workers:
+            raise EnvError(f"{self._spec.id}: the environments are closed")
         if self._waiting[lane]:
             self._wait(lane, self._lane_workers[lane], self._timeout)
             self._waiting[lane] = False

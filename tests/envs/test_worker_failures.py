@@ -1,0 +1,230 @@
+"""Faults of environments and workers: the driver knows at once and says where, and nothing survives it."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium
+import numpy as np
+import psutil
+import pytest
+
+from slipstream import dice
+from slipstream.envs import EnvError, EnvOptions, make_envs
+from slipstream.envs.toy import Chaos
+from slipstream.envs.workers import WorkerEnvs
+
+LIMIT = 5.0
+
+
+def gone(pids: list[int]) -> bool:
+    """Whether the processes end within the limit (an orphan may stay a zombie where nobody reaps)."""
+    deadline = time.monotonic() + LIMIT
+    left = list(pids)
+    while left and time.monotonic() < deadline:
+        left = [pid for pid in left if _lives(pid)]
+        time.sleep(0.01)
+    return not left
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def fail(options: EnvOptions, env: str | Callable[[], gymnasium.Env[Any, Any]] = "toy:chaos") -> tuple[str, float]:
+    """Steps until the fault; returns the message and the seconds from the faulty `send` to the error."""
+    shm = set(os.listdir("/dev/shm"))
+    envs = make_envs(env, 4, 2, options, workers=2)
+    assert isinstance(envs, WorkerEnvs)
+    pids = [worker.process.pid for worker in envs._workers]
+    try:
+        envs.reset(0)
+        sent: list[float] = []
+        with pytest.raises(EnvError) as caught:
+            _step(envs, sent)
+        seconds = time.monotonic() - sent[-1]
+    finally:
+        envs.close()
+    assert gone(pids)
+    assert set(os.listdir("/dev/shm")) == shm
+    return str(caught.value), seconds
+
+
+def _step(envs: WorkerEnvs, sent: list[float]) -> None:
+    for _ in range(5):
+        sent.append(time.monotonic())
+        for lane in (0, 1):
+            envs.send(np.zeros(2, np.int64), lane)
+        for lane in (0, 1):
+            envs.recv(lane)
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("raise", ["step 3", "step(0) raised RuntimeError: Chaos was told to raise", "toy.py", "in _raise"]),
+        ("shape", ["step 3", "expected float32 [4], got float32 [3]"]),
+        ("nan", ["step 3", "expected finite numbers as observation"]),
+        ("exit", ["ended with exit code 0 while busy with slot", "step 3"]),
+        ("kill", ["was killed by SIGKILL while busy with slot", "step 3"]),
+        ("segfault", ["was killed by SIGSEGV while busy with slot", "step 3", "Segmentation fault", "in string_at"]),
+    ],
+)
+def test_faults_are_reported_at_once(fault: str, words: list[str]) -> None:
+    message, seconds = fail(EnvOptions(kwargs={"fault": fault, "at": 3}))
+    for word in words:
+        assert word in message
+    assert seconds < LIMIT
+
+
+def test_a_hang_ends_with_the_stack_of_the_worker() -> None:
+    message, seconds = fail(EnvOptions(kwargs={"fault": "hang", "at": 3}, timeout_seconds=0.5))
+    assert "no answer within 0.5 seconds" in message
+    assert "busy with slot 0, step 3" in message
+    assert "toy.py" in message
+    assert "in step" in message
+    assert seconds < LIMIT
+
+
+def test_a_death_is_seen_while_waiting_for_another_worker() -> None:
+    def factory() -> gymnasium.Env[Any, Any]:
+        return OneOfUs()
+
+    message, seconds = fail(EnvOptions(timeout_seconds=600), factory)
+    assert "was killed by SIGKILL" in message
+    assert seconds < LIMIT
+
+
+class OneOfUs(Chaos):
+    """Slot 1 (told by its seed) kills its process, while slot 0 hangs in another that is waited for first."""
+
+    def __init__(self) -> None:
+        super().__init__("hang", 2)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        if seed == dice.env_seed(0, "env", 1, 0):
+            self._fault = "kill"
+        return super().reset(seed=seed)
+
+
+def test_construction_that_fails_here_fails_early() -> None:
+    with pytest.raises(EnvError, match="making the environment of slot 0 failed: ZeroDivisionError"):
+        make_envs(lambda: 1 / 0, 2, workers=2)  # type: ignore[arg-type, return-value]
+
+
+def test_construction_that_fails_in_a_worker() -> None:
+    driver = os.getpid()
+
+    def factory() -> gymnasium.Env[Any, Any]:
+        if os.getpid() != driver:
+            raise OSError("no display in worker")
+        return Chaos()
+
+    with pytest.raises(EnvError, match=r"slot \d failed: OSError: no display in worker") as caught:
+        make_envs(factory, 2, workers=2)
+    assert "Traceback" in str(caught.value)
+    assert not [child for child in psutil.Process().children() if "worker_process" in " ".join(child.cmdline())]
+
+
+def test_other_spaces_in_a_worker_are_noticed() -> None:
+    driver = os.getpid()
+
+    def factory() -> gymnasium.Env[Any, Any]:
+        env = Chaos()
+        if os.getpid() != driver:
+            env.observation_space = gymnasium.spaces.Box(-1.0, 1.0, (5,), np.float32)
+        return env
+
+    with pytest.raises(EnvError, match="the driver's environment has"):
+        make_envs(factory, 2, workers=1)
+
+
+def test_close_kills_what_does_not_end() -> None:
+    class Stubborn(Chaos):
+        def close(self) -> None:
+            if multiprocessing.current_process().name == "MainProcess" and os.getpid() != driver:
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
+                signal.pause()
+
+    driver = os.getpid()
+    envs = make_envs(Stubborn, 2, workers=2)
+    assert isinstance(envs, WorkerEnvs)
+    pids = [worker.process.pid for worker in envs._workers]
+    start = time.monotonic()
+    envs.close()
+    assert time.monotonic() - start < LIMIT
+    assert gone(pids)
+
+
+def test_close_ends_the_processes_that_environments_started() -> None:
+    class Parent(Chaos):
+        def __init__(self) -> None:
+            super().__init__("none")
+            if os.getpid() != driver:
+                self.child = subprocess.Popen(["sleep", "600"])
+
+    driver = os.getpid()
+    envs = make_envs(Parent, 2, workers=1)
+    assert isinstance(envs, WorkerEnvs)
+    worker = psutil.Process(envs._workers[0].process.pid)
+    pids = [worker.pid, *(child.pid for child in worker.children())]
+    assert len(pids) == 3
+    envs.close()
+    assert gone(pids)
+
+
+def test_using_closed_environments_is_an_error() -> None:
+    envs = make_envs("CartPole-v1", 2, workers=1)
+    envs.reset(0)
+    envs.close()
+    with pytest.raises(EnvError, match="the environments are closed"):
+        envs.send(np.zeros(2, np.int64), 0)
+
+
+DRIVER = """
+import sys, threading, numpy as np
+from slipstream.envs import EnvOptions, make_envs
+envs = []
+def make():
+    envs.append(make_envs("toy:chaos", 2, 1, EnvOptions(kwargs={"fault": "hang", "at": 1}), workers=2))
+thread = threading.Thread(target=make)  # workers outlive the thread that made them
+thread.start()
+thread.join()
+envs[0].reset(0)
+envs[0].recv(0)
+envs[0].send(np.zeros(2, np.int64), 0)
+print(*(worker.process.pid for worker in envs[0]._workers), flush=True)
+if sys.argv[1] == "exit":
+    sys.exit(3)
+envs[0].recv(0)
+"""
+
+
+@pytest.mark.parametrize("end", ["kill", "exit", "interrupt"])
+def test_nothing_survives_the_driver(end: str) -> None:
+    driver = subprocess.Popen(
+        [sys.executable, "-c", DRIVER, end], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert driver.stdout is not None
+    assert driver.stderr is not None
+    pids = [int(word) for word in driver.stdout.readline().split()]
+    assert len(pids) == 2
+    if end == "exit":
+        assert driver.wait(60) == 3
+    else:
+        assert all(_lives(pid) for pid in pids)
+        driver.send_signal(signal.SIGKILL if end == "kill" else signal.SIGINT)
+        driver.wait(60)
+    assert gone(pids)
+    driver.stdout.close()
+    driver.stderr.close()
