@@ -11,7 +11,7 @@ from torch import Tensor
 from slipstream.algos import A2C, PPO
 from slipstream.algos.algorithm import Algorithm
 from slipstream.crew import Crew
-from slipstream.learner import Learner, RewardKind
+from slipstream.learner import Learner, RewardTransform
 from slipstream.nets.policy import ActorCritic, Network
 from slipstream.types import Trajectory
 from tests.algos import rows
@@ -29,7 +29,7 @@ def learner(
     policy: ActorCritic,
     crew: Crew,
     shards: int = 1,
-    reward: RewardKind = "raw",
+    reward: RewardTransform = "raw",
 ) -> Learner:
     return Learner(
         algorithm,

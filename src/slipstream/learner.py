@@ -17,7 +17,7 @@ from slipstream.ops.normalize import ReturnScale
 from slipstream.optimizers import make_optimizer
 from slipstream.types import Trajectory, Weights
 
-RewardKind = Literal["raw", "clip", "sign", "scale"]
+RewardTransform = Literal["raw", "clip", "sign", "scale"]
 
 Gradient = tuple[tuple[Tensor, ...], dict[str, Tensor]]
 """Gradients in the order of the parameters, and metrics; both are parts of a sum over shards."""
@@ -39,7 +39,6 @@ class Learner:
         seed: The run's seed, for the order of rows in minibatches.
         reward: The training reward: as it is, clipped to [-1, 1], its sign, or divided by the running standard
             deviation of the discounted return. Reported returns are raw in any case.
-        gamma: Discount, for `reward="scale"`.
     """
 
     def __init__(
@@ -52,8 +51,7 @@ class Learner:
         shards: int,
         total_steps: int,
         seed: int,
-        reward: RewardKind = "raw",
-        gamma: float = 0.99,
+        reward: RewardTransform = "raw",
     ) -> None:
         if shards < 1 or num_envs % shards:
             raise ValueError(f"shards={shards} must divide num_envs={num_envs}")
@@ -62,7 +60,7 @@ class Learner:
         self.steps = 0
         self._algorithm, self._crew, self._num_envs, self._seed = algorithm, crew, num_envs, seed
         self._total_steps, self._reward = total_steps, reward
-        self._return_scale = ReturnScale(num_envs, gamma)
+        self._return_scale = ReturnScale(num_envs, algorithm.gamma)
         width = num_envs // shards
         self._shards = [slice(shard * width, (shard + 1) * width) for shard in range(shards)]
         self._parameters = [parameter for parameter in policy.parameters() if parameter.requires_grad]

@@ -62,7 +62,7 @@ def check_policy(policy: object, spec: EnvSpec) -> None:
     """Shows a user's own policy dummy batches and compares what it answers with the contract.
 
     Args:
-        policy: Anything with `dice_width`, `recurrent`, `initial_state`, `act`, `unroll` and `observe` as in `ActorCritic`.
+        policy: Anything with the members of `slipstream.nets.policy.Policy`.
         spec: What the environments show and want.
 
     Raises:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from slipstream.algos import ALGORITHMS
 from slipstream.algos.algorithm import Algorithm
 from slipstream.envs import EnvOptions
+from slipstream.learner import RewardTransform
 from slipstream.nets.policy import Network
 from slipstream.run import settings
 from slipstream.run.settings import ConfigError
@@ -32,8 +33,6 @@ _HYPERPARAMETERS = {
     "clip_coef": "clip_range",
     "norm_adv": "normalize_advantage",
 }
-
-RewardTransform = Literal["raw", "clip", "sign", "scale"]
 
 
 @dataclass(frozen=True)
@@ -206,7 +205,6 @@ __all__ = [
     "ConfigError",
     "Log",
     "Placement",
-    "RewardTransform",
     "algorithm",
     "canonical",
     "from_plain",

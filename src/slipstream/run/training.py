@@ -75,7 +75,6 @@ class Training:
                 total_steps=config.total_steps,
                 seed=config.seed,
                 reward=config.reward,
-                gamma=config.algo.gamma,
             )
             self.learner.check(config.unroll)
             self.slab = slab.allocate(self.spec, self.policy, config.unroll, pin=self._device.type == "cuda")
