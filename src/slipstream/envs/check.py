@@ -12,9 +12,10 @@ from gymnasium import spaces as gym_spaces
 from numpy.typing import NDArray
 
 from slipstream import dice, tree
-from slipstream.envs import atari, envpool, spaces
+from slipstream.envs import spaces
 from slipstream.envs.factory import EnvFactory
-from slipstream.envs.make import gym_source, make_envs
+from slipstream.envs.gym import GymEnvs
+from slipstream.envs.make import env_family, gym_source, make_envs
 from slipstream.envs.options import EnvOptions
 from slipstream.envs.rows import EnvError
 from slipstream.tree import Tree
@@ -73,7 +74,7 @@ def check_env(
         ImportError: A package is missing.
     """
     options = options or EnvOptions()
-    _require(env, options)
+    _require(env)
     try:
         envs = make_envs(env, _SLOTS, 1, options)
     except (ValueError, EnvError) as error:
@@ -91,23 +92,15 @@ def check_env(
     finally:
         fresh.close()
     findings = [*_bounds(first), *_determinism(first, second, again), *_starts(first), *_ends(first, steps)]
-    if not _native(env):
+    if isinstance(fresh, GymEnvs):
         findings += _views(gym_source(env, options).make(0), seed)
     return sorted(findings, key=lambda finding: finding.severity)
 
 
-def _require(env: str | EnvFactory, options: EnvOptions) -> None:
+def _require(env: str | EnvFactory) -> None:
     """Lets the errors of whoever typed the id through: they are not findings about the environment."""
     if isinstance(env, str):
-        if env.startswith(envpool.PREFIX):
-            envpool.envpool_family(env)
-        elif atari.atari_game(env) is None:
-            gym_source(env, options)
-
-
-def _native(env: str | EnvFactory) -> bool:
-    """Whether the environment has no Gymnasium environment of its own to look at."""
-    return isinstance(env, str) and (env.startswith(envpool.PREFIX) or atari.atari_game(env) is not None)
+        env_family(env)
 
 
 def _play(envs: Envs, steps: int, seed: int) -> _Play:

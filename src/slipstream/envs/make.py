@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 from collections.abc import Callable
 from dataclasses import replace
@@ -147,6 +148,21 @@ def gym_source(env: str | EnvFactory, options: EnvOptions) -> Source:
     )
 
 
+def env_family(env: str) -> str:
+    """The preset family of an id, as in `EnvSpec`, found without making an environment.
+
+    Raises:
+        ValueError: An unknown id.
+        ImportError: Its package is missing.
+    """
+    if env.startswith(envpool.PREFIX):
+        return envpool.envpool_family(env)
+    if env.startswith("toy:"):
+        toy_class(env)
+        return "toy"
+    return "atari" if atari.atari_game(env) is not None else gym_family(str(gym_spec(env).entry_point))
+
+
 def gym_spec(id: str) -> Any:
     """Gymnasium's registration of `id`.
 
@@ -154,8 +170,11 @@ def gym_spec(id: str) -> Any:
         ValueError: Unknown id.
         ImportError: The id names a module that is not installed.
     """
+    module, colon, name = id.rpartition(":")
     try:
-        return gymnasium.spec(id)
+        if colon:
+            importlib.import_module(module)
+        return gymnasium.spec(name)
     except ModuleNotFoundError as error:
         raise ImportError(f"{id}: the module before the colon cannot be imported: {error}") from error
     except gymnasium.error.Error as error:

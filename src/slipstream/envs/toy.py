@@ -39,6 +39,7 @@ class Counter(gymnasium.Env[NDArray[np.int64], np.int64]):
 
     def reset(self, *, seed: int | None = None, options: Options = None) -> tuple[NDArray[np.int64], Info]:
         """Starts the next episode."""
+        super().reset(seed=seed)
         self._tag = self._tag if seed is None else seed
         self._episode, self._t = self._episode + 1, 0
         return self._obs(), {}
@@ -107,6 +108,7 @@ class Chain(gymnasium.Env[NDArray[np.float32], np.int64]):
 
     def reset(self, *, seed: int | None = None, options: Options = None) -> tuple[NDArray[np.float32], Info]:
         """Starts one place from the left door."""
+        super().reset(seed=seed)
         self._place, self._t = 1, 0
         return self._obs(), {}
 
@@ -170,6 +172,7 @@ class Bandit(gymnasium.Env[NDArray[np.float32], np.int64]):
 
     def reset(self, *, seed: int | None = None, options: Options = None) -> tuple[NDArray[np.float32], Info]:
         """Nothing to see."""
+        super().reset(seed=seed)
         return np.ones(1, np.float32), {}
 
     def step(self, action: np.int64) -> tuple[NDArray[np.float32], float, bool, bool, Info]:

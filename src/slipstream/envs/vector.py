@@ -7,7 +7,9 @@ The rule wants a dead row after an episode: its action is ignored, its successor
   dead row the fresh episode is stepped with the others, and then reset again with the seed of (seed, slot, episode).
 - DISABLED is told to reset as soon as an episode ends, and from there on is like SAME_STEP.
 
-So in the latter two a slot's episodes are those that `GymEnvs` would play, at the price of one or two extra resets.
+Gymnasium's SyncVectorEnv and AsyncVectorEnv take one seed per slot, so in the latter two modes a slot's episodes are
+those that `GymEnvs` would play, at the price of one or two extra resets. Others get one integer, as the API says:
+that of the first slot concerned.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from numpy.typing import NDArray
 
 from slipstream import dice, tree
@@ -115,6 +117,7 @@ class _Lane:
     def __init__(self, vector: Vector, id: str, first_slot: int) -> None:
         self.vector, self._id, self._first_slot = vector, id, first_slot
         self._mode = autoreset_mode(vector, id)
+        self._seeds_per_slot = isinstance(vector.unwrapped, SyncVectorEnv | AsyncVectorEnv)
         self._rows = Rows.empty(vector.single_observation_space, vector.num_envs)
         self._write = spaces.observation_writer(vector.single_observation_space, self._rows.obs)
         self._episode = [0] * vector.num_envs
@@ -138,15 +141,28 @@ class _Lane:
         if dead.any():
             self._bury(dead)
         rows.ended[:] = rows.terminated | rows.truncated
-        if rows.ended.any() and self._mode is AutoresetMode.SAME_STEP:
-            self._fill_final(info)
-        elif rows.ended.any() and self._mode is AutoresetMode.DISABLED:
-            self._call_reset(rows.ended.copy())
+        if rows.ended.any():
+            self._end(info)
 
     def row(self) -> EnvStep:
         step = as_step(self._rows)
         check_finite(step, self._id, self._first_slot, self._count)
         return step
+
+    def _end(self, info: dict[str, Any]) -> None:
+        """Shows the last observations of episodes, and has their slots reset where nobody else does."""
+        ended = self._rows.ended.copy()
+        final = info.get("final_obs")
+        if (final is not None) != (self._mode is AutoresetMode.SAME_STEP):
+            is_there = "are" if final is not None else "are not"
+            raise EnvError(
+                f"{self._place()}: autoreset_mode says {self._mode.name}, but at the end of an episode last "
+                f"observations {is_there} in info['final_obs'], as only SAME_STEP has them; is it another mode?"
+            )
+        if self._mode is AutoresetMode.SAME_STEP:
+            self._fill([int(column) for column in np.flatnonzero(ended)], final)
+        elif self._mode is AutoresetMode.DISABLED:
+            self._call_reset(ended)
 
     def _bury(self, dead: BoolArray) -> None:
         """Makes the rows of slots whose episode had ended dead ones, which hold the reset observation."""
@@ -175,9 +191,10 @@ class _Lane:
         seeds: list[int | None] = [None] * self.vector.num_envs
         for column in columns:
             seeds[column] = dice.env_seed(self._seed, "env", self._first_slot + column, self._episode[column])
-        reset: Any = self.vector.reset  # Gymnasium's own take a list of seeds, its annotation does not say so
+        reset: Any = self.vector.reset  # its annotation knows nothing of lists
         try:
-            return reset(seed=seeds, options=None if mask is None else {"reset_mask": mask})[0]
+            seed = seeds if self._seeds_per_slot else seeds[columns[0]]
+            return reset(seed=seed, options=None if mask is None else {"reset_mask": mask})[0]
         except Exception as error:
             raise EnvError(f"{self._place()}: reset raised {error_line(error)}") from error
 
@@ -187,14 +204,6 @@ class _Lane:
                 self._write(column, _pick(obs, column))
         except (ValueError, IndexError, KeyError) as error:
             raise EnvError(f"{self._place()}: {error}") from error
-
-    def _fill_final(self, info: dict[str, Any]) -> None:
-        final = info.get("final_obs")
-        if final is None:
-            raise EnvError(
-                f"{self._place()}: autoreset_mode SAME_STEP needs the last observations in info['final_obs']"
-            )
-        self._fill([int(column) for column in np.flatnonzero(self._rows.ended)], final)
 
     def _place(self) -> str:
         return (

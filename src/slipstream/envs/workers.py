@@ -94,7 +94,7 @@ class WorkerEnvs:
         return self._spec
 
     def reset(self, seed: int) -> None:
-        """Starts every slot at episode 0 of run `seed`; returns at once."""
+        """Starts every slot at episode 0 of run `seed`, in `[0, 2**64)`; returns at once."""
         for lane in range(self._spec.lanes):
             self._settle(lane)
             self._counts[lane] = 0

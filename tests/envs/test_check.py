@@ -1,0 +1,135 @@
+"""check-env finds what was planted, and nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+
+from slipstream.envs import EnvOptions, check_env
+from slipstream.envs.toy import Catch
+
+
+@pytest.mark.parametrize(
+    "env", ["CartPole-v1", "Pendulum-v1", "Blackjack-v1", "toy:catch", "toy:recall", "toy:lqr", "envpool:CartPole-v1"]
+)
+def test_sound_environments_have_no_findings(env: str) -> None:
+    assert check_env(env, steps=211) == []
+
+
+def test_sound_vector_environments_have_no_findings() -> None:
+    for mode in (AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP):
+        assert check_env(lambda: SyncVectorEnv([Catch] * 3, autoreset_mode=mode), steps=61) == []  # noqa: B023
+
+
+class GlobalDice(Catch):
+    """Draws from NumPy's global generator."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        super().reset(seed=seed)
+        self._ball = int(np.random.randint(5))
+        return self._board(), {}
+
+
+class Remembers(Catch):
+    """Something of earlier episodes survives a reset."""
+
+    resets = 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        super().reset(seed=seed)
+        self.resets += 1
+        self._ball = (self._ball + self.resets) % 5
+        return self._board(), {}
+
+
+class Outside(Catch):
+    """Leaves its space after some steps."""
+
+    def step(self, action: np.int64) -> Any:
+        obs, *rest = super().step(action)
+        return obs * np.float32(1 + (self._row == 6)), *rest
+
+
+class Reuses(Catch):
+    """Writes every observation to the same array."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._kept = np.zeros((10, 5), np.float32)
+
+    def _board(self) -> Any:
+        self._kept[:] = super()._board()
+        return self._kept
+
+
+class Silent(Catch):
+    """Never ends."""
+
+    def step(self, action: np.int64) -> Any:
+        obs, reward, over, *rest = super().step(action)
+        if over:
+            self._row = 0
+        return obs, reward, False, *rest
+
+
+class Deaf(Catch):
+    """Starts the same whatever the seed."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        super().reset(seed=7)
+        return self._board(), {}
+
+
+@pytest.mark.parametrize(
+    ("env", "problem", "remedy"),
+    [
+        (GlobalDice, "error: two environments with the same seed differ: observation of slot ", "self.np_random"),
+        (Remembers, "error: reset with the same seed does not bring back the same episode", "must set everything back"),
+        (Outside, "error: observation of slot 0, step 6 is outside Box", "widen the bounds"),
+        (Reuses, "error: the observation handed out before step 1 was changed by that step", "return a copy"),
+        (Silent, "warning: no episode ended within 61 random steps", "set max_episode_steps"),
+        (Deaf, "warning: all slots start from the same observation", "use the seed given to reset"),
+    ],
+)
+def test_planted_faults_are_found(env: Any, problem: str, remedy: str) -> None:
+    findings = [str(finding) for finding in check_env(env, steps=61)]
+    assert len(findings) == 1
+    assert findings[0].startswith(problem)
+    assert remedy in findings[0]
+
+
+@pytest.mark.parametrize("fault", ["raise", "nan", "shape", "dtype", "reward", "old_api"])
+def test_faults_while_playing_are_findings(fault: str) -> None:
+    (finding,) = check_env("toy:chaos", EnvOptions(kwargs={"fault": fault}), steps=7)
+    assert finding.severity == "error"
+    assert "slot 0, step 3" in finding.problem
+
+
+def test_unsupported_spaces_are_findings() -> None:
+    class Text(Catch):
+        def __init__(self) -> None:
+            super().__init__()
+            self.observation_space = gymnasium.spaces.Text(3)  # type: ignore[assignment]
+
+    (finding,) = check_env(Text)
+    assert "observation space Text" in finding.problem
+
+
+def test_a_wrong_autoreset_mode_is_a_finding() -> None:
+    def vector() -> Any:
+        env = SyncVectorEnv([Catch] * 3, autoreset_mode=AutoresetMode.SAME_STEP)
+        env.metadata["autoreset_mode"] = AutoresetMode.NEXT_STEP
+        return env
+
+    (finding,) = check_env(vector, steps=211)
+    assert finding.severity == "error"
+    assert "autoreset_mode says NEXT_STEP" in finding.problem
+
+
+def test_unknown_ids_are_errors_of_whoever_typed_them() -> None:
+    with pytest.raises(ValueError, match="did you mean toy:catch"):
+        check_env("toy:cacth")

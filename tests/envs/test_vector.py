@@ -1,0 +1,152 @@
+"""Vector environments of the user: three autoreset modes, one rule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium
+import pytest
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv, VectorWrapper
+
+from slipstream.envs import EnvError, EnvOptions, make_envs
+from slipstream.envs.toy import Counter
+
+from .playing import assert_equal, assert_rule, counter_rows, play
+
+SCRIPT = [(3, "t"), (5, "c"), (1, "t"), (2, "b")]
+MODES = list(AutoresetMode)
+
+
+class Life(Counter):
+    """Counter whose episode number is that of its slot as the driver counts, told by the seed if there is one."""
+
+    episodes: dict[int, int]
+
+    def __init__(self) -> None:
+        super().__init__("3t 5c 1t 2b")
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        if seed is not None and seed in self.episodes:
+            self._episode = self.episodes[seed] - 1
+        return super().reset(seed=seed)
+
+
+def lanes_of(size: int, mode: AutoresetMode, copy: bool = False) -> Callable[[], Any]:
+    from slipstream import dice
+
+    Life.episodes = {dice.env_seed(11, "env", slot, episode): episode for slot in range(4) for episode in range(40)}
+    return lambda: SyncVectorEnv([Life] * size, copy=copy, autoreset_mode=mode)
+
+
+@pytest.mark.parametrize("lanes", [1, 2, 4])
+@pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
+def test_every_cell_of_counter_is_known_in_advance(mode: AutoresetMode, lanes: int) -> None:
+    played = play(make_envs(lanes_of(4 // lanes, mode), 4, lanes), 37, seed=11, backwards=lanes == 2)
+    assert_equal(played, counter_rows(11, 4, 37, SCRIPT, reseeded=mode is not AutoresetMode.NEXT_STEP))
+    assert_rule(played)
+
+
+@pytest.mark.parametrize("mode", [AutoresetMode.SAME_STEP, AutoresetMode.DISABLED], ids=lambda mode: mode.name)
+@pytest.mark.parametrize("env", ["CartPole-v1", "Blackjack-v1", "dict"])
+def test_masked_modes_play_the_very_episodes_of_gym_envs(mode: AutoresetMode, env: str) -> None:
+    def single() -> gymnasium.Env[Any, Any]:
+        if env != "dict":
+            return gymnasium.make(env)
+        space = gymnasium.spaces.Dict({"x": gymnasium.make("CartPole-v1").observation_space})
+        return gymnasium.wrappers.TransformObservation(gymnasium.make("CartPole-v1"), lambda x: {"x": x}, space)
+
+    reference = play(make_envs(single, 3), 67)
+    played = play(make_envs(lambda: SyncVectorEnv([single] * 3, autoreset_mode=mode), 3), 67)
+    assert reference.ended.sum() > 3
+    assert_equal(played, reference)
+
+
+def test_next_step_of_gymnasium_follows_the_rule() -> None:
+    played = play(make_envs(lambda: gymnasium.make_vec("CartPole-v1", 3), 3), 67)
+    assert_rule(played)
+    assert_equal(played, play(make_envs(lambda: gymnasium.make_vec("CartPole-v1", 3), 3), 67))
+
+
+class Declares(VectorWrapper[Any, Any, Any, Any, Any]):
+    """Says something else about itself than is true."""
+
+    def __init__(self, env: VectorEnv[Any, Any, Any], mode: Any) -> None:
+        super().__init__(env)
+        self.metadata = {"autoreset_mode": mode} if mode is not None else {}
+
+
+@pytest.mark.parametrize("mode", [None, "sometimes", 3])
+def test_an_unknown_mode_is_refused(mode: Any) -> None:
+    with pytest.raises(ValueError, match=r"metadata\['autoreset_mode'\] is .*; set it to AutoresetMode\.NEXT_STEP"):
+        make_envs(lambda: Declares(gymnasium.make_vec("CartPole-v1", 2), mode), 2)
+
+
+def test_a_mode_may_be_its_value() -> None:
+    envs = make_envs(lambda: Declares(gymnasium.make_vec("CartPole-v1", 2), "NextStep"), 2)
+    assert_rule(play(envs, 67))
+
+
+def test_same_step_that_says_next_step_is_noticed() -> None:
+    envs = make_envs(lambda: Declares(lanes_of(2, AutoresetMode.SAME_STEP)(), AutoresetMode.NEXT_STEP), 2)
+    with pytest.raises(EnvError, match=r"step 3: autoreset_mode says NEXT_STEP, but at the end .* is it another mode"):
+        play(envs, 9)
+
+
+class Silent(Declares):
+    """Tells nothing about its last observations."""
+
+    def step(self, actions: Any) -> Any:
+        return (*super().step(actions)[:4], {})
+
+
+def test_a_dead_row_that_is_none_is_noticed() -> None:
+    envs = make_envs(lambda: Silent(lanes_of(2, AutoresetMode.SAME_STEP)(), AutoresetMode.NEXT_STEP), 2)
+    with pytest.raises(EnvError, match=r"step 4: autoreset_mode says NEXT_STEP, but slot 0 has a reward or an end"):
+        play(envs, 9)
+
+
+def test_next_step_that_says_same_step_is_noticed() -> None:
+    envs = make_envs(lambda: Declares(lanes_of(2, AutoresetMode.NEXT_STEP)(), AutoresetMode.SAME_STEP), 2)
+    with pytest.raises(EnvError, match=r"says SAME_STEP, but at the end .* are not in info\['final_obs'\]"):
+        play(envs, 9)
+
+
+class ResetsAll(VectorWrapper[Any, Any, Any, Any, Any]):
+    """Ignores the mask of a partial reset."""
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+        return self.env.reset(seed=seed)
+
+
+def test_a_vector_environment_that_ignores_the_mask_is_noticed() -> None:
+    envs = make_envs(
+        lambda: ResetsAll(SyncVectorEnv([lambda: gymnasium.make("CartPole-v1")] * 3, autoreset_mode="SameStep")), 3
+    )
+    with pytest.raises(EnvError, match=r"reset\(options={'reset_mask': mask}\) changed slots outside the mask"):
+        play(envs, 67)
+
+
+def test_sizes_must_fit() -> None:
+    with pytest.raises(ValueError, match=r"has 4 environments, but a lane has 2 slots \(num_envs 4 over 2 lanes\)"):
+        make_envs(lambda: gymnasium.make_vec("CartPole-v1", 4), 4, 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        ({"workers": 2}, "workers"),
+        ({"options": EnvOptions(frame_stack=2)}, "frame_stack"),
+        ({"options": EnvOptions(decorrelate_steps=2)}, "decorrelate_steps"),
+        ({"options": EnvOptions(max_episode_steps=2)}, "max_episode_steps"),
+    ],
+)
+def test_what_a_vector_environment_cannot_do_is_refused(arguments: dict[str, Any], name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} is not for vector environments; build it into the callable"):
+        make_envs(lambda: gymnasium.make_vec("CartPole-v1", 4), 4, **arguments)
+
+
+def test_close_twice() -> None:
+    envs = make_envs(lambda: gymnasium.make_vec("CartPole-v1", 2), 2)
+    envs.close()
+    envs.close()
