@@ -9,10 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from slipstream.envs import EnvOptions
-from slipstream.envs.atari import atari_game
-from slipstream.envs.envpool import PREFIX, envpool_family
-from slipstream.envs.make import gym_source
+from slipstream.envs.make import env_family
 from slipstream.run.config import CALLABLE, Config, algorithm, canonical, from_plain, known_settings
 from slipstream.run.settings import flatten, nest, plain
 
@@ -178,11 +175,7 @@ def family(env: str) -> str:
         ValueError: For an unknown id; it names the nearest.
         ImportError: If the id needs a package that is not installed; it has the pip line.
     """
-    if env.startswith(CALLABLE):
-        return "other"
-    if env.startswith(PREFIX):
-        return envpool_family(env)
-    return "atari" if atari_game(env) else gym_source(env, EnvOptions()).family
+    return "other" if env.startswith(CALLABLE) else env_family(env)
 
 
 def preset(algo: str, env: str) -> dict[str, Any]:
