@@ -247,8 +247,8 @@ def _write_gif(path: Path, frames: Iterator[Frame], fps: float) -> None:
 
 
 def _write_mp4(path: Path, frames: Iterator[Frame], fps: float) -> None:
-    import imageio.v2  # pyright: ignore[reportMissingImports] - optional: the extra `video`
+    import imageio.v2  # optional: the extra `video`
 
     with imageio.v2.get_writer(path, fps=fps, macro_block_size=2) as writer:
         for frame in frames:
-            writer.append_data(frame)
+            writer.append_data(frame)  # pyright: ignore[reportAttributeAccessIssue] - the ffmpeg writer has it
