@@ -1,6 +1,6 @@
-"""Training speed on Pong against the sum of the stages measured alone, for PPO and A2C in one alternating run.
+"""Training speed on Pong with the nature CNN against the sum of the stages measured alone, for PPO and A2C in one alternating run.
 
-    python benchmarks/throughput.py [--rounds 3] [--seconds 20] [--output benchmarks/results/throughput.json]
+    python benchmarks/throughput.py [--rounds 3] [--seconds 20] [--device cpu] [--output benchmarks/results/...json]
 
 Each round measures, for each algorithm, the stages alone and then training itself; medians over the rounds are
 reported, since other programs share the machine.
@@ -19,13 +19,14 @@ from pathlib import Path
 import torch
 
 from slipstream.run import limit
+from slipstream.run.config import Config
 from slipstream.run.presets import configure
 from slipstream.run.training import Training
 
 
-def training_speed(algo: str, env: str, seconds: float) -> float:
+def training_speed(config: Config, seconds: float) -> float:
     """Steps per second of training after two updates of warm-up, over at least `seconds`."""
-    training = Training(configure(algo, env, {}))
+    training = Training(config)
     try:
         reports = iter(training)
         next(reports)
@@ -45,14 +46,16 @@ def main() -> None:
     parser.add_argument("--env", default="ALE/Pong-v5")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=20.0)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/throughput.json"))
     args = parser.parse_args()
 
     rounds: dict[str, list[dict[str, float]]] = {"ppo": [], "a2c": []}
     for number in range(args.rounds):
         for algo, rows in rounds.items():
-            stages = limit.measure(configure(algo, args.env, {}), args.seconds / 6)
-            speed = training_speed(algo, args.env, args.seconds)
+            config = configure(algo, args.env, {"net.torso": "nature_cnn", "placement.device": args.device})
+            stages = limit.measure(config, args.seconds / 6)
+            speed = training_speed(config, args.seconds)
             rows.append({**stages.metrics(), "steps_per_second": speed, "efficiency": speed / stages.limit})
             print(f"round {number + 1} {algo}: {speed:.0f} of {stages.limit:.0f} steps/s, {speed / stages.limit:.2f}")
     result = {
@@ -60,6 +63,8 @@ def main() -> None:
         "machine": {"processor": platform.processor() or platform.machine(), "cores": limit.cores()},
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "env": args.env,
+        "torso": "nature_cnn",
+        "device": torch.cuda.get_device_name() if args.device == "cuda" else "cpu",
         "median": {
             algo: {key: statistics.median(row[key] for row in rows) for key in rows[0]} for algo, rows in rounds.items()
         },
