@@ -1,4 +1,4 @@
-"""Training speed on Pong with the nature CNN against the sum of the stages measured alone, for PPO and A2C in one alternating run.
+"""PPO and A2C on Pong with the nature CNN: training speed against the sum of the stages measured alone.
 
     python benchmarks/throughput.py [--rounds 3] [--seconds 20] [--device cpu] [--output benchmarks/results/...json]
 

@@ -95,13 +95,9 @@ PRESETS: dict[tuple[str, str], Preset] = {
     ("ppo", "Acrobot-v1"): {
         "total_steps": 300_000,
         "num_envs": 16,
-        "unroll": 128,
-        "net.normalize_obs": True,
-        "algo.lr": 3e-4,
         "algo.gamma": 0.99,
         "algo.gae_lambda": 0.94,
-        "algo.epochs": 4,
-        "algo.anneal_clip": False,
+        "algo.batch_size": 256,
     },
     ("a2c", "classic"): {
         "total_steps": 200_000,
