@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -27,7 +28,8 @@ def test_every_example_is_listed() -> None:
 def test_example_learns(name: str, tmp_path: Path) -> None:
     pattern, enough = RETURNS[name]
     command = [sys.executable, "-W", "error", str(EXAMPLES / f"{name}.py")]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # other tests run beside this one on the same cores
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     assert not done.stderr, "an example ends without a warning"
     found = re.search(pattern, done.stdout)
