@@ -1,19 +1,21 @@
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import gymnasium
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from slipstream.algos import A2C, PPO
-from slipstream.algos.algorithm import Algorithm
+from slipstream.algos.algorithm import Algorithm, Batch
 from slipstream.crew import Crew
 from slipstream.learner import Learner, RewardTransform
-from slipstream.nets.policy import ActorCritic, Network
-from slipstream.types import Trajectory
+from slipstream.nets.policy import ActorCritic, Network, make_actor_critic
+from slipstream.slab import allocate
+from slipstream.types import EnvSpec, Trajectory
 from tests.algos import rows
 
 SPACES = {
@@ -190,6 +192,80 @@ def test_a_loaded_learner_goes_on_as_if_never_stopped(crew: Callable[[int], Crew
     assert successor.version == student.version == 2
     assert successor.steps == student.steps
     assert torch.equal(parameters(resumed), parameters(straight))
+
+
+class Awkward(nn.Module):
+    """A torso whose gradients come as PyTorch likes: permuted images, one tensor for two parameters, expanded ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(4, 6, 3)
+        self.first, self.second = nn.Parameter(torch.full((6,), 0.1)), nn.Parameter(torch.full((6,), -0.1))
+
+    def forward(self, obs: Tensor) -> Tensor:
+        features = self.convolution(obs.permute(0, 3, 1, 2)).relu().mean((2, 3))
+        return features + (self.first + self.second)
+
+
+IMAGES = EnvSpec("images", gymnasium.spaces.Box(0.0, 1.0, (9, 9, 4), np.float32), gymnasium.spaces.Discrete(5), 6)
+
+
+def image_slab(policy: ActorCritic, seed: int) -> Trajectory:
+    """A slab of noise with the log-probabilities and values that `policy` gives it."""
+    random = torch.Generator().manual_seed(seed)
+    slab = allocate(IMAGES, policy, rows.ROWS)
+    slab.obs.copy_(torch.rand(slab.obs.shape, generator=random))
+    slab.reward.copy_(torch.randn(slab.reward.shape, generator=random))
+    slab.action.copy_(torch.randint(0, 5, slab.action.shape, generator=random))
+    slab.valid.fill_(True)
+    with torch.no_grad():
+        out = policy.unroll(slab.obs, (), None)
+        slab.extras["value"].copy_(out.value)
+        slab.log_prob.copy_(policy.unroll(slab.obs[:-1], (), None).distribution.log_prob(slab.action))
+    return slab
+
+
+@pytest.mark.parametrize("shards", [1, 2, 3])
+def test_gradients_of_any_layout_are_applied_as_they_are_meant(crew: Callable[[int], Crew], shards: int) -> None:
+    """Against PyTorch's own way: one loss, `backward()`, unfused Adam."""
+    algorithm = A2C(optimizer="adam", lr=1e-2, max_grad_norm=0.05, anneal_lr=False)
+    torch.manual_seed(4)
+    policy = make_actor_critic(IMAGES, Network(), Awkward(), 3)
+    twin = copy.deepcopy(policy)
+    student = learner(algorithm, policy, crew(1), shards)
+    optimizer = torch.optim.Adam(twin.parameters(), lr=1e-2, eps=algorithm.eps, fused=False)
+    for number in range(3):
+        slab = image_slab(policy, number)
+        prepared = algorithm.prepare(slab, slab.reward)
+        weight = torch.full(slab.reward.shape, 1 / slab.reward.numel())
+        batch = Batch(slab.obs[:-1], slab.action, slab.log_prob, weight > 1, (), weight, prepared.columns)
+        optimizer.zero_grad()
+        algorithm.loss(twin, batch, 0.0)[0].backward()
+        nn.utils.clip_grad_norm_(twin.parameters(), 0.05)
+        optimizer.step()
+        student.step(slab)
+        for name, parameter in twin.named_parameters():
+            torch.testing.assert_close(policy.get_parameter(name), parameter, rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "rmsprop", "rmsprop_tf"])
+def test_a_convolutional_learner_survives_contiguous_storage(crew: Callable[[int], Crew], optimizer: str) -> None:
+    """A checkpoint stores tensors without their memory layout; convolutions here are channels-last."""
+    algorithm = A2C(optimizer=optimizer)
+    network = Network(torso="impala_resnet")
+    straight = make_actor_critic(IMAGES, network, None, 3)
+    student = learner(algorithm, straight, crew(1), 2)
+    student.step(image_slab(straight, 0))
+    tensors, facts = student.state()
+    tensors = {name: value.clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
+    slab = image_slab(straight, 1)
+    student.step(slab)
+    resumed = make_actor_critic(IMAGES, network, None, 3)
+    successor = learner(algorithm, resumed, crew(1), 2)
+    successor.load(tensors, facts)
+    successor.step(slab)
+    for name, parameter in straight.named_parameters():
+        assert torch.equal(parameter, resumed.get_parameter(name)), name
 
 
 def test_annealed_learning_rate_follows_the_steps(crew: Callable[[int], Crew]) -> None:

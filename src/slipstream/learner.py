@@ -134,7 +134,9 @@ class Learner:
         slots: dict[int, dict[str, Tensor]] = {}
         for path, value in _under("optimizer.", tensors).items():
             index, name = path.split(".", 1)
-            slots.setdefault(int(index), {})[name] = value
+            parameter = self._parameters[int(index)]
+            # A checkpoint does not keep memory layouts, and the fused optimiser relies on them.
+            slots.setdefault(int(index), {})[name] = _like(parameter, value) if value.dim() else value
         groups = self._optimizer.state_dict()["param_groups"]
         self._optimizer.load_state_dict({"state": slots, "param_groups": groups})
         self.version, self.steps = int(facts["version"]), int(facts["steps"])
@@ -172,7 +174,10 @@ class Learner:
 
     def _shard_gradient(self, pick: _Pick, total: int, progress: float) -> Gradient:
         loss, metrics = self._algorithm.loss(self.policy, pick.gather(total), progress)
-        return torch.autograd.grad(loss, self._parameters, materialize_grads=True), metrics
+        gradients = torch.autograd.grad(loss, self._parameters, materialize_grads=True)
+        # Autograd may return views, one tensor for two parameters, or another memory layout; sums and the fused
+        # optimiser work on memory, so each gradient gets its own, laid out as its parameter.
+        return tuple(_like(p, g) for p, g in zip(self._parameters, gradients, strict=True)), metrics
 
     def _apply(self, gradients: Sequence[Tensor]) -> Tensor:
         """Clips by global norm and takes the step; returns the norm before clipping."""
@@ -247,6 +252,11 @@ class _Pick:
         size = self._part.stop - self._part.start
         index = (self._pick // size) * width + self._part.start + self._pick % size
         return leaf.reshape(rows * width, *leaf.shape[2:]).index_select(0, index)
+
+
+def _like(parameter: Tensor, value: Tensor) -> Tensor:
+    """A copy of `value` in memory of its own, laid out as `parameter`."""
+    return torch.empty_like(parameter).copy_(value)
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -68,7 +68,7 @@ class RunningMoments(nn.Module):
             if part.shape is not None
         ]
         if vectors:
-            self.moments.update(torch.cat(vectors, dim=1).double())
+            self.moments.update(torch.cat(vectors, dim=1).to(self.mean.device, torch.float64))
 
     def forward(self, obs: Tree) -> Tree:
         """The tree with its float vectors normalised, float32 `[..., *O]`; other leaves are the same tensors."""
