@@ -5,6 +5,7 @@ import threading
 import pytest
 import torch
 
+from slipstream import crew as crew_module
 from slipstream.crew import Crew
 
 
@@ -71,3 +72,27 @@ def test_one_math_thread_while_open_and_the_former_number_afterwards() -> None:
 def test_a_crew_needs_a_worker() -> None:
     with pytest.raises(ValueError, match="at least 1 worker, got 0"):
         Crew(0)
+
+
+def test_an_interrupted_caller_leaves_hanging_tasks_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C while an environment hangs: the caller goes on, and tasks that had not begun never do."""
+    monkeypatch.setattr(crew_module, "_GRACE_SECONDS", 0.05)
+    crew = Crew(2)
+    begun, release = threading.Barrier(3), threading.Event()
+    late: list[int] = []
+
+    def hang() -> None:
+        begun.wait(10)
+        release.wait(10)
+
+    def interrupted(futures: object, timeout: float | None = None) -> None:
+        if timeout is None:
+            begun.wait(10)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(crew_module, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        crew.run([hang, hang, lambda: late.append(1)])
+    crew.close()
+    release.set()
+    assert late == []

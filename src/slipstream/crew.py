@@ -6,19 +6,25 @@ OpenMP team across the cores does not survive any other load on the machine; it 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
-from typing import TypeVar
+from concurrent.futures import Future, wait
+from queue import SimpleQueue
+from threading import Thread
+from typing import Any, TypeVar
 
 import torch
 
 Result = TypeVar("Result")
 
+_GRACE_SECONDS = 3.0  # for tasks that are under way when the caller is interrupted or closes the crew
+
 
 class Crew:
     """`workers` threads that take tasks in order; results do not depend on how many there are.
 
-    While a crew is open, PyTorch uses one math thread per calling thread; `close` restores the former number.
+    While a crew is open, PyTorch uses one math thread per calling thread; `close` restores the former number. The
+    threads are daemons: an environment that hangs in one of them can't keep the program alive.
 
     Args:
         workers: Number of threads. With 1 the tasks run in the caller's thread, so that a debugger can step through.
@@ -30,26 +36,49 @@ class Crew:
         self.workers = workers
         self._former_threads = torch.get_num_threads()
         torch.set_num_threads(1)
-        self._pool = ThreadPoolExecutor(workers, "slipstream", self._start) if workers > 1 else None
+        self._tasks: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
+        names = [f"slipstream-{number}" for number in range(workers)] if workers > 1 else []
+        self._threads = [Thread(target=self._work, name=name, daemon=True) for name in names]
+        for thread in self._threads:
+            thread.start()
 
     def run(self, tasks: Sequence[Callable[[], Result]]) -> list[Result]:
         """Runs all tasks and returns their results in the order of the tasks.
 
         Waits for every task, also when one fails; the error of the first failed task (in task order) is raised then, so
-        that nothing still writes to a slab when the caller sees it.
+        that nothing still writes to a slab when the caller sees it. An interrupt of the caller cancels the tasks that
+        have not begun and waits a few seconds at most for the others.
         """
-        if self._pool is None or len(tasks) == 1:
+        if not self._threads or len(tasks) == 1:
             return [task() for task in tasks]
-        futures = [self._pool.submit(task) for task in tasks]
-        wait(futures)
+        futures: list[Future[Result]] = [Future() for _ in tasks]
+        for pair in zip(futures, tasks, strict=True):
+            self._tasks.put(pair)
+        try:
+            wait(futures)
+        except BaseException:
+            begun = [future for future in futures if not future.cancel()]
+            wait(begun, timeout=_GRACE_SECONDS)
+            raise
         return [future.result() for future in futures]
 
     def close(self) -> None:
-        """Ends the threads and restores PyTorch's number of math threads."""
-        if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)
+        """Ends the threads, waiting a few seconds at most, and restores PyTorch's number of math threads."""
+        for _ in self._threads:
+            self._tasks.put(None)
+        deadline = time.monotonic() + _GRACE_SECONDS
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        self._threads = []
         torch.set_num_threads(self._former_threads)
 
-    @staticmethod
-    def _start() -> None:
+    def _work(self) -> None:
         torch.set_num_threads(1)
+        while (order := self._tasks.get()) is not None:
+            future, task = order
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                future.set_result(task())
+            except BaseException as error:  # noqa: BLE001 - it is raised again in the caller of `run`
+                future.set_exception(error)
