@@ -117,6 +117,22 @@ class OneOfUs(Chaos):
         return super().reset(seed=seed)
 
 
+class TornReport(Chaos):
+    """Dies while it writes a report: the pipe holds the announcement of 1000 bytes and 9 of them."""
+
+    def step(self, action: Any) -> Any:
+        answer = int(sys.argv[6])  # of lane 0, see Descriptors
+        os.write(answer, b"f" + (1000).to_bytes(4, "little") + b'{"message')
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_death_in_the_middle_of_a_report_is_a_death() -> None:
+    message, seconds = fail(EnvOptions(timeout_seconds=600), TornReport)
+    assert "was killed by SIGKILL while busy with slot" in message
+    assert "step 1" in message
+    assert seconds < LIMIT
+
+
 def test_construction_that_fails_here_fails_early() -> None:
     with pytest.raises(EnvError, match="making the environment of slot 0 failed: ZeroDivisionError"):
         make_envs(lambda: 1 / 0, 2, workers=2)  # type: ignore[arg-type, return-value]

@@ -168,17 +168,20 @@ class WorkerEnvs:
                     raise self._death(worker)
 
     def _read(self, worker: _Worker, fd: int) -> None:
-        answer = os.read(fd, 1)
-        if not answer:
-            raise self._death(worker)
-        if answer != FAILED:
+        if self._bytes(worker, fd, 1) != FAILED:
             return
-        left = int.from_bytes(os.read(fd, 4), "little")
-        report = b""
-        while len(report) < left:
-            report += os.read(fd, left - len(report))
-        told = json.loads(report)
+        told = json.loads(self._bytes(worker, fd, int.from_bytes(self._bytes(worker, fd, 4), "little")))
         raise EnvError(f"{told['message']}\n\nin worker process {worker.process.pid}:\n{told['traceback']}")
+
+    def _bytes(self, worker: _Worker, fd: int, count: int) -> bytes:
+        """Reads `count` bytes of the worker's answer, or raises if it dies before it has written them."""
+        found = b""
+        while len(found) < count:
+            part = os.read(fd, count - len(found))
+            if not part:
+                raise self._death(worker)
+            found += part
+        return found
 
     def _death(self, worker: _Worker) -> EnvError:
         """What to say about a worker that ended without being told to."""
