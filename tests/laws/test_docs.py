@@ -1,0 +1,114 @@
+"""What the documents say is true of the code: commands, calls, settings, files, links."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import slipstream
+from slipstream.run import cli, flags
+from slipstream.run.agent import Agent
+from slipstream.run.config import known_settings
+from slipstream.run.directory import to_yaml
+from slipstream.run.presets import configure
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md"]
+DOCUMENTS += sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md"))
+
+
+def fences(document: str, language: str) -> list[str]:
+    """Contents of the fenced blocks in one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / document).read_text(), re.MULTILINE | re.DOTALL)
+
+
+def shell_lines(program: str) -> list[str]:
+    """Every line of a bash block that starts with `program`, without its comment."""
+    lines = [line for document in DOCUMENTS for block in fences(document, "bash") for line in block.splitlines()]
+    return sorted({shlex.join(shlex.split(line, comments=True)) for line in lines if line.startswith(f"{program} ")})
+
+
+def calls() -> list[tuple[str, ast.Call]]:
+    """Calls of the public functions and of an agent's methods in the Python blocks."""
+    trees = [ast.parse(block) for document in DOCUMENTS for block in fences(document, "python")]
+    nodes = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    return [
+        (ast.unparse(node.func), node) for node in nodes if ast.unparse(node.func).startswith(("slipstream.", "agent."))
+    ]
+
+
+@pytest.mark.parametrize("line", shell_lines("slipstream"))
+def test_command_is_understood(line: str, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(to_yaml(configure("ppo", "CartPole-v1")))
+    verb, *words = (word.replace("RUN", str(tmp_path)) for word in shlex.split(line)[1:])
+    assert verb in cli._VERBS
+    if verb == "train":
+        assert cli.main([verb, *words, "--print-config"]) == 0
+    elif verb in cli._OPTIONS and verb != "envs":
+        flags.parse(cli._OPTIONS[verb], words, verb)
+    else:
+        assert cli.main([verb, *words]) == 0
+
+
+@pytest.mark.parametrize("line", shell_lines("make"))
+def test_target_exists(line: str) -> None:
+    assert re.search(rf"^{line.split()[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+def test_every_verb_is_shown() -> None:
+    assert {line.split()[1] for line in shell_lines("slipstream")} == set(cli._VERBS)
+
+
+@pytest.mark.parametrize(("name", "call"), calls(), ids=lambda value: value if isinstance(value, str) else "")
+def test_call_fits_its_function(name: str, call: ast.Call) -> None:
+    owner, _, attribute = name.partition(".")
+    places: dict[str, Any] = {word.arg: word.value for word in call.keywords if word.arg}
+    if owner == "slipstream":
+        assert attribute in slipstream.__all__
+        inspect.signature(getattr(slipstream, attribute)).bind(*call.args, **places)
+    else:
+        inspect.signature(getattr(Agent, attribute)).bind(None, *call.args, **places)
+    if isinstance(settings := places.get("config"), ast.Dict):
+        algo = ast.literal_eval(call.args[0])
+        assert {ast.literal_eval(key) for key in settings.keys if key} <= set(known_settings(algo))
+
+
+def test_flags_of_the_atari_table_exist() -> None:
+    table = (ROOT / "README.md").read_text().partition("| choice | `v4`")[2].partition("\n\n")[0]
+    last_cells = [row.rstrip(" |").rpartition("|")[2] for row in table.splitlines()[2:]]
+    named = {flag.replace("-", "_") for cell in last_cells for flag in re.findall(r"`([\w-]+)`", cell)}
+    options = {key.rpartition(".")[2] for key in known_settings("ppo") if key.startswith("env_options.atari.")}
+    assert named == options - {"protocol"}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_files_and_links_exist(document: str) -> None:
+    text = (ROOT / document).read_text()
+    files = {name for name in re.findall(r"`([\w/.-]+\.(?:py|toml|md|txt))`", text) if "NAME" not in name}
+    inside_runs = {"command.txt", "error.txt"}
+    for name in files - inside_runs:
+        assert (ROOT / name).is_file() or (ROOT / "src" / "slipstream" / name).is_file(), name
+    for link in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (ROOT / document).parent.joinpath(link).exists(), link
+
+
+def test_architecture_stays_short() -> None:
+    assert len((ROOT / "ARCHITECTURE.md").read_text().splitlines()) <= 200
+
+
+def test_every_change_says_whether_it_changes_learning() -> None:
+    entries = (ROOT / "CHANGELOG.md").read_text().split("\n### ")[1:]
+    assert entries
+    for entry in entries:
+        assert re.search(r"^Changes learning behaviour: (yes|no)\b", entry, re.MULTILINE), entry.splitlines()[0]
+
+
+def test_every_decision_is_listed() -> None:
+    pages = {path.name for path in (ROOT / "docs" / "adr").glob("0*.md")}
+    assert pages == set(re.findall(r"\]\((0[\w-]+\.md)\)", (ROOT / "docs" / "adr" / "README.md").read_text()))
