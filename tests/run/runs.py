@@ -13,7 +13,15 @@ from slipstream.run import loop, presets
 from slipstream.run.config import Config
 from slipstream.run.loop import Parts, Trained
 
-SMALL = {"num_envs": 3, "unroll": 7, "algo.batch_size": 21, "algo.epochs": 2, "net.hidden": [8], "placement.workers": 1}
+SMALL = {
+    "num_envs": 3,
+    "lanes": 1,
+    "unroll": 7,
+    "algo.batch_size": 21,
+    "algo.epochs": 2,
+    "net.hidden": [8],
+    "placement.workers": 1,
+}
 
 
 def configuration(root: Path, env: str = "CartPole-v1", **changes: Any) -> Config:

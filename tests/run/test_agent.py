@@ -11,6 +11,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 import slipstream
+from slipstream import tree
 from slipstream.run.agent import Agent
 from slipstream.run.checkpoint import CheckpointError
 from slipstream.run.presets import configure
@@ -94,7 +95,7 @@ def test_recurrent_state_is_carried_and_zeroed_at_the_start_of_an_episode(core: 
     _, again = agent.predict(obs, state=fresh, episode_start=np.array([True, False]))
 
     def leaves(state: Any) -> list[np.ndarray[Any, Any]]:
-        return [np.asarray(leaf) for leaf in (state if isinstance(state, tuple) else (state,))]
+        return [np.asarray(leaf) for leaf in tree.leaves(state)]
 
     for new, old, mixed in zip(leaves(fresh), leaves(carried), leaves(again), strict=True):
         assert new.shape == (2, 7)

@@ -17,6 +17,8 @@ from tests.run.runs import train
 SMALL = [
     "--num-envs",
     "3",
+    "--lanes",
+    "1",
     "--unroll",
     "7",
     "--algo.batch-size",

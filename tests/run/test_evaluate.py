@@ -97,7 +97,8 @@ def test_slots_share_the_episodes_nearly_equally(episodes: int, expected: int) -
 
 
 def test_normalisers_and_weights_do_not_move() -> None:
-    changes = {"net.normalize_obs": True, "num_envs": 3, "unroll": 7, "total_steps": 60, "algo.batch_size": 21}
+    changes = {"net.normalize_obs": True, "num_envs": 3, "lanes": 1, "unroll": 7, "total_steps": 60}
+    changes["algo.batch_size"] = 21
     training = Training(presets.configure("ppo", "CartPole-v1", changes))
     try:
         for _ in training:

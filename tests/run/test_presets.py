@@ -45,7 +45,7 @@ def test_flags_win_over_the_id_and_the_id_over_its_family() -> None:
     config = presets.configure("ppo", "Acrobot-v1", {"algo.gamma": 0.5})
     assert isinstance(config.algo, PPO)
     assert config.algo.gamma == 0.5
-    assert config.algo.epochs == exact["algo.epochs"] != general["algo.epochs"]
+    assert config.algo.gae_lambda == exact["algo.gae_lambda"] != general["algo.gae_lambda"]
     assert config.algo.clip_range == general["algo.clip_range"]
     assert presets.configure("ppo", "CartPole-v1").algo.epochs == general["algo.epochs"]
 
