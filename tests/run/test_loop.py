@@ -3,9 +3,11 @@ from __future__ import annotations
 import errno
 import json
 import os
+import resource
 import signal
 import stat
 import threading
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +201,35 @@ def test_a_checkpoint_that_cannot_be_written_is_a_warning_and_three_in_a_row_the
     assert "No space left on device" in str(caught.value)
     assert str(caught.value).endswith(f"the checkpoint at step {first} is kept")
     assert metrics.read(path / "metrics.jsonl")[-1]["time/steps"] > first
+
+
+@pytest.mark.parametrize("full_at", [3, 10], ids=["between two checkpoints", "at the last checkpoint"])
+def test_a_full_disk_is_what_the_error_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full_at: int) -> None:
+    original = Progress.__call__
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill_the_disk(self: Progress, report: Any) -> None:
+        original(self, report)
+        if report.update == full_at:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (50, hard))
+
+    monkeypatch.setattr(Progress, "__call__", fill_the_disk)
+    try:
+        with (
+            warnings.catch_warnings(action="ignore", category=UserWarning),
+            pytest.raises(CheckpointError) as caught,
+        ):
+            train(tmp_path, log__checkpoint_every=42, log__metrics_every=21)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    (path,) = tmp_path.iterdir()
+    assert str(caught.value).startswith("cannot write the checkpoint at step")
+    assert caught.value.__notes__ == [
+        "traceback:  not written, File too large",
+        f"resume:     slipstream resume {path}",
+        "the last rows of metrics.jsonl are lost: File too large",
+    ]
+    assert checkpoint.newest(path / "checkpoints").steps > 0
 
 
 def _make() -> gymnasium.Env[Any, Any]:

@@ -258,7 +258,7 @@ def _drive(this: _Run, saved: Checkpoint | None) -> Trained:
         rows = Metrics(
             run.metrics, run.tensorboard if config.log.tensorboard else None, progress, config.log.metrics_every
         )
-        stack.callback(rows.close)
+        stack.push(_closing(rows))
         if facts:
             rows.load(facts["metrics"])
 
@@ -277,13 +277,10 @@ def _drive(this: _Run, saved: Checkpoint | None) -> Trained:
         progress.start()
         try:
             _loop(training, [progress, *evaluators, rows, checkpoints, display], signals)
+            checkpoints.save()
         except Exception as error:
-            (run.path / "error.txt").write_text(traceback.format_exc())
-            error.add_note(f"traceback:  {run.path / 'error.txt'}")
-            if run.checkpoints.is_dir():
-                error.add_note(f"resume:     slipstream resume {run.path}")
+            _leave_note(error, run)
             raise
-        checkpoints.save()
         if signals.received is not None and not progress.finished:
             raise Interrupted(signals.received, run.path)
     return Trained(run, training.spec, training.policy, progress)
@@ -295,6 +292,31 @@ def _loop(training: Training, observers: Sequence[Observer], signals: Signals) -
             observer(report)
         if signals.received is not None:
             break
+
+
+def _closing(rows: Metrics) -> Callable[[Any, BaseException | None, Any], None]:
+    """What closes the metrics at the end: that they can't be written must not hide why the run ends."""
+
+    def close(kind: Any, error: BaseException | None, trace: Any) -> None:
+        try:
+            rows.close()
+        except OSError as problem:
+            if error is None:
+                raise
+            error.add_note(f"the last rows of metrics.jsonl are lost: {problem.strerror or problem}")
+
+    return close
+
+
+def _leave_note(error: Exception, run: RunDirectory) -> None:
+    """Adds to an error where its traceback is and how to go on, as far as the disk has them."""
+    try:
+        (run.path / "error.txt").write_text("".join(traceback.format_exception(error)))
+        error.add_note(f"traceback:  {run.path / 'error.txt'}")
+    except OSError as problem:
+        error.add_note(f"traceback:  not written, {problem.strerror or problem}")
+    if run.checkpoints.is_dir():
+        error.add_note(f"resume:     slipstream resume {run.path}")
 
 
 def _evaluators(this: _Run) -> list[Evaluator]:
