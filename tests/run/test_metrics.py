@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import resource
+import time
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,22 @@ def test_truncate_drops_what_a_resumed_run_writes_again(tmp_path: Path) -> None:
     metrics.truncate(path, 20)
     assert metrics.read(path) == [{"time/steps": 10, "x": 0.1}, {"time/steps": 20, "x": 0.1}]
     metrics.truncate(tmp_path / "absent.jsonl", 20)
+
+
+def test_the_first_row_is_measured_from_the_start_of_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    progress = Progress(1000, 1)
+    progress.load({**progress.state(), "steps": 50, "seconds": 30.0})
+    rows = Metrics(tmp_path / "metrics.jsonl", None, progress, every=10)
+    now[0] += 1000.0  # setting up
+    progress.start()
+    now[0] += 4.0
+    _feed(progress, rows, [(1, 62, (), 1.0)])
+    rows.close()
+    (row,) = metrics.read(tmp_path / "metrics.jsonl")
+    assert row["time/seconds"] == pytest.approx(34.0)
+    assert row["time/steps_per_second"] == pytest.approx(3.0)
 
 
 def test_what_json_cannot_say_is_null(tmp_path: Path) -> None:

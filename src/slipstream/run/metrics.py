@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from slipstream.run.progress import Progress, crossed, spread
+from slipstream.run.progress import Mark, Progress, crossed, spread
 from slipstream.types import Report
 
 
@@ -46,7 +46,7 @@ class Metrics:
         self._curves = Curves(events, progress.steps) if events else None
         self._sums: dict[str, Tensor] = {}
         self._updates = 0
-        self._last = progress.mark()
+        self._last: Mark | None = None
 
     def __call__(self, report: Report) -> None:
         """Adds one update and writes a row if one is due."""
@@ -87,7 +87,8 @@ class Metrics:
         self._updates = int(facts["updates"])
 
     def _row(self) -> dict[str, float | int]:
-        progress, last, now = self._progress, self._last, self._progress.mark()
+        progress, now = self._progress, self._progress.mark()
+        last = self._last or progress.began
         seconds = max(now.seconds - last.seconds, 1e-9)
         speed = (now.steps - last.steps) / seconds
         row: dict[str, float | int] = {

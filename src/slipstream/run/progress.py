@@ -71,6 +71,7 @@ class Progress:
         lengths: Their lengths in steps.
         evaluation: The last evaluation's `eval/*` numbers, empty before there was one.
         evaluated_at: Steps at the last evaluation, -1 before there was one.
+        began: The clock when it was set going, in this part of a resumed run.
     """
 
     def __init__(self, total_steps: int, frames_per_step: int) -> None:
@@ -87,7 +88,8 @@ class Progress:
     def start(self) -> None:
         """Sets the clock going; what was set up before does not count as training."""
         self._start = time.perf_counter()
-        self._marks = deque([self.mark()], maxlen=_MARKS)
+        self.began = self.mark()
+        self._marks = deque([self.began], maxlen=_MARKS)
 
     def __call__(self, report: Report) -> None:
         """Counts one update."""
