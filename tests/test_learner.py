@@ -274,3 +274,16 @@ def test_annealed_learning_rate_follows_the_steps(crew: Callable[[int], Crew]) -
     assert student.step(rows.trajectory(policy))["train/learning_rate"] == rows.COLUMNS
     student.steps = 2_500
     assert student.step(rows.trajectory(policy))["train/learning_rate"] == pytest.approx(rows.COLUMNS * 0.75)
+
+
+def test_weights_are_a_snapshot(crew: Callable[[int], Crew]) -> None:
+    """What is published does not move with the policy, and version 0 is what the policy starts with."""
+    policy = rows.policy()
+    student = learner(A2C(), policy, crew(1))
+    first = student.weights()
+    start = parameters(policy)
+    student.step(rows.trajectory(policy))
+    assert (first.version, student.weights().version) == (0, 1)
+    names = [name for name, _ in policy.named_parameters()]
+    assert torch.equal(torch.cat([first.tensors[name].flatten() for name in names]), start)
+    assert not torch.equal(parameters(policy), start)

@@ -68,7 +68,7 @@ class Learner:
         self._optimizer = make_optimizer(algorithm.optimizer, self._parameters, lr=algorithm.lr, eps=algorithm.eps)
 
     def weights(self) -> Weights:
-        """A snapshot of the policy."""
+        """A snapshot of the policy, for collectors that do not share its memory."""
         return Weights(self.version, {name: value.clone() for name, value in self.policy.state_dict().items()})
 
     def check(self, rows: int) -> None:
@@ -115,13 +115,22 @@ class Learner:
             "train/minibatches": float(minibatches),
         }
 
+    @property
+    def shards(self) -> int:
+        """Parts whose gradients are summed in order."""
+        return len(self._shards)
+
+    def restart_episodes(self) -> None:
+        """Tells the reward scale that all slots are about to start an episode."""
+        self._return_scale.ret.zero_()
+
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All that a later `load` needs: tensors by name, and plain JSON facts."""
         tensors = {f"policy.{name}": value for name, value in self.policy.state_dict().items()}
         tensors |= {f"return_scale.{name}": value for name, value in self._return_scale.state_dict().items()}
         for index, slots in self._optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in slots.items()}
-        return tensors, {"version": self.version, "steps": self.steps}
+        return tensors, {"version": self.version, "steps": self.steps, "shards": self.shards}
 
     def load(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         """Continues from what `state` returned.

@@ -1,6 +1,7 @@
 """The limit of a machine: what the stages of training cost alone, and the speed they add up to.
 
-    limit = cores / (cpu-seconds per step of env + inference + learning, each measured alone)
+    on a CPU        limit = cores / (cpu-seconds per step of env + inference + learning, each measured alone)
+    with a GPU      limit = 1 / (seconds per step of the slowest of the three, each measured alone)
 
 It is what a run would reach if the stages shared the cores without ever waiting for each other; the efficiency of a run
 is its speed over this limit.
@@ -23,23 +24,29 @@ from slipstream.types import EnvSpec
 
 @dataclass(frozen=True)
 class Stages:
-    """CPU-seconds that one step (agent decision) costs in each stage, measured alone.
+    """Seconds that one step (agent decision) costs in each stage, measured alone.
+
+    On a CPU they are CPU-seconds of all threads, with a GPU seconds on the clock.
 
     Attributes:
         env: Stepping the environments with random actions.
         infer: The acting forward, at the shape of one lane.
         learn: All gradients, the sum over shards and the optimiser.
         cores: Cores that the process may use.
+        gpu: Whether the networks run on a GPU.
     """
 
     env: float
     infer: float
     learn: float
     cores: int
+    gpu: bool
 
     @property
     def limit(self) -> float:
-        """Steps per second if the cores never waited."""
+        """Steps per second if no core (or, with a GPU, the slowest stage) ever waited."""
+        if self.gpu:
+            return 1.0 / max(self.env, self.infer, self.learn)
         return self.cores / (self.env + self.infer + self.learn)
 
     def metrics(self) -> dict[str, float]:
@@ -76,9 +83,10 @@ def measure(config: Config, seconds: float = 3.0) -> Stages:
                 training.envs.recv(lane)
             return spec.num_envs
 
-        obs = tree.map(lambda leaf: leaf[0, :size], training.slab.obs)
-        state = training.policy.initial_state(size)
-        uniform = torch.full((size, training.policy.dice_width), 0.5)
+        device = training.device
+        obs = tree.map(lambda leaf: leaf[0, :size].to(device), training.slab.obs)
+        state = tree.map(lambda leaf: leaf.to(device), training.policy.initial_state(size))
+        uniform = torch.full((size, training.policy.dice_width), 0.5, device=device)
 
         def infer() -> int:
             with torch.no_grad():
@@ -91,20 +99,27 @@ def measure(config: Config, seconds: float = 3.0) -> Stages:
             training.learner.step(training.slab)
             return valid
 
-        return Stages(
-            env=_cost(step_lanes, seconds), infer=_cost(infer, seconds), learn=_cost(learn, seconds), cores=cores()
-        )
+        gpu = device.type == "cuda"
+        env, infer_cost, learn_cost = (_cost(stage, seconds, gpu) for stage in (step_lanes, infer, learn))
+        return Stages(env, infer_cost, learn_cost, cores(), gpu)
     finally:
         training.close()
 
 
-def _cost(stage: Callable[[], int], seconds: float) -> float:
-    """CPU-seconds per step of a stage that is called for about `seconds` of wall-clock time."""
+def _cost(stage: Callable[[], int], seconds: float, gpu: bool) -> float:
+    """Seconds per step of a stage that is called for about `seconds` of wall-clock time."""
+    clock = _finished if gpu else time.process_time
     stage()
-    steps, end, start = 0, time.perf_counter() + seconds, time.process_time()
+    steps, end, start = 0, time.perf_counter() + seconds, clock()
     while time.perf_counter() < end:
         steps += stage()
-    return (time.process_time() - start) / steps
+    return (clock() - start) / steps
+
+
+def _finished() -> float:
+    """The time at which the GPU has done all that it was told."""
+    torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def _random_actions(spec: EnvSpec) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -37,6 +38,7 @@ class Training:
         learner: Owner of the policy's optimiser and counters.
         envs: The environments.
         slab: The slab that collectors fill and the learner reads.
+        device: Where the policy lives.
     """
 
     def __init__(
@@ -48,7 +50,7 @@ class Training:
     ) -> None:
         self._config = config
         place = config.placement
-        self._device = _device(place.device)
+        self.device = _device(place.device)
         lanes = config.lanes
         self.envs = make_envs(
             env or config.env,
@@ -58,26 +60,30 @@ class Training:
             workers=place.env_workers,
             threads=place.env_threads,
         )
-        self._crew = Crew(place.workers or cores())
+        try:
+            self._crew = Crew(place.workers or cores())
+        except BaseException:
+            self.envs.close()
+            raise
         try:
             self.spec = self.envs.spec
             if policy is None:
                 policy = config.algo.make_policy(self.spec, config.net, torso, config.seed)
             else:
                 check_policy(policy, self.spec)
-            self.policy = policy.to(self._device)
+            self.policy = policy.to(self.device)
             self.learner = Learner(
                 config.algo,
                 self.policy,
                 self._crew,
                 num_envs=config.num_envs,
-                shards=config.shards or (lanes if self._device.type == "cpu" else 1),
+                shards=config.shards or (lanes if self.device.type == "cpu" else 1),
                 total_steps=config.total_steps,
                 seed=config.seed,
                 reward=config.reward,
             )
             self.learner.check(config.unroll)
-            self.slab = slab.allocate(self.spec, self.policy, config.unroll, pin=self._device.type == "cuda")
+            self.slab = slab.allocate(self.spec, self.policy, config.unroll, pin=self.device.type == "cuda")
         except BaseException:
             self.close()
             raise
@@ -85,19 +91,28 @@ class Training:
     def __iter__(self) -> Iterator[Report]:
         """Trains; the environments start afresh, from seeds of their own if the run was resumed."""
         seed, version = self._config.seed, self.learner.version
+        self.learner.restart_episodes()
         self.envs.reset(seed if version == 0 else dice.env_seed(seed, "resume", version))
         collectors = [
-            Collector(self.envs, lanes, self.policy, [self.slab], seed, version * self._config.unroll, self._device)
+            Collector(self.envs, lanes, self.policy, [self.slab], seed, version * self._config.unroll, self.device)
             for lanes in self._shares()
         ]
         yield from sync(self._crew, collectors, self.learner, self.slab, self._config.total_steps)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All that must be saved for a resume."""
-        return self.learner.state()
+        tensors, facts = self.learner.state()
+        return tensors, {**facts, "device": self.device.type}
 
     def load(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        """Continues from what `state` returned; call before iterating."""
+        """Continues from what `state` returned; call before iterating.
+
+        Another kind of device, or another number of shards, is a warning: the run goes on with other rounding.
+        """
+        here = {"device": self.device.type, "shards": self.learner.shards}
+        for name, value in here.items():
+            if facts[name] != value:
+                warnings.warn(f"this run had {name}={facts[name]}, here it is {value}: bits will differ", stacklevel=2)
         self.learner.load(tensors, facts)
 
     def close(self) -> None:
@@ -122,4 +137,9 @@ def _device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("placement.device=cuda, but PyTorch sees no GPU here; use --placement.device cpu")
+    if name == "cuda":
+        # The kernels that have a deterministic form take it; PyTorch warns of one that has none.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.backends.cudnn.benchmark = False
     return torch.device(name)
