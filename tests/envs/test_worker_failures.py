@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -20,6 +21,8 @@ from slipstream import dice
 from slipstream.envs import EnvError, EnvOptions, make_envs
 from slipstream.envs.toy import Chaos
 from slipstream.envs.workers import WorkerEnvs
+
+from .playing import assert_equal, play
 
 LIMIT = 5.0
 
@@ -85,6 +88,31 @@ def test_faults_are_reported_at_once(fault: str, words: list[str]) -> None:
     for word in words:
         assert word in message
     assert seconds < LIMIT
+
+
+@pytest.fixture
+def no_pidfd(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(pid: int) -> int:
+        raise PermissionError(errno.EPERM, "pidfd_open")
+
+    monkeypatch.setattr(os, "pidfd_open", refuse)
+
+
+@pytest.mark.usefixtures("no_pidfd")
+@pytest.mark.parametrize(("fault", "words"), [("raise", "Chaos was told to raise"), ("kill", "was killed by SIGKILL")])
+def test_faults_are_reported_where_the_kernel_refuses_pidfds(fault: str, words: str) -> None:
+    message, seconds = fail(EnvOptions(kwargs={"fault": fault, "at": 3}))
+    assert words in message
+    assert seconds < LIMIT
+
+
+@pytest.mark.usefixtures("no_pidfd")
+def test_workers_play_and_end_where_the_kernel_refuses_pidfds() -> None:
+    envs = make_envs("CartPole-v1", 4, 2, workers=2)
+    assert isinstance(envs, WorkerEnvs)
+    pids = [worker.process.pid for worker in envs._workers]
+    assert_equal(play(envs, 13), play(make_envs("CartPole-v1", 4, 2), 13))
+    assert gone(pids)
 
 
 def test_a_hang_ends_with_the_stack_of_the_worker() -> None:

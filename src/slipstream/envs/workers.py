@@ -5,8 +5,9 @@
     recv: waits for all workers    <-  one byte on the answer pipe of (w, l)
 
 Who waits for whom: `recv` waits for the answers of its own lane and, at the same time, for the death of any worker,
-with a time limit. Workers wait for commands only. If the driver dies, the kernel kills the workers and what they
-started (`worker_process`); if a worker dies, `recv` raises at once; `close` takes seconds at most.
+with a time limit (where the kernel refuses pidfds: only of those whose answers are due). Workers wait for commands
+only. If the driver dies, the kernel kills the workers and what they started (`worker_process`); if a worker dies,
+`recv` raises at once; `close` takes seconds at most.
 """
 
 from __future__ import annotations
@@ -262,10 +263,18 @@ def _start(setup: Setup, memory: int) -> _Worker:
     finally:
         for fd in set(numbers) - {memory, stack}:
             os.close(fd)
-    pidfd = os.pidfd_open(process.pid) if sys.platform == "linux" else None
-    return _Worker(
-        setup.index, process, pidfd, commands[1], tuple(read for read, _ in answers), lifeline[1], stack, setup.slots
-    )
+    reads = tuple(read for read, _ in answers)
+    return _Worker(setup.index, process, _pidfd(process.pid), commands[1], reads, lifeline[1], stack, setup.slots)
+
+
+def _pidfd(pid: int) -> int | None:
+    """A descriptor that tells of the death of a process, where there is such a thing; pipes tell it otherwise."""
+    if sys.platform != "linux":
+        return None
+    try:
+        return os.pidfd_open(pid)
+    except OSError:  # older kernels and strict containers (ENOSYS, EPERM)
+        return None
 
 
 def _stop(workers: list[_Worker]) -> None:
