@@ -15,10 +15,11 @@ import gymnasium
 import pytest
 import torch
 
-from slipstream.run import checkpoint, metrics
+from slipstream.run import checkpoint, evaluate, metrics
 from slipstream.run.checkpoint import CheckpointError
 from slipstream.run.config import CALLABLE
 from slipstream.run.directory import RunDirectory
+from slipstream.run.evaluate import Evaluation
 from slipstream.run.loop import Interrupted, Parts
 from slipstream.run.progress import Progress
 from slipstream.run.settings import ConfigError
@@ -53,6 +54,33 @@ def test_a_run_leaves_everything_behind(tmp_path: Path) -> None:
     assert len(_steps(run)) <= 3
     assert max(_steps(run)) == progress.steps
     assert not (run.path / "error.txt").exists()
+
+
+def test_the_best_checkpoint_holds_the_weights_of_the_best_evaluation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = iter([3.0, 9.0, 9.0, 4.0, 1.0, 2.0])
+
+    def scripted(*arguments: Any, **settings: Any) -> Evaluation:
+        return Evaluation((next(scores),), (7,))
+
+    monkeypatch.setattr(evaluate, "evaluate", scripted)
+    run = train(tmp_path, total_steps=300, log__eval_every=50, log__checkpoint_every=20, log__keep_last=1).run
+    rows = [row for row in metrics.read(run.metrics) if "eval/mean_reward" in row]
+    assert [row["eval/mean_reward"] for row in rows] == [3.0, 9.0, 9.0, 4.0, 1.0, 2.0]
+    best = checkpoint.best(run.checkpoints)
+    assert (best.score, best.steps) == (9.0, rows[2]["time/steps"])
+    assert _steps(run) == [best.steps, rows[-1]["time/steps"]]
+
+
+def test_every_evaluation_has_its_checkpoint(tmp_path: Path) -> None:
+    changes = {"log__eval_every": 60, "log__eval_episodes": 2, "log__checkpoint_every": 10**6, "log__keep_last": 9}
+    run = train(tmp_path, **changes).run
+    rows = {
+        row["time/steps"]: row["eval/mean_reward"] for row in metrics.read(run.metrics) if "eval/mean_reward" in row
+    }
+    assert len(rows) == 4
+    assert {steps: checkpoint.read(run.checkpoints / str(steps)).score for steps in _steps(run)} == rows
 
 
 def test_two_runs_never_share_a_directory(tmp_path: Path) -> None:

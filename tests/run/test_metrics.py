@@ -93,8 +93,8 @@ def test_the_first_row_is_measured_from_the_start_of_the_clock(tmp_path: Path, m
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     progress = Progress(1000, 1)
     progress.load({**progress.state(), "steps": 50, "seconds": 30.0})
-    rows = Metrics(tmp_path / "metrics.jsonl", None, progress, every=10)
     now[0] += 1000.0  # setting up
+    rows = Metrics(tmp_path / "metrics.jsonl", None, progress, every=10)
     progress.start()
     now[0] += 4.0
     _feed(progress, rows, [(1, 62, (), 1.0)])
@@ -159,7 +159,7 @@ def test_crossed() -> None:
     assert not crossed(0, 10**9, 0)
 
 
-def test_the_score_needs_a_full_window_or_an_evaluation() -> None:
+def test_the_score_needs_a_full_window() -> None:
     progress = Progress(1000, 1)
     progress(report(1, 10, (5.0,) * (WINDOW - 1)))
     assert progress.score is None
@@ -167,5 +167,13 @@ def test_the_score_needs_a_full_window_or_an_evaluation() -> None:
     assert progress.score == 5.0
     progress(report(3, 30, (105.0,)))
     assert progress.score == 6.0
-    progress.evaluation = {"eval/mean_reward": 2.0}
+
+
+def test_with_evaluations_only_evaluated_weights_have_a_score() -> None:
+    progress = Progress(1000, 1, evaluates=True)
+    progress(report(1, 10, (5.0,) * WINDOW))
+    assert progress.score is None
+    progress.evaluation, progress.evaluated_at = {"eval/mean_reward": 2.0}, 10
     assert progress.score == 2.0
+    progress(report(2, 20))
+    assert progress.score is None

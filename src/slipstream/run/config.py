@@ -64,8 +64,10 @@ class Log:
         tensorboard: Whether to write TensorBoard events beside metrics.jsonl.
         metrics_every: Steps between two rows of metrics.
         console_every: Steps between two lines when the output is not a terminal; 0 for a fiftieth of the run.
-        checkpoint_every: Steps between two checkpoints; one is always written at the end and on Ctrl-C.
-        keep_last: Newest checkpoints to keep; the best one is kept beside them.
+        checkpoint_every: Steps between two checkpoints; one is also written after every evaluation, at the end and on
+            Ctrl-C.
+        keep_last: Newest checkpoints to keep; the best one is kept beside them: by its evaluation, or by the mean
+            return of the last 100 training episodes in a run that does not evaluate.
         eval_every: Steps between two evaluations; 0 for none.
         eval_episodes: Episodes of each evaluation.
     """

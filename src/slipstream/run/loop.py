@@ -34,7 +34,7 @@ from slipstream.run.console import Display
 from slipstream.run.directory import RunDirectory, create
 from slipstream.run.evaluate import Evaluator, slots
 from slipstream.run.metrics import Metrics
-from slipstream.run.progress import Observer, Progress
+from slipstream.run.progress import Observer, Progress, crossed
 from slipstream.run.settings import ConfigError
 from slipstream.run.training import Training
 from slipstream.types import Envs, EnvSpec, Report
@@ -107,8 +107,7 @@ def train(config: Config, parts: Parts, command: Sequence[str], console: Console
         stack.callback(training.close)
         run = create(config, command)
         stack.enter_context(run.lock())
-        progress = Progress(config.total_steps, training.spec.frames_per_step)
-        return _drive(_Run(config, parts, training, run, progress, console), None)
+        return _drive(_Run(config, parts, training, run, _progress(config, training), console), None)
 
 
 def resume(path: Path, parts: Parts, total_steps: int | None, console: Console) -> Trained:
@@ -144,12 +143,13 @@ def resume(path: Path, parts: Parts, total_steps: int | None, console: Console) 
         stack.callback(training.close)
         saved.require(training.spec)
         run.write_config(config)
-        progress = Progress(config.total_steps, training.spec.frames_per_step)
-        return _drive(_Run(config, parts, training, run, progress, console), saved)
+        return _drive(_Run(config, parts, training, run, _progress(config, training), console), saved)
 
 
 class Checkpoints:
-    """Observer that saves at fixed distances in steps; one that can't be written is a warning, three in a row the end.
+    """Observer that saves at fixed distances in steps, and whatever was evaluated, so that the best can be kept.
+
+    A checkpoint that can't be written is a warning, three in a row are the end.
 
     Args:
         run: Where to save.
@@ -174,7 +174,8 @@ class Checkpoints:
     def __call__(self, report: Report) -> None:
         """Saves if it is time to."""
         progress = self._progress
-        if progress.before // self._log.checkpoint_every == progress.steps // self._log.checkpoint_every:
+        due = crossed(progress.before, progress.steps, self._log.checkpoint_every)
+        if not due and progress.evaluated_at != progress.steps:
             return
         try:
             self.save()
@@ -284,6 +285,10 @@ def _drive(this: _Run, saved: Checkpoint | None) -> Trained:
         if signals.received is not None and not progress.finished:
             raise Interrupted(signals.received, run.path)
     return Trained(run, training.spec, training.policy, progress)
+
+
+def _progress(config: Config, training: Training) -> Progress:
+    return Progress(config.total_steps, training.spec.frames_per_step, evaluates=config.log.eval_every > 0)
 
 
 def _loop(training: Training, observers: Sequence[Observer], signals: Signals) -> None:

@@ -63,6 +63,7 @@ class Progress:
     Attributes:
         total_steps: Agent decisions to train for.
         frames_per_step: Emulator frames per decision.
+        evaluates: Whether the run evaluates its policy, which then is what checkpoints are ranked by.
         steps: Agent decisions so far.
         before: Agent decisions at the update before.
         updates: Updates so far.
@@ -74,8 +75,8 @@ class Progress:
         began: The clock when it was set going, in this part of a resumed run.
     """
 
-    def __init__(self, total_steps: int, frames_per_step: int) -> None:
-        self.total_steps, self.frames_per_step = total_steps, frames_per_step
+    def __init__(self, total_steps: int, frames_per_step: int, evaluates: bool = False) -> None:
+        self.total_steps, self.frames_per_step, self.evaluates = total_steps, frames_per_step, evaluates
         self.steps = self.before = self.updates = self.episodes = 0
         self.returns: deque[float] = deque(maxlen=WINDOW)
         self.lengths: deque[int] = deque(maxlen=WINDOW)
@@ -111,9 +112,13 @@ class Progress:
 
     @property
     def score(self) -> float | None:
-        """What checkpoints are ranked by: the last evaluation, or the mean training return of a full window."""
-        if self.evaluation:
-            return self.evaluation["eval/mean_reward"]
+        """What a checkpoint taken now is ranked by, or None if nothing is known about these weights.
+
+        In a run that evaluates it is the evaluation of these very weights; in others the mean training return of a full
+        window, which lags behind the weights.
+        """
+        if self.evaluates:
+            return self.evaluation["eval/mean_reward"] if self.evaluated_at == self.steps else None
         return spread(self.returns).mean if len(self.returns) == WINDOW else None
 
     def mark(self) -> Mark:
