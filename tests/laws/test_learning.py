@@ -62,3 +62,12 @@ def test_memory_is_needed_and_used() -> None:
     without = median_return("ppo", "toy:recall", 8_000, {**PPO, "unroll": 32})
     assert with_memory >= 0.9
     assert without <= 0.4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("algo", "env", "steps", "enough"),
+    [("ppo", "CartPole-v1", 100_000, 475), ("a2c", "CartPole-v1", 200_000, 475), ("ppo", "Acrobot-v1", 300_000, -90)],
+)
+def test_presets_of_classic_control_reach_their_targets(algo: str, env: str, steps: int, enough: float) -> None:
+    assert median_return(algo, env, steps, {}) >= enough
