@@ -348,10 +348,9 @@ def require_callable(config: Config, env: EnvFactory | None, owner: Path) -> Non
 
 
 def evaluation_envs(config: Config, episodes: int, env: EnvFactory | None = None) -> Envs:
-    """Environments of their own for an evaluation: one lane, in this process."""
-    return make_envs(
-        env or config.env, slots(episodes), 1, config.env_options, workers=0, threads=config.placement.env_threads
-    )
+    """Environments of their own for an evaluation: one lane, in this process, whole episodes from their start."""
+    options = replace(config.env_options, decorrelate_steps=0)
+    return make_envs(env or config.env, slots(episodes), 1, options, workers=0, threads=config.placement.env_threads)
 
 
 def _title(config: Config, run: RunDirectory, saved: Checkpoint | None) -> str:

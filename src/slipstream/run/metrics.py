@@ -9,6 +9,9 @@ Names follow Stable-Baselines3 where it has one. A *step* is one agent decision,
     rollout/ep_rew_mean, ep_rew_std, ep_len_mean              raw return and length in steps of the last 100 episodes
     train/*, lag/*, wait/*                                    means over the updates since the row before (*/max: max)
     eval/*                                                    the evaluation at this step
+
+With `env_options.decorrelate_steps` the first training episode of every slot begins in its middle, so `rollout/*` counts
+one shortened episode per slot; `eval/*` counts whole ones only.
 """
 
 from __future__ import annotations
