@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import slipstream
 from slipstream import tree
+from slipstream.nets.policy import Policy
 from slipstream.run.agent import Agent
 from slipstream.run.checkpoint import CheckpointError
 from slipstream.run.presets import configure
@@ -123,6 +124,20 @@ def test_train_load_save(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="holds a saved agent, not a run"):
         slipstream.resume(tmp_path / "saved", total_steps=100, quiet=True)
     assert slipstream.resume(agent.run, total_steps=84, quiet=True).steps >= 84
+
+
+def test_a_saved_agent_is_the_same_policy_where_observations_do_not_count_from_zero(tmp_path: Path) -> None:
+    space = spaces.MultiDiscrete([3, 4], start=[1, 5])
+    agent = _agent(space, spaces.Discrete(3), net__hidden=[8])
+    agent.save(tmp_path / "saved")
+    loaded = slipstream.load(tmp_path / "saved")
+    obs = torch.tensor([[1, 5], [3, 8], [2, 6], [1, 8], [3, 5]])
+
+    def value(policy: Policy) -> Tensor:
+        return policy.act(obs, policy.initial_state(5), torch.full((5, policy.dice_width), 0.5)).extras["value"]
+
+    assert value(agent.policy).unique().numel() == 5
+    assert torch.equal(value(loaded.policy), value(agent.policy))
 
 
 class Torso(nn.Module):

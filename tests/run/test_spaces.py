@@ -16,6 +16,8 @@ SPACES: list[Space[Any]] = [
     spaces.Discrete(5),
     spaces.Discrete(3, start=-1),
     spaces.MultiDiscrete([2, 3]),
+    spaces.MultiDiscrete([2, 3], start=[1, -5]),
+    spaces.MultiDiscrete(np.array([[2, 3, 4], [5, 6, 7]]), start=np.array([[0, 1, 2], [3, 4, 5]])),
     spaces.MultiBinary(4),
     spaces.MultiBinary([2, 3]),
     spaces.Dict({"b": spaces.Discrete(2), "a": spaces.Tuple((spaces.Box(0, 1, (2, 3)), spaces.Discrete(7)))}),
@@ -25,6 +27,11 @@ SPACES: list[Space[Any]] = [
 @pytest.mark.parametrize("space", SPACES, ids=str)
 def test_json_keeps_the_space(space: Space[Any]) -> None:
     assert restore(json.loads(json.dumps(describe(space)))) == space
+
+
+def test_a_form_without_starts_starts_at_zero() -> None:
+    form = {"kind": "MultiDiscrete", "nvec": [2, 3], "dtype": "int64"}
+    assert restore(form) == spaces.MultiDiscrete([2, 3], start=[0, 0])
 
 
 def test_forms_of_different_spaces_differ() -> None:

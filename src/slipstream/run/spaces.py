@@ -29,7 +29,12 @@ def describe(space: Space[Any]) -> Json:
         case spaces.Discrete():
             return {"kind": "Discrete", "n": int(space.n), "start": int(space.start)}
         case spaces.MultiDiscrete():
-            return {"kind": "MultiDiscrete", "nvec": space.nvec.tolist(), "dtype": str(space.dtype)}
+            return {
+                "kind": "MultiDiscrete",
+                "nvec": space.nvec.tolist(),
+                "start": space.start.tolist(),
+                "dtype": str(space.dtype),
+            }
         case spaces.MultiBinary():
             return {"kind": "MultiBinary", "n": space.n if isinstance(space.n, int) else list(map(int, space.n))}
         case spaces.Dict():
@@ -54,7 +59,9 @@ def restore(form: Json) -> Space[Any]:
         case "Discrete":
             return spaces.Discrete(form["n"], start=form["start"])
         case "MultiDiscrete":
-            return spaces.MultiDiscrete(np.array(form["nvec"]), dtype=np.dtype(form["dtype"]).type)
+            nvec = np.array(form["nvec"])
+            start = np.array(form.get("start", np.zeros_like(nvec)))  # older forms have none
+            return spaces.MultiDiscrete(nvec, dtype=np.dtype(form["dtype"]).type, start=start)
         case "MultiBinary":
             return spaces.MultiBinary(form["n"])
         case "Dict":
