@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from slipstream.envs import EnvOptions, make_envs
 from slipstream.run import presets
 from slipstream.run.evaluate import SLOTS, evaluate, slots
+from slipstream.run.loop import evaluation_envs
 from slipstream.run.training import Training
 from slipstream.types import Act
 
@@ -42,6 +43,17 @@ class Recorder:
 
 def _counter(num_envs: int) -> Any:
     return make_envs("toy:counter", num_envs, 1, EnvOptions(kwargs={"script": "3t 5c 2t"}))
+
+
+def test_evaluation_starts_at_the_start_of_an_episode_also_where_training_does_not() -> None:
+    changes = {"env_options.decorrelate_steps": 50, "env_options.kwargs": {"script": "11t 7t"}}
+    config = presets.configure("ppo", "toy:counter", changes)
+    training, evaluation = make_envs("toy:counter", 7, 1, config.env_options), evaluation_envs(config, 7)
+    starts: list[list[list[int]]] = []
+    for envs in (training, evaluation):
+        envs.reset(3)
+        starts.append(envs.recv(0).obs[:, 1:].astype(int).tolist())
+    assert starts[1] == [[0, 0]] * 7 != starts[0]
 
 
 def test_every_slot_plays_its_share_of_whole_episodes() -> None:

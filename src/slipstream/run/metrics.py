@@ -10,7 +10,7 @@ Names follow Stable-Baselines3 where it has one. A *step* is one agent decision,
     train/*, lag/*, wait/*                                    means over the updates since the row before (*/max: max)
     eval/*                                                    the evaluation at this step
 
-With `env_options.decorrelate_steps` the first training episode of every slot begins in its middle, so `rollout/*` counts
+With `env_options.decorrelate_steps` the first training episode of every slot begins in its middle, so `rollout/*` has
 one shortened episode per slot; `eval/*` counts whole ones only.
 """
 
