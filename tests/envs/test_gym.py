@@ -213,6 +213,50 @@ def test_bad_actions_are_refused() -> None:
         pendulum.send(np.full((1, 1), np.nan, np.float32), 0)
 
 
+class Kept(gymnasium.Env[Any, Any]):
+    """Remembers, in the class, how many were opened and closed; after one look and slots 0 and 1, slot 2 may fail."""
+
+    action_space = gymnasium.spaces.Discrete(2)
+    opened = closed = 0
+
+    def __init__(self, last: str) -> None:
+        if last == "raises" and Kept.opened == 3:
+            raise OSError("no display")
+        self.observation_space = BOX
+        if last == "differs" and Kept.opened == 3:
+            self.observation_space = gymnasium.spaces.Discrete(2)
+        if last == "text":
+            self.observation_space = gymnasium.spaces.Text(3)
+        Kept.opened += 1
+
+    def close(self) -> None:
+        Kept.closed += 1
+
+
+@pytest.mark.parametrize(
+    ("last", "lanes", "opened", "message"),
+    [
+        ("raises", 1, 3, "making the environment of slot 2 failed: OSError: no display"),
+        ("differs", 1, 4, "slot 2 has spaces"),
+        ("text", 1, 2, "Text"),
+        ("fine", 2, 2, "lanes must divide num_envs"),
+    ],
+)
+def test_construction_that_fails_closes_what_it_made(last: str, lanes: int, opened: int, message: str) -> None:
+    Kept.opened = Kept.closed = 0
+    with pytest.raises((EnvError, ValueError), match=message):
+        make_envs(lambda: Kept(last), 3, lanes)
+    assert (Kept.opened, Kept.closed) == (opened, opened)
+
+
+@pytest.mark.parametrize(("last", "lanes", "message"), [("text", 1, "Text"), ("fine", 2, "lanes must divide num_envs")])
+def test_worker_environments_close_the_one_they_looked_at(last: str, lanes: int, message: str) -> None:
+    Kept.opened = Kept.closed = 0
+    with pytest.raises(ValueError, match=message):
+        make_envs(lambda: Kept(last), 3, lanes, workers=1)
+    assert (Kept.opened, Kept.closed) == (2, 2)
+
+
 def test_close_twice() -> None:
     envs = make_envs("CartPole-v1", 2)
     envs.close()

@@ -146,6 +146,54 @@ def test_what_a_vector_environment_cannot_do_is_refused(arguments: dict[str, Any
         make_envs(lambda: gymnasium.make_vec("CartPole-v1", 4), 4, **arguments)
 
 
+class Kept(VectorWrapper[Any, Any, Any, Any, Any]):
+    """Remembers, in the class, which are closed."""
+
+    made: list[Kept]
+
+    def __init__(self, env: VectorEnv[Any, Any, Any]) -> None:
+        super().__init__(env)
+        self.shut = False
+        Kept.made.append(self)
+
+    def close(self, **kwargs: Any) -> None:
+        self.shut = True
+        super().close(**kwargs)
+
+
+@pytest.mark.parametrize(
+    ("fault", "num_envs", "lanes", "options", "message"),
+    [
+        ("size", 4, 2, None, "has 3 environments, but a lane has 2 slots"),
+        ("raises", 4, 2, None, "making the environment of slot 2 failed: OSError: no display"),
+        ("single", 4, 2, None, "expected another vector environment for lane 1, got CartPoleEnv"),
+        ("mode", 4, 2, None, "metadata"),
+        ("none", 4, 3, None, "lanes must divide num_envs"),
+        ("none", 4, 2, EnvOptions(frame_stack=2), "frame_stack is not for vector environments"),
+    ],
+)
+def test_construction_that_fails_closes_what_it_made(
+    fault: str, num_envs: int, lanes: int, options: EnvOptions | None, message: str
+) -> None:
+    Kept.made = []
+
+    def factory() -> Any:
+        further = bool(Kept.made)
+        if fault == "raises" and further:
+            raise OSError("no display")
+        if fault == "single" and further:
+            return gymnasium.make("CartPole-v1").unwrapped
+        made = Kept(gymnasium.make_vec("CartPole-v1", 3 if fault == "size" and further else 2))
+        if fault == "mode" and further:
+            made.metadata = {}
+        return made
+
+    with pytest.raises((ValueError, EnvError), match=message):
+        make_envs(factory, num_envs, lanes, options)
+    assert Kept.made
+    assert all(made.shut for made in Kept.made)
+
+
 def test_close_twice() -> None:
     envs = make_envs(lambda: gymnasium.make_vec("CartPole-v1", 2), 2)
     envs.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack, closing
 from typing import Any
 
 import gymnasium
@@ -25,16 +26,18 @@ class GymEnvs:
         lanes: Lanes; divides `num_envs`.
 
     Raises:
-        EnvError: An environment could not be made.
+        EnvError: An environment could not be made; those made before are closed.
         ValueError: An unsupported space, or lanes that don't divide `num_envs`.
     """
 
     def __init__(self, source: Source, num_envs: int, lanes: int = 1) -> None:
-        first = source.make(0)
-        self._spec = source_spec(source, first, num_envs, lanes)
-        envs = [first] + [source.make(slot) for slot in range(1, num_envs)]
-        rows = Rows.empty(first.observation_space, num_envs)
-        self._slots = make_slots(source, range(num_envs), rows, envs)
+        with ExitStack() as undo:
+            first = undo.enter_context(closing(source.make(0)))
+            self._spec = source_spec(source, first, num_envs, lanes)
+            others = [undo.enter_context(closing(source.make(slot))) for slot in range(1, num_envs)]
+            rows = Rows.empty(first.observation_space, num_envs)
+            self._slots = make_slots(source, range(num_envs), rows, [first, *others])
+            undo.pop_all()
         self._actions = Actions(first.action_space, self._spec.lane_size, source.id)
         self._steps = [as_step(rows.part(self._spec.slots(lane))) for lane in range(lanes)]
         self._counts = [0] * lanes

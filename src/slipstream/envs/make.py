@@ -97,6 +97,7 @@ def _vector_envs(
     }
     for name, value in refused.items():
         if value:
+            first.close()
             raise ValueError(f"{_name(env)}: {name} is not for vector environments; build it into the callable")
     return VectorEnvs(env, first, _name(env), num_envs, lanes)
 

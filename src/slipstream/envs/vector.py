@@ -15,6 +15,7 @@ that of the first slot concerned.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from slipstream import dice, tree
 from slipstream.envs import spaces
 from slipstream.envs.gym import as_step
 from slipstream.envs.rows import EnvError, Rows, check_finite
-from slipstream.envs.slot import check_lanes, error_line
+from slipstream.envs.slot import Source, check_lanes, error_line
 from slipstream.envs.spaces import Actions
 from slipstream.tree import Tree
 from slipstream.types import BoolArray, EnvSpec, EnvStep
@@ -40,34 +41,34 @@ class VectorEnvs:
 
     Args:
         factory: Makes one vector environment; called once per further lane.
-        first: The one of lane 0.
+        first: The one of lane 0; closed with the others, also where construction fails.
         id: Name, for messages.
         num_envs: Slots.
         lanes: Lanes; divides `num_envs`.
 
     Raises:
+        EnvError: The callable raised.
         ValueError: A missing or unknown autoreset mode, another number of environments than a lane has slots, or an
             unsupported space.
     """
 
     def __init__(self, factory: Callable[[], object], first: Vector, id: str, num_envs: int, lanes: int) -> None:
-        size = num_envs // check_lanes(num_envs, lanes)
-        vectors = [first]
-        for lane in range(1, lanes):
-            made = factory()
-            if not isinstance(made, VectorEnv):
-                raise ValueError(
-                    f"{id}: expected another vector environment for lane {lane}, got {type(made).__name__}"
-                )
-            vectors.append(made)
-        for vector in vectors:
-            if vector.num_envs != size:
-                raise ValueError(
-                    f"{id}: the vector environment has {vector.num_envs} environments, but a lane has {size} slots "
-                    f"(num_envs {num_envs} over {lanes} lanes)"
-                )
-        spaces.check_observation_space(first.single_observation_space, id)
-        self._actions = Actions(first.single_action_space, size, id)
+        with ExitStack() as undo:
+            undo.enter_context(closing(first))
+            size = num_envs // check_lanes(num_envs, lanes)
+            source = Source(factory, id)
+            others = (undo.enter_context(closing(_made(source, lane, size))) for lane in range(1, lanes))
+            vectors = [first, *others]
+            for vector in vectors:
+                if vector.num_envs != size:
+                    raise ValueError(
+                        f"{id}: the vector environment has {vector.num_envs} environments, but a lane has {size} slots "
+                        f"(num_envs {num_envs} over {lanes} lanes)"
+                    )
+            spaces.check_observation_space(first.single_observation_space, id)
+            self._actions = Actions(first.single_action_space, size, id)
+            self._lanes = [_Lane(vector, id, lane * size) for lane, vector in enumerate(vectors)]
+            undo.pop_all()
         self._spec = EnvSpec(
             id=id,
             observation_space=first.single_observation_space,
@@ -75,7 +76,6 @@ class VectorEnvs:
             num_envs=num_envs,
             lanes=lanes,
         )
-        self._lanes = [_Lane(vector, id, lane * size) for lane, vector in enumerate(vectors)]
 
     @property
     def spec(self) -> EnvSpec:
@@ -209,6 +209,14 @@ class _Lane:
         return (
             f"{self._id}: slots {self._first_slot} to {self._first_slot + self.vector.num_envs - 1}, step {self._count}"
         )
+
+
+def _made(source: Source, lane: int, size: int) -> Vector:
+    """The vector environment of a further lane."""
+    made = source.call(lane * size)
+    if not isinstance(made, VectorEnv):
+        raise ValueError(f"{source.id}: expected another vector environment for lane {lane}, got {type(made).__name__}")
+    return made
 
 
 def autoreset_mode(vector: Vector, id: str) -> AutoresetMode:

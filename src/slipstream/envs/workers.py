@@ -20,6 +20,7 @@ import subprocess
 import sys
 import time
 import weakref
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,10 +65,9 @@ class WorkerEnvs:
     ) -> None:
         if workers < 1:
             raise ValueError(f"workers must be at least 1, got {workers}")
-        env = source.make(0)
-        self._spec = source_spec(source, env, num_envs, lanes)
-        self._actions = Actions(env.action_space, self._spec.lane_size, source.id)
-        env.close()
+        with closing(source.make(0)) as env:
+            self._spec = source_spec(source, env, num_envs, lanes)
+            self._actions = Actions(env.action_space, self._spec.lane_size, source.id)
         self._timeout = timeout_seconds
         self._counts, self._waiting = [0] * lanes, [False] * lanes
         self._workers: list[_Worker] = []
