@@ -97,7 +97,13 @@ def test_every_epoch_visits_every_item_once(recurrent: bool) -> None:
 
 @pytest.mark.parametrize(
     ("batch_size", "recurrent", "fits"),
-    [(10, False, "6, 12, 14"), (200, False, "28, 42, 84"), (20, True, "14, 28, 42"), (0, False, "2, 4, 6")],
+    [
+        (10, False, "6, 12, 14"),
+        (200, False, "28, 42, 84"),
+        (20, True, "14, 28, 42"),
+        (0, False, "2, 4, 6"),
+        (-12, False, "2, 4, 6"),
+    ],
 )
 def test_sizes_that_do_not_fit_are_refused(batch_size: int, recurrent: bool, fits: str) -> None:
     shape = ShardShape(rows=7, columns=6, shards=2, recurrent=recurrent)

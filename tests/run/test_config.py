@@ -20,6 +20,9 @@ from slipstream.run.directory import to_yaml
         ({"placement": {"workers": -1}}, "placement.workers must be at least 0, got -1"),
         ({"log": {"keep_last": 0}}, "log.keep_last must be at least 1, got 0"),
         ({"net.torso": "nature"}, "net.torso: expected one of"),
+        ({"algo.epochs": 0}, "algo.epochs must be at least 1, got 0"),
+        ({"algo.lr": "-1"}, "algo.lr must be at least 0, got -1.0"),
+        ({"net.hidden": "64,0"}, "net.hidden must be sizes of at least 1, got (64, 0)"),
         ({"env_options.frame_stack": 0}, "env_options: frame_stack must be at least 1, got 0"),
     ],
 )

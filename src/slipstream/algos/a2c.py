@@ -17,6 +17,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from slipstream import ranges
 from slipstream.algos.algorithm import Batch, Prepared, ShardShape, advantage_columns, anneal
 from slipstream.nets.policy import ActorCritic, Network, Policy, make_actor_critic
 from slipstream.ops import losses
@@ -57,6 +58,12 @@ class A2C:
     normalize_advantage: bool = False
     optimizer: OptimizerKind = "rmsprop_tf"
     eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        """Refuses numbers that mean nothing."""
+        ranges.at_least(self, "algo.", 0, "lr", "ent_coef", "vf_coef", "eps")
+        ranges.above(self, "algo.", 0, "loss_scale", "max_grad_norm")
+        ranges.between(self, "algo.", 0, 1, "gamma", "gae_lambda")
 
     def make_policy(self, spec: EnvSpec, network: Network, torso: nn.Module | None, seed: int) -> ActorCritic:
         """An actor-critic with initial weights drawn from `seed`."""

@@ -16,6 +16,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from slipstream import ranges
 from slipstream.algos.algorithm import Batch, Prepared, ShardShape, advantage_columns, anneal
 from slipstream.nets.policy import ActorCritic, Network, Policy, make_actor_critic
 from slipstream.ops import losses
@@ -64,6 +65,13 @@ class PPO:
     normalize_advantage: bool = True
     optimizer: OptimizerKind = "adam"
     eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        """Refuses numbers that mean nothing."""
+        ranges.at_least(self, "algo.", 0, "lr", "clip_range_vf", "ent_coef", "vf_coef", "target_kl", "eps")
+        ranges.at_least(self, "algo.", 1, "epochs", "batch_size")
+        ranges.above(self, "algo.", 0, "clip_range", "max_grad_norm")
+        ranges.between(self, "algo.", 0, 1, "gamma", "gae_lambda")
 
     def make_policy(self, spec: EnvSpec, network: Network, torso: nn.Module | None, seed: int) -> ActorCritic:
         """An actor-critic with initial weights drawn from `seed`."""
@@ -123,7 +131,7 @@ def items_per_minibatch(batch_size: int, shape: ShardShape) -> int:
     """
     unit = shape.shards * shape.rows_per_item
     size, rest = divmod(batch_size, unit)
-    if rest or size == 0 or shape.items % size:
+    if rest or size <= 0 or shape.items % size:
         possible = [unit * part for part in range(1, shape.items + 1) if shape.items % part == 0]
         nearest = sorted(sorted(possible, key=lambda value: abs(value - batch_size))[:4])
         kind = "whole columns (the policy is recurrent)" if shape.recurrent else "rows"

@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple, Protocol, Self
 import torch
 from torch import Tensor, nn
 
-from slipstream import tree
+from slipstream import ranges, tree
 from slipstream.nets.check import check_torso
 from slipstream.nets.initialize import Init, initialise, keyed_initialisation
 from slipstream.nets.recurrent import Core, State
@@ -57,6 +57,14 @@ class Network:
     share_torso: bool = True
     normalize_obs: bool = False
     log_std_init: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuses numbers that mean nothing."""
+        if any(size < 1 for size in self.hidden):
+            raise ValueError(f"net.hidden must be sizes of at least 1, got {self.hidden}")
+        ranges.at_least(self, "net.", 1, "core_size")
+        if not math.isfinite(self.log_std_init):
+            raise ValueError(f"net.log_std_init must be a finite number, got {self.log_std_init}")
 
 
 class Outputs(NamedTuple):

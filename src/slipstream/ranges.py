@@ -1,0 +1,37 @@
+"""Ranges of the numbers that users set; the errors name the key as it is typed."""
+
+from __future__ import annotations
+
+
+def at_least(owner: object, prefix: str, least: float, *names: str) -> None:
+    """Refuses fields of `owner` below `least`, or not a number.
+
+    Args:
+        owner: A dataclass.
+        prefix: What stands before a field's name where users type it (`algo.`).
+        least: The least value allowed.
+        names: Fields.
+
+    Raises:
+        ValueError: Names the first that does not fit.
+    """
+    for name in names:
+        value = getattr(owner, name)
+        if not value >= least:
+            raise ValueError(f"{prefix}{name} must be at least {least}, got {value}")
+
+
+def above(owner: object, prefix: str, bound: float, *names: str) -> None:
+    """Refuses fields not greater than `bound`; otherwise as `at_least`."""
+    for name in names:
+        value = getattr(owner, name)
+        if not value > bound:
+            raise ValueError(f"{prefix}{name} must be above {bound}, got {value}")
+
+
+def between(owner: object, prefix: str, least: float, most: float, *names: str) -> None:
+    """Refuses fields outside `[least, most]`; otherwise as `at_least`."""
+    for name in names:
+        value = getattr(owner, name)
+        if not least <= value <= most:
+            raise ValueError(f"{prefix}{name} must be between {least} and {most}, got {value}")

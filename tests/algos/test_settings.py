@@ -1,0 +1,70 @@
+"""Hyperparameters out of range are refused where they are set, by the key that the user types."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import replace
+
+import pytest
+
+from slipstream.algos import A2C, PPO
+from slipstream.nets.policy import Network
+
+SHARED = [
+    ("lr", -1.0, "algo.lr must be at least 0, got -1.0"),
+    ("lr", math.nan, "algo.lr must be at least 0, got nan"),
+    ("gamma", 1.5, "algo.gamma must be between 0 and 1, got 1.5"),
+    ("gamma", -0.1, "algo.gamma must be between 0 and 1, got -0.1"),
+    ("gae_lambda", 1.01, "algo.gae_lambda must be between 0 and 1, got 1.01"),
+    ("ent_coef", -0.01, "algo.ent_coef must be at least 0, got -0.01"),
+    ("vf_coef", -0.5, "algo.vf_coef must be at least 0, got -0.5"),
+    ("max_grad_norm", 0.0, "algo.max_grad_norm must be above 0, got 0.0"),
+    ("eps", -1e-5, "algo.eps must be at least 0, got -1e-05"),
+]
+
+
+@pytest.mark.parametrize("algorithm", [A2C(), PPO()], ids=["a2c", "ppo"])
+@pytest.mark.parametrize(("name", "value", "message"), SHARED)
+def test_shared_ranges(algorithm: A2C | PPO, name: str, value: float, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        replace(algorithm, **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("epochs", 0, "algo.epochs must be at least 1, got 0"),
+        ("batch_size", -128, "algo.batch_size must be at least 1, got -128"),
+        ("clip_range", 0.0, "algo.clip_range must be above 0, got 0.0"),
+        ("clip_range_vf", -0.2, "algo.clip_range_vf must be at least 0, got -0.2"),
+        ("target_kl", -0.01, "algo.target_kl must be at least 0, got -0.01"),
+    ],
+)
+def test_ranges_of_ppo(name: str, value: float, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        replace(PPO(), **{name: value})
+
+
+def test_ranges_of_a2c() -> None:
+    with pytest.raises(ValueError, match=r"^algo\.loss_scale must be above 0, got -5\.0$"):
+        A2C(loss_scale=-5.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("hidden", (64, 0), "net.hidden must be sizes of at least 1, got (64, 0)"),
+        ("core_size", 0, "net.core_size must be at least 1, got 0"),
+        ("log_std_init", math.inf, "net.log_std_init must be a finite number, got inf"),
+    ],
+)
+def test_ranges_of_the_network(name: str, value: object, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        replace(Network(), **{name: value})
+
+
+def test_the_ends_of_the_ranges_are_allowed() -> None:
+    PPO(lr=0.0, gamma=1.0, gae_lambda=0.0, epochs=1, batch_size=1, ent_coef=0.0, vf_coef=0.0, max_grad_norm=math.inf)
+    A2C(lr=0.0, gamma=0.0, gae_lambda=1.0, eps=0.0)
+    Network(hidden=(1,), core_size=1)
