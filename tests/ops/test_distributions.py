@@ -128,6 +128,15 @@ def test_multi_categorical_masks_each_choice():
     assert set(got.sample(uniforms(499, 3))[:, 1].tolist()) == {1, 3, 4}
 
 
+def test_acting_in_inference_mode_first_does_not_break_learning():
+    sizes = (3, 7, 2, 4)  # of no other test: what is kept for them must have been made here
+    with torch.inference_mode():
+        MultiCategorical(normal(0, B, 16), sizes).sample(uniforms(B, 4))
+    logits = normal(0, B, 16).requires_grad_()
+    (gradient,) = torch.autograd.grad(MultiCategorical(logits, sizes).entropy().sum(), logits)
+    assert (gradient != 0).all()
+
+
 def test_multi_categorical_gradient_reaches_every_logit():
     logits = normal(0, B, 10).requires_grad_()
     (gradient,) = torch.autograd.grad(MultiCategorical(logits, SIZES).entropy().sum(), logits)

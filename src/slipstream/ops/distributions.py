@@ -264,4 +264,5 @@ def _padded(flat: Tensor, sizes: tuple[int, ...], fill: float | bool) -> Tensor:
 def _places(sizes: tuple[int, ...], device: torch.device) -> Tensor:
     """Where each entry of the flat form goes in the padded form, int64 `[sum(sizes)]`."""
     places = [row * max(sizes) + column for row, size in enumerate(sizes) for column in range(size)]
-    return torch.tensor(places, device=device)
+    with torch.inference_mode(False):  # it is kept, and a tensor made in inference mode could not be learned with later
+        return torch.tensor(places, device=device)
