@@ -134,7 +134,8 @@ def test_the_name_chooses_the_network(name: TorsoName, shape: tuple[int, ...], f
 def test_too_small_images_are_refused_by_size(name: TorsoName, side: int, advice: str):
     space = spaces.Dict({"eye": image(1, side, 99)})
     with pytest.raises(
-        ValueError, match=rf"'eye' of shape \(1, {side}, 99\).*{name} needs at least {side + 1}.*{advice}"
+        ValueError,
+        match=rf"'eye' of shape \(1, {side}, 99\).*{name} needs at least {side + 1}.*use --net.torso {advice}",
     ):
         Torso(space, name)
     Torso(image(1, side + 1, 99), name)

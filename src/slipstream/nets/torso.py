@@ -209,7 +209,7 @@ def _network_for(path: str, space: Space[Any], name: TorsoName) -> Callable[[int
         at = f" '{path}'" if path else ""
         raise ValueError(
             f"observation{at} of shape {space.shape}: {name} needs at least {_SMALLEST[name]} pixels a side; "
-            f"use --network.torso mlp{'' if side < _SMALLEST['impala_resnet'] else ' or impala_resnet'}"
+            f"use --net.torso mlp{'' if side < _SMALLEST['impala_resnet'] else ' or impala_resnet'}"
         )
     return {"nips_cnn": nips_cnn, "nature_cnn": nature_cnn, "impala_resnet": impala_resnet}[name]
 
