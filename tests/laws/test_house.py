@@ -30,14 +30,15 @@ FORBIDDEN = re.compile(
     r"|yaml\.(load|load_all|full_load|unsafe_load|Loader|UnsafeLoader|FullLoader)|eval|exec|compile|__import__|print"
     r"|os\.(system|popen)|subprocess\.getoutput|time\.(time|time_ns|clock)"
     r"|numpy\.random\.(seed|rand|randn|randint|random|uniform|normal|choice|shuffle|permutation|RandomState|default_rng)"
-    r"|torch\.(manual_seed|seed|rand|randn|randint|randperm|rand_like|randn_like|normal|multinomial|bernoulli))(\..*)?"
+    r"|torch\.(manual_seed|seed|default_generator|cuda\.manual_seed(_all)?|cuda\.seed(_all)?"
+    r"|rand|randn|randint|randperm|rand_like|randn_like|normal|multinomial|bernoulli))(\..*)?"
 )
 # cloudpickle carries the user's callable from the driver to its own workers, over an anonymous file, and nothing else.
 # torch's global generator is borrowed, seeded and given back where initial weights are drawn.
 EXCEPTIONS = {
     ("cloudpickle.dumps", "envs/workers.py"),
     ("cloudpickle.loads", "envs/worker_process.py"),
-    ("torch.manual_seed", "nets/initialize.py"),
+    ("torch.default_generator.manual_seed", "nets/initialize.py"),
 }
 
 
@@ -176,6 +177,7 @@ def test_nothing_forbidden(file: str) -> None:
         ("from time import time\nx = time() - 3", {"time.time"}),
         ("import numpy as np\nnp.random.default_rng()", {"numpy.random.default_rng"}),
         ("import torch\ntorch.randperm(3)", {"torch.randperm"}),
+        ("import torch\ntorch.default_generator.manual_seed(3)", {"torch.default_generator.manual_seed"}),
         ("import random", {"random"}),
         ("print(eval('1'))", {"print", "eval"}),
     ],

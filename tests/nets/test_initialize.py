@@ -64,6 +64,16 @@ def test_the_generator_is_restored_after_an_error():
     assert torch.get_num_threads() == threads
 
 
+def test_generators_of_gpus_are_left_alone(monkeypatch: pytest.MonkeyPatch):
+    seeded: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    torch.manual_seed(1)
+    assert seeded == [1]  # what is replaced here is what torch calls
+    with keyed_initialisation(0, "test"):
+        torch.rand(3)
+    assert seeded == [1]
+
+
 def gram(weight: Tensor) -> Tensor:
     matrix = weight.detach().flatten(1)
     return matrix @ matrix.T if matrix.shape[0] <= matrix.shape[1] else matrix.T @ matrix

@@ -17,7 +17,7 @@ Init = Literal["orthogonal", "paac", "default"]
 
 @contextmanager
 def keyed_initialisation(seed: int, role: str) -> Generator[None]:
-    """Inside, torch's global generator is seeded by (seed, role); afterwards it is what it was before.
+    """Inside, torch's global generator of the CPU is seeded by (seed, role); afterwards it is what it was before.
 
     One math thread is used meanwhile: the QR decomposition behind orthogonal weights may round differently with more.
     Modules are to be built on the CPU here and moved later, so that every device starts from the same bits.
@@ -26,7 +26,8 @@ def keyed_initialisation(seed: int, role: str) -> Generator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.set_num_threads(1)
         try:
-            torch.manual_seed(int(dice.seed_sequence(seed, role).generate_state(1)[0]))
+            # Not torch.manual_seed: it also seeds the generators of GPUs, which nobody would give back.
+            torch.default_generator.manual_seed(int(dice.seed_sequence(seed, role).generate_state(1)[0]))
             yield
         finally:
             torch.set_num_threads(threads)
