@@ -159,6 +159,16 @@ def test_a_torso_of_ones_own_must_be_given_again(tmp_path: Path) -> None:
             slipstream.load(agent.run, torso=torso)
 
 
+def test_a_resume_without_the_torso_is_refused_and_changes_nothing(tmp_path: Path) -> None:
+    settings = {**SMALL, "log.dir": str(tmp_path), "log.tensorboard": False, "total_steps": 21}
+    agent = slipstream.train("ppo", "CartPole-v1", config=settings, torso=Torso(5), quiet=True)
+    before = {path: path.read_bytes() for path in agent.run.rglob("*") if path.is_file()}
+    with pytest.raises(CheckpointError, match="does not fit the network; give the torso or policy"):
+        slipstream.resume(agent.run, total_steps=84, quiet=True)
+    assert {path: path.read_bytes() for path in agent.run.rglob("*") if path.is_file()} == before
+    assert slipstream.resume(agent.run, total_steps=84, torso=Torso(5), quiet=True).steps >= 84
+
+
 class Long(gymnasium.Wrapper[Any, Any, Any, Any]):
     """CartPole with a number more to see."""
 

@@ -19,7 +19,7 @@ from slipstream.envs.spaces import leaf_dtype, leaf_shape
 from slipstream.nets.policy import Policy
 from slipstream.ops.spaces import space_tree
 from slipstream.run import checkpoint, evaluate, loop
-from slipstream.run.checkpoint import Checkpoint, CheckpointError
+from slipstream.run.checkpoint import Checkpoint
 from slipstream.run.config import CALLABLE, Config
 from slipstream.run.directory import RunDirectory, to_yaml
 from slipstream.run.evaluate import Evaluation
@@ -236,12 +236,8 @@ def load(
     spec = saved.spec()
     made = policy or config.algo.make_policy(spec, config.net, torso, config.seed)
     weights = {name.removeprefix("policy."): value for name, value in saved.tensors().items() if _is_policy(name)}
-    try:
+    with saved.fitting():
         made.load_state_dict(weights)
-    except RuntimeError as error:
-        raise CheckpointError(
-            f"{saved.path} does not fit the network; give the torso or policy that the run was trained with: {error}"
-        ) from error
     return Agent(made, spec, config, saved.steps, folder.path, env)
 
 

@@ -16,7 +16,8 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,20 @@ class Checkpoint:
             CheckpointError: If a space differs; it shows both.
         """
         require_spaces(str(self.path), self.spec(), spec)
+
+    @contextmanager
+    def fitting(self) -> Iterator[None]:
+        """Context in which its tensors are loaded into a network.
+
+        Raises:
+            CheckpointError: If they don't fit; it has PyTorch's list.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"{self.path} does not fit the network; give the torso or policy that the run was trained with: {error}"
+            ) from error
 
     def check(self) -> None:
         """Reads every file against its hash.

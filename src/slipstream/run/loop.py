@@ -121,7 +121,8 @@ def resume(path: Path, parts: Parts, total_steps: int | None, console: Console) 
 
     Raises:
         ConfigError: If the run has taken all its steps.
-        CheckpointError: If there is no whole checkpoint, or the environment has changed its spaces.
+        CheckpointError: If there is no whole checkpoint, or it does not fit the environment or the network; the run is
+            left as it was.
         Interrupted: After SIGINT or SIGTERM, with the state saved.
     """
     run = RunDirectory(path)
@@ -130,7 +131,8 @@ def resume(path: Path, parts: Parts, total_steps: int | None, console: Console) 
     with ExitStack() as stack:
         stack.enter_context(run.lock())
         saved = checkpoint.newest(run.checkpoints)
-        if "training" not in saved.facts():
+        tensors, facts = saved.tensors(), saved.facts()
+        if "training" not in facts:
             raise ConfigError(f"{path} holds a saved agent, not a run: there is no optimiser state to train on with")
         if total_steps is not None:
             config = replace(config, total_steps=total_steps)
@@ -142,6 +144,8 @@ def resume(path: Path, parts: Parts, total_steps: int | None, console: Console) 
         training = Training(config, parts.env, parts.torso, parts.policy)
         stack.callback(training.close)
         saved.require(training.spec)
+        with saved.fitting():
+            training.load(tensors, facts["training"])
         run.write_config(config)
         return _drive(_Run(config, parts, training, run, _progress(config, training), console), saved)
 
@@ -248,11 +252,10 @@ class _Run:
 
 
 def _drive(this: _Run, saved: Checkpoint | None) -> Trained:
-    """Runs the loop from `saved` (or the start) to the last step."""
+    """Runs the loop from `saved`, which is loaded into `this.training`, or from the start, to the last step."""
     config, training, run, progress = this.config, this.training, this.run, this.progress
     facts = saved.facts() if saved else None
     if saved and facts:
-        training.load(saved.tensors(), facts["training"])
         progress.load(facts["progress"])
         metrics.truncate(run.metrics, saved.steps)
     with ExitStack() as stack:
