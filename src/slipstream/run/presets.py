@@ -125,6 +125,13 @@ PRESETS: dict[tuple[str, str], Preset] = {
         "algo.clip_range": 0.2,
         "algo.ent_coef": 0.0,
     },
+    ("ppo", "HalfCheetah-v5"): {
+        "net.hidden": (128, 128),
+        "net.activation": "relu",
+        "net.log_std_init": -1.0,
+        "algo.gamma": 0.98,
+        "algo.gae_lambda": 0.92,
+    },
     ("a2c", "mujoco"): {
         "total_steps": 2_000_000,
         "num_envs": 8,
