@@ -200,7 +200,7 @@ def test_a_space_without_features_is_refused(space: Space[object]):
 
 
 def test_an_unsupported_space_is_named():
-    with pytest.raises(ValueError, match=r"Text\(.*expected Box, Discrete, MultiDiscrete, MultiBinary"):
+    with pytest.raises(ValueError, match=r"Text\(.*expected Box, Discrete, MultiDiscrete or MultiBinary"):
         Torso(spaces.Dict({"speech": spaces.Text(5)}))
 
 

@@ -18,6 +18,7 @@ from slipstream.envs.gym import GymEnvs
 from slipstream.envs.make import env_family, gym_source, make_envs
 from slipstream.envs.options import EnvOptions
 from slipstream.envs.rows import EnvError
+from slipstream.ops.spaces import space_tree
 from slipstream.tree import Tree
 from slipstream.types import Envs, EnvSpec, EnvStep
 
@@ -118,8 +119,7 @@ def _play(envs: Envs, steps: int, seed: int) -> _Play:
 def _bounds(play: _Play) -> list[Finding]:
     """Observations outside their space."""
     findings: list[Finding] = []
-    leaf_spaces = tree.items(spaces.leaf_spaces(play.spec.observation_space))
-    for path, space in leaf_spaces:
+    for path, space in tree.items(space_tree(play.spec.observation_space)):
         name = f"observation '{path}'" if path else "observation"
         for number, row in enumerate(play.rows):
             leaf = dict(tree.items(row.obs))[path]

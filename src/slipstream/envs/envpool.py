@@ -20,6 +20,7 @@ from slipstream.envs.options import AtariProtocol, EnvOptions
 from slipstream.envs.rows import EnvError, check_finite
 from slipstream.envs.slot import check_lanes, random_start
 from slipstream.envs.spaces import Actions
+from slipstream.ops.spaces import space_tree
 from slipstream.tree import Tree
 from slipstream.types import BoolArray, EnvSpec, EnvStep
 
@@ -126,6 +127,7 @@ class _Lane:
     def __init__(self, pool: Any, spec: EnvSpec, first_slot: int, life_loss: bool) -> None:
         self.pool = pool
         self._spec, self._first_slot, self._life_loss = spec, first_slot, life_loss
+        self._spaces = space_tree(spec.observation_space)
         self._lives = np.zeros(spec.lane_size, np.int32)
         self._count, self._due = 0, False
         self._step: EnvStep | None = None
@@ -201,7 +203,7 @@ class _Lane:
                 )
             return leaf.astype(dtype, copy=False)
 
-        return tree.map(convert, spaces.leaf_spaces(self._spec.observation_space), obs)
+        return tree.map(convert, self._spaces, obs)
 
 
 def envpool_family(id: str) -> str:

@@ -10,6 +10,7 @@ from gymnasium import Space, spaces
 from numpy.typing import NDArray
 
 from slipstream import tree
+from slipstream.ops.spaces import space_tree
 from slipstream.tree import Tree
 
 Write = Callable[[int, Any], None]
@@ -25,14 +26,11 @@ def check_observation_space(space: Space[Any], name: str) -> None:
     Raises:
         ValueError: Another space, with its place in the tree.
     """
-    for path, leaf in tree.items(leaf_spaces(space)):
-        supported = isinstance(leaf, spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary)
-        if not supported:
-            where = f" at '{path}'" if path else ""
-            raise ValueError(
-                f"{name}: observation space {leaf}{where} is not supported; expected Box, Discrete, MultiDiscrete or "
-                "MultiBinary, or a Dict or Tuple of those. Convert it with gymnasium.wrappers.TransformObservation."
-            )
+    try:
+        leaves = tree.leaves(space_tree(space))
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+    for leaf in leaves:
         if isinstance(leaf, spaces.Box) and leaf.dtype.kind not in "fiub":
             raise ValueError(f"{name}: observation space {leaf} has dtype {leaf.dtype}; expected numbers")
 
@@ -78,12 +76,7 @@ def empty_observations(space: Space[Any], rows: int) -> Tree:
     def zeros(leaf: Space[Any]) -> NDArray[Any]:
         return np.zeros((rows, *leaf_shape(leaf)), leaf_dtype(leaf))
 
-    return map_space(zeros, space)
-
-
-def map_space(function: Callable[[Space[Any]], Any], space: Space[Any]) -> Tree:
-    """The tree of `function(leaf space)`."""
-    return tree.map(function, leaf_spaces(space))
+    return tree.map(zeros, space_tree(space))
 
 
 def leaf_shape(space: Space[Any]) -> tuple[int, ...]:
@@ -216,15 +209,6 @@ class Actions:
         low, high = np.where(bounded, self._low, 0.0), np.where(bounded, self._high, 1.0)
         uniform = low + (high - low) * generator.random(self.shape[1:])
         return np.where(bounded, uniform, generator.standard_normal(self.shape[1:])).astype(np.float32)
-
-
-def leaf_spaces(space: Space[Any]) -> Tree:
-    """The tree of leaf spaces."""
-    if isinstance(space, spaces.Dict):
-        return {key: leaf_spaces(child) for key, child in space.spaces.items()}
-    if isinstance(space, spaces.Tuple):
-        return tuple(leaf_spaces(child) for child in space.spaces)
-    return space
 
 
 def _at(path: str) -> str:

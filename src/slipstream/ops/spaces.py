@@ -19,20 +19,17 @@ def space_tree(space: Space[Any]) -> Tree:
     """The tree whose leaves are the leaf spaces of `space`, in the shape that its observations have.
 
     Raises:
-        ValueError: A leaf is not Box, Discrete, MultiDiscrete or MultiBinary.
+        ValueError: A leaf is not Box, Discrete, MultiDiscrete or MultiBinary; its place in the tree is named.
     """
-    match space:
-        case spaces.Dict():
-            return {key: space_tree(child) for key, child in space.spaces.items()}
-        case spaces.Tuple():
-            return tuple(space_tree(child) for child in space.spaces)
-        case spaces.Box() | spaces.Discrete() | spaces.MultiDiscrete() | spaces.MultiBinary():
-            return space
-        case _:
+    found = _nested(space)
+    for path, leaf in tree.items(found):
+        if not isinstance(leaf, spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
+            where = f" at '{path}'" if path else ""
             raise ValueError(
-                f"observation space {space}: expected Box, Discrete, MultiDiscrete, MultiBinary, or a Dict or Tuple "
-                "of those; convert it with a gymnasium.ObservationWrapper"
+                f"observation space {leaf}{where} is not supported; expected Box, Discrete, MultiDiscrete or "
+                "MultiBinary, or a Dict or Tuple of those. Convert it with gymnasium.wrappers.TransformObservation."
             )
+    return found
 
 
 def mask_space(space: Space[Any]) -> Tree | None:
@@ -61,3 +58,14 @@ def is_image(space: Space[Any]) -> bool:
     if not isinstance(space, spaces.Box):
         return False
     return len(space.shape) in (3, 4) or (len(space.shape) == 2 and space.dtype == np.uint8)
+
+
+def _nested(space: Space[Any]) -> Tree:
+    """The spaces inside Dict and Tuple, whatever they are."""
+    match space:
+        case spaces.Dict():
+            return {key: _nested(child) for key, child in space.spaces.items()}
+        case spaces.Tuple():
+            return tuple(_nested(child) for child in space.spaces)
+        case _:
+            return space
