@@ -230,3 +230,69 @@ def test_a_signal_saves_and_tells_how_to_go_on(tmp_path: Path, number: signal.Si
     (run,) = (tmp_path / "runs").iterdir()
     assert error.splitlines()[-1] == f"resume:  slipstream resume {run.relative_to(tmp_path)}"
     assert checkpoint.newest(run / "checkpoints").steps > 0
+
+
+HANGING = """
+import sys, threading
+import gymnasium, numpy as np
+from slipstream.run.cli import main
+
+class Hanging(gymnasium.Env):
+    observation_space, action_space = gymnasium.spaces.Box(0, 1, (2,)), gymnasium.spaces.Discrete(2)
+    steps = 0
+
+    def reset(self, *, seed=None, options=None):
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        self.steps += 1
+        if self.steps == int(sys.argv[1]):
+            print("hanging", flush=True)
+            threading.Event().wait()
+        return np.zeros(2, np.float32), 0.0, False, False, {}
+
+gymnasium.register("Hanging-v0", Hanging, disable_env_checker=True, order_enforce=False)
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("at", [3, 17], ids=["before a checkpoint", "after a checkpoint"])
+def test_a_second_signal_ends_a_run_whose_environment_hangs(tmp_path: Path, at: int, workers: int) -> None:
+    words = [
+        "train",
+        "ppo",
+        "--env",
+        "Hanging-v0",
+        *SMALL,
+        "--num-envs",
+        "2",
+        "--lanes",
+        "2",
+        "--algo.batch-size",
+        "14",
+    ]
+    words += ["--log.checkpoint-every", "20", "--placement.workers", str(workers), "--log.dir", str(tmp_path)]
+    child = subprocess.Popen(
+        [sys.executable, "-c", HANGING, str(at), *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert child.stdout is not None
+    for wanted in ("hanging", "Stopping after this update"):
+        assert any(line.startswith(wanted) for line in child.stdout)
+        child.send_signal(signal.SIGINT)
+    _, error = child.communicate(timeout=60)
+    assert child.returncode == 130
+    (run,) = tmp_path.iterdir()
+    saved = ["the last checkpoint is that of step 28", f"resume:  slipstream resume {run}"]
+    nothing = ["there is no checkpoint yet"]
+    assert error.splitlines() == ["slipstream: interrupted", *(saved if at == 17 else nothing)]
+
+
+def test_an_interrupted_evaluation_has_nothing_to_save(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "load", interrupted)
+    assert _run(capsys, "eval", "somewhere") == (130, [], "slipstream: interrupted")

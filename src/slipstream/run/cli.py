@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import os
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
@@ -158,11 +160,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except Interrupted as stop:
             _error.print(f"slipstream: {stop}\nresume:  slipstream resume {stop.run}")
             return 128 + stop.signal
-        except KeyboardInterrupt:
-            _error.print("slipstream: interrupted before there was anything to save")
+        except KeyboardInterrupt as stop:
+            _error.print("\n".join(["slipstream: interrupted", *getattr(stop, "__notes__", [])]))
+            _leave_hanging_threads(130)
             return 130
         except Exception as error:  # noqa: BLE001 - the one place where errors become messages
             return _report(error, debug)
+
+
+def _leave_hanging_threads(code: int) -> None:
+    """Ends the program here if a worker hangs in an environment: an orderly end might wait for it for ever."""
+    if any(thread.name.startswith("slipstream-") for thread in threading.enumerate()):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def _dispatch(words: list[str]) -> int:

@@ -285,6 +285,9 @@ def _drive(this: _Run, saved: Checkpoint | None) -> Trained:
         except Exception as error:
             _leave_note(error, run)
             raise
+        except KeyboardInterrupt as stop:
+            stop.add_note(_what_is_saved(run))
+            raise
         if signals.received is not None and not progress.finished:
             raise Interrupted(signals.received, run.path)
     return Trained(run, training.spec, training.policy, progress)
@@ -325,6 +328,14 @@ def _leave_note(error: Exception, run: RunDirectory) -> None:
         error.add_note(f"traceback:  not written, {problem.strerror or problem}")
     if run.checkpoints.is_dir():
         error.add_note(f"resume:     slipstream resume {run.path}")
+
+
+def _what_is_saved(run: RunDirectory) -> str:
+    try:
+        saved = checkpoint.newest(run.checkpoints)
+    except CheckpointError:
+        return "there is no checkpoint yet"
+    return f"the last checkpoint is that of step {saved.steps}\nresume:  slipstream resume {run.path}"
 
 
 def _evaluators(this: _Run) -> list[Evaluator]:
