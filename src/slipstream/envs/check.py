@@ -71,8 +71,9 @@ def check_env(
         Findings, errors first; empty if all is well.
 
     Raises:
-        ValueError: An unknown id, or options that the environment does not have.
+        ValueError: An unknown id. Options that the environment does not have are a finding.
         ImportError: A package is missing.
+        EnvError: The environment failed in the second run only.
     """
     options = options or EnvOptions()
     _require(env)

@@ -40,7 +40,7 @@ class GymFactory:
         """One environment.
 
         Raises:
-            ImportError: A package is missing; the message has the pip line.
+            ImportError: A package is missing; the message has the pip line if we have an extra for it.
         """
         limit, stack = self.options.max_episode_steps, self.options.frame_stack
         made = self._bare(limit)
