@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from slipstream.algos import ALGORITHMS, PPO
+from slipstream.envs import AtariOptions
+from slipstream.envs.options import PROTOCOLS
 from slipstream.run import presets
 from slipstream.run.config import Config, ConfigError, override
 
@@ -48,6 +52,20 @@ def test_flags_win_over_the_id_and_the_id_over_its_family() -> None:
     assert config.algo.gae_lambda == exact["algo.gae_lambda"] != general["algo.gae_lambda"]
     assert config.algo.clip_range == general["algo.clip_range"]
     assert presets.configure("ppo", "CartPole-v1").algo.epochs == general["algo.epochs"]
+
+
+@pytest.mark.parametrize("env", ["ALE/Pong-v5", "envpool:Pong-v5"])
+def test_an_atari_protocol_is_written_out(env: str) -> None:
+    options = presets.configure("ppo", env, {"env_options.atari.protocol": "ale_v5"}).env_options.atari
+    assert None not in dataclasses.astuple(options)
+    assert (options.sticky_actions, options.life_loss, options.frame_skip) == (0.25, False, 4)
+    assert options.spelled_out() == PROTOCOLS["ale_v5"]
+    other = presets.configure("ppo", env, {"env_options.atari.noop_max": 7}).env_options.atari
+    assert other.spelled_out() == dataclasses.replace(PROTOCOLS["v4"], noop_max=7)
+
+
+def test_what_is_not_atari_has_no_protocol() -> None:
+    assert presets.configure("ppo", "CartPole-v1").env_options.atari == AtariOptions()
 
 
 def test_unknown_key_names_the_nearest() -> None:

@@ -47,6 +47,8 @@ slipstream: fast parallel deep reinforcement learning
 _EXPECTED = (ConfigError, CheckpointError, EnvError, ValueError, ImportError, OSError, FloatingPointError)
 """Errors whose message says all; anything else is a bug in Slipstream and shows its traceback."""
 
+_PROTOCOL = "env_options.atari.protocol"
+
 _out = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
 _error = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
 
@@ -265,7 +267,9 @@ def _configuration(algo: str, base: dict[str, Any], values: dict[str, Any]) -> C
         flat = settings.flatten(base)
         if flat.get("algo.name") != algo:
             raise ConfigError(f"the file is for algo.name {flat.get('algo.name')}, not {algo}")
-        return from_plain(settings.nest(flat | values))
+        if values.get(_PROTOCOL, flat.get(_PROTOCOL)) != flat.get(_PROTOCOL):  # the file spells the old one out
+            flat = {key: value for key, value in flat.items() if not key.startswith("env_options.atari.")}
+        return presets.spelled_out(from_plain(settings.nest(flat | values)))
     if "env" not in values:
         raise ConfigError(f"--env is missing: slipstream train {algo} --env ENV (slipstream envs lists them)")
     return presets.configure(algo, values["env"], values)

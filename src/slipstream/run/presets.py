@@ -7,6 +7,7 @@ over both. `slipstream presets` prints them; `slipstream train ... --print-confi
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict, replace
 from typing import Any
 
 from slipstream.envs.make import env_family
@@ -195,4 +196,12 @@ def configure(algo: str, env: str, changes: Mapping[str, Any] | None = None) -> 
     defaults = plain(Config(env=env, algo=algorithm(algo)()))
     known = known_settings(algo)
     wanted = {canonical(key, known): value for key, value in flatten(changes or {}).items()}
-    return from_plain(nest(flatten(defaults) | preset(algo, env) | wanted))
+    return spelled_out(from_plain(nest(flatten(defaults) | preset(algo, env) | wanted)))
+
+
+def spelled_out(config: Config) -> Config:
+    """`config` with every choice of the Atari protocol written out, so that a file tells all; others are unchanged."""
+    if family(config.env) != "atari":
+        return config
+    atari = replace(config.env_options.atari, **asdict(config.env_options.atari.spelled_out()))
+    return replace(config, env_options=replace(config.env_options, atari=atari))
