@@ -164,6 +164,35 @@ def test_prune_keeps_the_last_and_the_best(tmp_path: Path) -> None:
     assert checkpoint.newest(tmp_path).steps == 50
 
 
+def test_what_cannot_be_removed_is_an_error_of_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(path: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    for steps in (10, 20):
+        _save(tmp_path, steps)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", fail)
+        with pytest.raises(CheckpointError, match=r"cannot remove the checkpoint .*10: Permission denied"):
+            checkpoint.prune(tmp_path, keep_last=1)
+    _save(tmp_path, 30)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["20", "30"]
+
+
+def test_a_kill_while_removing_leaves_no_torn_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def die(path: Path) -> None:
+        (path / "facts.json").unlink()
+        raise KeyboardInterrupt
+
+    for steps in (10, 20):
+        _save(tmp_path, steps)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", die)
+        with pytest.raises(KeyboardInterrupt):
+            checkpoint.prune(tmp_path, keep_last=1)
+    with pytest.raises(CheckpointError, match="expected last, best, or one of 20"):
+        checkpoint.select(tmp_path, "10")
+
+
 def test_prune_does_not_count_damaged_ones(tmp_path: Path) -> None:
     for steps in (10, 20, 30):
         _save(tmp_path, steps)

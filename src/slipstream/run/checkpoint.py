@@ -16,7 +16,7 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,7 +92,7 @@ class Checkpoint:
         require_spaces(str(self.path), self.spec(), spec)
 
     @contextmanager
-    def fitting(self) -> Iterator[None]:
+    def fitting(self) -> Generator[None]:
         """Context in which its tensors are loaded into a network.
 
         Raises:
@@ -145,7 +145,7 @@ def save(
             existing.check()
             return existing
         except CheckpointError:
-            shutil.rmtree(final)
+            _remove(final)
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     files = {
         _TENSORS: safetensors.torch.save(on_cpu),
@@ -266,13 +266,17 @@ def best(root: Path) -> Checkpoint:
 
 
 def prune(root: Path, keep_last: int) -> None:
-    """Removes all but the last `keep_last` checkpoints and the best; damaged ones do not count and stay."""
+    """Removes all but the last `keep_last` checkpoints and the best; damaged ones do not count and stay.
+
+    Raises:
+        CheckpointError: If one can't be removed.
+    """
     found = list(_sound(root))
     keep = {item.path for item in found[:keep_last]}
     keep |= {item.path for item in sorted(found, key=_rank, reverse=True)[:1] if item.score is not None}
     for item in found:
         if item.path not in keep:
-            shutil.rmtree(item.path)
+            _remove(item.path)
 
 
 def _rank(item: Checkpoint) -> tuple[float, int]:
@@ -307,7 +311,7 @@ def _seal(manifest: Json) -> bytes:
 def _write_directory(root: Path, final: Path, files: Mapping[str, bytes]) -> None:
     """Writes files so that `final` appears whole or not at all, and is on the disk when this returns."""
     root.mkdir(parents=True, exist_ok=True)
-    for stale in root.glob(".writing-*"):
+    for stale in [*root.glob(".writing-*"), *root.glob(".removing-*")]:
         shutil.rmtree(stale)
     temporary = root / f".writing-{final.name}"
     try:
@@ -323,6 +327,15 @@ def _write_directory(root: Path, final: Path, files: Mapping[str, bytes]) -> Non
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     _sync_directory(root)
+
+
+def _remove(path: Path) -> None:
+    """Removes a checkpoint, which is whole or gone at any moment; what a kill leaves of it goes with the next save."""
+    try:
+        doomed = path.rename(path.with_name(f".removing-{path.name}"))
+        shutil.rmtree(doomed)
+    except OSError as error:
+        raise CheckpointError(f"cannot remove the checkpoint {path}: {error.strerror or error}") from error
 
 
 def _sync_directory(path: Path) -> None:
