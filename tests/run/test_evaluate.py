@@ -6,9 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gymnasium.vector import SyncVectorEnv
 from torch import Tensor, nn
 
 from slipstream.envs import EnvOptions, make_envs
+from slipstream.envs.toy import Catch
 from slipstream.run import presets
 from slipstream.run.evaluate import SLOTS, evaluate, slots
 from slipstream.run.loop import evaluation_envs
@@ -26,11 +28,15 @@ class Recorder:
         self.obs: list[Tensor] = []
         self.states: list[Tensor] = []
         self.dice: list[Tensor] = []
+        self.threads: set[int] = set()
+        self.plain = True
 
     def initial_state(self, columns: int) -> Tensor:
         return torch.zeros(columns, 1)
 
     def act(self, obs: Tensor, state: Tensor, dice: Tensor, greedy: bool = False) -> Act:
+        self.threads.add(torch.get_num_threads())
+        self.plain &= not torch.is_inference_mode_enabled() and not torch.is_grad_enabled()
         self.obs.append(obs.clone())
         self.states.append(state.clone())
         self.dice.append(dice.clone())
@@ -131,3 +137,29 @@ def test_greedy_is_passed_on() -> None:
     greedy = evaluate(policy, envs, 3, seed=1, greedy=True)
     assert np.array(sampled.returns).shape == np.array(greedy.returns).shape == (3,)
     assert sampled.returns != greedy.returns
+
+
+def test_one_math_thread_acts_and_the_former_number_is_restored() -> None:
+    former = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        policy = Recorder()
+        evaluate(policy, _counter(3), episodes=3, seed=1)
+        assert (policy.threads, policy.plain) == ({1}, True)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(former)
+
+
+@pytest.mark.parametrize("episodes", [1, 3, 7])
+def test_a_vector_environment_is_evaluated_with_the_columns_it_has(episodes: int) -> None:
+    def make() -> Any:
+        return SyncVectorEnv([Catch] * 3)
+
+    config = presets.configure("ppo", "callable:make", {"num_envs": 6, "lanes": 2})
+    envs = evaluation_envs(config, episodes, make)
+    try:
+        assert envs.spec.num_envs == 3
+        assert len(evaluate(Recorder(), envs, episodes, seed=1).returns) == episodes
+    finally:
+        envs.close()

@@ -7,6 +7,7 @@ import gymnasium
 import numpy as np
 import pytest
 from gymnasium import spaces
+from gymnasium.vector import SyncVectorEnv
 from PIL import Image
 
 from slipstream.envs import EnvError
@@ -122,6 +123,14 @@ def test_observations_that_are_images_are_shown(shape: tuple[int, ...]) -> None:
 def test_what_cannot_be_seen_is_an_error() -> None:
     with pytest.raises(EnvError, match=r"toy:catch cannot be watched|cannot be watched: it has no render_mode"):
         video.make_stage(presets.configure("ppo", "toy:catch"), None)
+
+
+def test_a_vector_environment_is_refused() -> None:
+    def make() -> Any:
+        return SyncVectorEnv([Painted] * 2)
+
+    with pytest.raises(EnvError, match="makes a vector environment, which cannot be watched; load the run"):
+        video.make_stage(presets.configure("ppo", "callable:it"), make)
 
 
 def test_mp4_with_its_package(tmp_path: Path) -> None:

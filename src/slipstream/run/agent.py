@@ -22,7 +22,7 @@ from slipstream.run import checkpoint, evaluate, loop
 from slipstream.run.checkpoint import Checkpoint
 from slipstream.run.config import CALLABLE, Config
 from slipstream.run.directory import RunDirectory, to_yaml
-from slipstream.run.evaluate import Evaluation
+from slipstream.run.evaluate import Evaluation, one_math_thread
 from slipstream.run.loop import EnvFactory, Parts, Trained
 from slipstream.run.presets import configure
 from slipstream.tree import Tree
@@ -34,7 +34,7 @@ class Agent:
 
     Attributes:
         policy: The policy.
-        spec: Spaces that it was trained on (one slot).
+        spec: Spaces that it was trained on; its number of slots means nothing here.
         config: The run's configuration.
         steps: Agent decisions that it was trained for.
         run: The run directory that it came from.
@@ -49,7 +49,8 @@ class Agent:
         self._row = 0
         self._leaf_spaces = space_tree(spec.observation_space)
 
-    @torch.inference_mode()
+    @one_math_thread()
+    @torch.no_grad()
     def predict(
         self,
         obs: Tree,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,7 +60,19 @@ def slots(episodes: int) -> int:
     return math.ceil(episodes / rounds)
 
 
-@torch.inference_mode()
+@contextmanager
+def one_math_thread() -> Generator[None]:
+    """Context in which PyTorch computes with one thread, so that what is drawn does not depend on the cores."""
+    former = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(former)
+
+
+@one_math_thread()
+@torch.no_grad()
 def evaluate(
     policy: Policy, envs: Envs, episodes: int, seed: int, index: int = 0, greedy: bool = False, limit: int = 10**6
 ) -> Evaluation:

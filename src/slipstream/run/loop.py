@@ -22,6 +22,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 import gymnasium
+from gymnasium.vector import VectorEnv
 from rich.console import Console
 from torch import nn
 
@@ -364,7 +365,16 @@ def require_callable(config: Config, env: EnvFactory | None, owner: Path) -> Non
 def evaluation_envs(config: Config, episodes: int, env: EnvFactory | None = None) -> Envs:
     """Environments of their own for an evaluation: one lane, in this process, whole episodes from their start."""
     options = replace(config.env_options, decorrelate_steps=0)
-    return make_envs(env or config.env, slots(episodes), 1, options, workers=0, threads=config.placement.env_threads)
+    size = (vector_columns(env) if env else 0) or slots(episodes)
+    return make_envs(env or config.env, size, 1, options, workers=0, threads=config.placement.env_threads)
+
+
+def vector_columns(env: Callable[[], object]) -> int:
+    """Environments in the vector environment that a callable makes; 0 if it makes one plain environment."""
+    made = env()
+    if isinstance(made, gymnasium.Env | VectorEnv):
+        made.close()
+    return made.num_envs if isinstance(made, VectorEnv) else 0
 
 
 def _title(config: Config, run: RunDirectory, saved: Checkpoint | None) -> str:

@@ -26,6 +26,8 @@ from slipstream.envs.make import GymFactory
 from slipstream.run import checkpoint
 from slipstream.run.agent import Agent
 from slipstream.run.config import Config
+from slipstream.run.evaluate import one_math_thread
+from slipstream.run.loop import vector_columns
 from slipstream.run.presets import family
 from slipstream.tree import Tree
 from slipstream.types import Envs
@@ -98,7 +100,7 @@ class Playback:
         self._agent, self._stage, self._seed, self._greedy, self._max_steps = agent, stage, seed, greedy, max_steps
         self.reward, self.steps, self.ended = 0.0, 0, False
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def __iter__(self) -> Iterator[Frame]:
         """Plays; yields a frame before every decision and one after the last."""
         policy, stage = self._agent.policy, self._stage
@@ -155,7 +157,8 @@ def record(
         playback = Playback(agent, stage, branch, greedy, max_steps)
         path.parent.mkdir(parents=True, exist_ok=True)
         write = _write_mp4 if path.suffix == ".mp4" else _write_gif
-        write(path, iter(playback), stage.fps)
+        with one_math_thread():
+            write(path, iter(playback), stage.fps)
         return Recording(path, playback.reward, playback.steps, playback.ended)
     finally:
         stage.close()
@@ -174,7 +177,16 @@ def suffix(format: Literal["auto", "gif", "mp4"]) -> str:
 
 
 def make_stage(config: Config, env: Callable[[], gymnasium.Env[Any, Any]] | None) -> Stage:
-    """A stage for the environment of `config`, or for the callable `env`."""
+    """A stage for the environment of `config`, or for the callable `env`.
+
+    Raises:
+        EnvError: If it can't be seen, or is a vector environment.
+    """
+    if env is not None and vector_columns(env):
+        raise EnvError(
+            f"{config.env} makes a vector environment, which cannot be watched; load the run with a callable that "
+            "makes one of its environments"
+        )
     options = replace(config.env_options, decorrelate_steps=0)
     if env is None and family(config.env) == "atari":
         return _atari_stage(config.env, options)
