@@ -49,6 +49,11 @@ def test_a_run_leaves_everything_behind(tmp_path: Path) -> None:
     assert rows[-1]["time/steps"] == progress.steps >= 200
     assert rows[-1]["time/episodes"] == progress.episodes > 0
     assert {"train/value_loss", "train/approx_kl", "rollout/ep_rew_mean", "time/steps_per_second"} <= set(rows[-1])
+    for row in rows:
+        assert (row["lag/mean"], row["lag/max"]) == (0.0, 0.0)
+        busy = row["time/env_seconds"] + row["time/infer_seconds"]
+        assert 0.0 < row["wait/env"] < 1.0
+        assert row["time/updates"] != 1 or row["wait/env"] == pytest.approx(row["time/env_seconds"] / busy)
     assert [row["eval/episodes"] for row in rows if "eval/mean_reward" in row] == [3.0, 3.0]
     assert list(run.tensorboard.iterdir())
     assert len(_steps(run)) <= 3

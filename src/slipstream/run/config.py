@@ -42,7 +42,7 @@ class Placement:
     Attributes:
         workers: Threads that act and differentiate, each with one math thread; 0 for one per core.
         env_workers: Processes that step environments of this machine's Python; 0 to step them in the workers.
-        env_threads: Threads of native environments (ALE, EnvPool); 0 for one per core.
+        env_threads: Threads of native environments (ALE, EnvPool), per lane; 0 lets them choose.
         device: Where networks run; auto is the GPU if there is one.
     """
 
@@ -129,11 +129,6 @@ class Config:
         _divides(self, "lanes", "num_envs")
         if self.shards:
             _divides(self, "shards", "num_envs")
-
-    @property
-    def steps_per_update(self) -> int:
-        """Rows of one slab; the dead rows among them are not steps."""
-        return self.num_envs * self.unroll
 
 
 def algorithm(name: str) -> type[Algorithm]:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import platform
 import re
 import shlex
@@ -32,6 +31,7 @@ import yaml
 
 from slipstream.run.config import Config, from_plain
 from slipstream.run.settings import ConfigError, plain
+from slipstream.run.training import cores
 
 if sys.platform != "win32":
     import fcntl
@@ -68,11 +68,6 @@ class RunDirectory:
     def tensorboard(self) -> Path:
         """Where TensorBoard's events are."""
         return self.path / "tensorboard"
-
-    @property
-    def videos(self) -> Path:
-        """Where videos go."""
-        return self.path / "videos"
 
     def config(self) -> Config:
         """The configuration of the run.
@@ -164,7 +159,7 @@ def surroundings() -> dict[str, Any]:
         "platform": platform.platform(),
         "versions": {name: version for name in _PACKAGES if (version := _version(name))},
         "cpu": _cpu_name(),
-        "cores": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count(),
+        "cores": cores(),
         "gpus": [torch.cuda.get_device_name(place) for place in range(torch.cuda.device_count())],
         "git": _git(),
     }

@@ -7,7 +7,9 @@ Names follow Stable-Baselines3 where it has one. A *step* is one agent decision,
     time/steps_per_second, time/frames_per_second             since the row before
     time/{collect,learn,env,infer}_seconds                    since the row before (env, infer: summed over workers)
     rollout/ep_rew_mean, ep_rew_std, ep_len_mean              raw return and length in steps of the last 100 episodes
-    train/*, lag/*, wait/*                                    means over the updates since the row before (*/max: max)
+    train/*                                                   means over the updates since the row before
+    lag/mean, lag/max                                         versions between acting and learning (sync: 0); mean, max
+    wait/env                                                  share of collecting spent on waiting for environments
     eval/*                                                    the evaluation at this step
 
 With `env_options.decorrelate_steps` the first training episode of every slot begins in its middle, so `rollout/*` has

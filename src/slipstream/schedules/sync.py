@@ -40,16 +40,17 @@ def sync(
         middle = time.perf_counter()
         metrics = learner.step(slab)
         end = time.perf_counter()
+        env, infer = sum(part.env_seconds for part in collected), sum(part.infer_seconds for part in collected)
         episodes = [episode for part in collected for episode in part.episodes]
         yield Report(
             update=learner.version,
             steps=learner.steps,
-            metrics=metrics,
+            metrics={**metrics, "lag/mean": 0.0, "lag/max": 0.0, "wait/env": env / (env + infer)},
             episodes=tuple(sorted(episodes, key=lambda episode: (episode.row, episode.slot))),
             seconds={
                 "collect": middle - start,
                 "learn": end - middle,
-                "env": sum(part.env_seconds for part in collected),
-                "infer": sum(part.infer_seconds for part in collected),
+                "env": env,
+                "infer": infer,
             },
         )
