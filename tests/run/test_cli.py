@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from contextlib import suppress
 from pathlib import Path
 
@@ -282,7 +283,9 @@ def _interrupt(child: subprocess.Popen[str]) -> str:
     for _ in range(3):
         child.send_signal(signal.SIGINT)
         with suppress(subprocess.TimeoutExpired):
-            return child.communicate(timeout=25)[1]
+            return child.communicate(timeout=20)[1]
+    child.kill()
+    child.communicate()
     raise AssertionError("the child goes on")
 
 
@@ -310,7 +313,10 @@ def test_a_second_signal_ends_a_run_whose_environment_hangs(tmp_path: Path, at: 
     assert child.stdout is not None
     assert any("hanging" in line for line in child.stdout)
     child.send_signal(signal.SIGINT)
+    again = threading.Timer(20, child.send_signal, [signal.SIGINT])  # see _interrupt
+    again.start()
     assert any("Stopping after this update" in line for line in child.stdout)
+    again.cancel()
     error = _interrupt(child)
     assert child.returncode == 130
     (run,) = tmp_path.iterdir()

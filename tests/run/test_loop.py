@@ -275,3 +275,15 @@ def test_a_callable_must_be_given_again(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"trained on the Python callable _make.*slipstream\.resume\("):
         resume(run.path, 40)
     assert resume(run.path, 40, Parts(env=_make)).progress.steps >= 40
+
+
+def test_a_run_ends_when_its_return_is_reached_and_goes_on_only_when_told_to(tmp_path: Path) -> None:
+    """CartPole pays 1 a step, so that any policy has a mean return of 5 after 100 episodes."""
+    trained = train(tmp_path, total_steps=100_000, stop_at_return=5.0)
+    assert 100 <= trained.progress.episodes < 130
+    assert max(_steps(trained.run)) == trained.progress.steps
+    assert metrics.read(trained.run.metrics)[-1]["time/steps"] == trained.progress.steps
+    with pytest.raises(ConfigError, match=r"finished: its mean return has reached 5\.0.*--total-steps 100000"):
+        resume(trained.run.path)
+    total = trained.progress.steps + 50
+    assert resume(trained.run.path, total_steps=total).progress.steps >= total

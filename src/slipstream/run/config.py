@@ -95,6 +95,7 @@ class Config:
         algo: Algorithm with its hyperparameters.
         seed: The one seed that everything random grows from.
         total_steps: Agent decisions to train for, rounded up to whole updates.
+        stop_at_return: Mean raw return of the last 100 training episodes at which the run ends early; none for never.
         num_envs: Environments (slots) stepped in parallel.
         unroll: Rows per environment between two updates (T).
         lanes: Fixed groups of environments that are inferred as one batch each; divides `num_envs`.
@@ -112,6 +113,7 @@ class Config:
     algo: Algorithm
     seed: int = 1
     total_steps: int = 1_000_000
+    stop_at_return: float | None = None
     num_envs: int = 8
     unroll: int = 128
     lanes: int = 1

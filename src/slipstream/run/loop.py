@@ -14,7 +14,7 @@ import signal
 import threading
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -117,11 +117,12 @@ def resume(path: Path, parts: Parts, total_steps: int | None, console: Console) 
     Args:
         path: The run directory.
         parts: The user's own pieces that the run was started with.
-        total_steps: A new total; None keeps the run's own.
+        total_steps: A new total, to be taken whatever the return (`stop_at_return` no longer holds); None keeps the
+            run's own.
         console: Where progress is shown.
 
     Raises:
-        ConfigError: If the run has taken all its steps.
+        ConfigError: If the run has taken all its steps, or has reached the return to stop at.
         CheckpointError: If there is no whole checkpoint, or it does not fit the environment or the network; the run is
             left as it was.
         Interrupted: After SIGINT or SIGTERM, with the state saved.
@@ -136,7 +137,8 @@ def resume(path: Path, parts: Parts, total_steps: int | None, console: Console) 
         if "training" not in facts:
             raise ConfigError(f"{path} holds a saved agent, not a run: there is no optimiser state to train on with")
         if total_steps is not None:
-            config = replace(config, total_steps=total_steps)
+            config = replace(config, total_steps=total_steps, stop_at_return=None)
+        _require_unsolved(config, facts["progress"], path)
         if saved.steps >= config.total_steps:
             raise ConfigError(
                 f"{path} is finished: it has taken {saved.steps:,} of {config.total_steps:,} steps. "
@@ -281,7 +283,7 @@ def _drive(this: _Run, saved: Checkpoint | None) -> Trained:
         signals = stack.enter_context(Signals(display.say))
         progress.start()
         try:
-            _loop(training, [progress, *evaluators, rows, checkpoints, display], signals)
+            _loop(training, [progress, *evaluators, rows, checkpoints, display], progress, signals)
             checkpoints.save()
         except Exception as error:
             _leave_note(error, run)
@@ -294,15 +296,27 @@ def _drive(this: _Run, saved: Checkpoint | None) -> Trained:
     return Trained(run, training.spec, training.policy, progress)
 
 
+def _require_unsolved(config: Config, facts: Mapping[str, Any], path: Path) -> None:
+    """Refuses to train on a run that has reached what it was to stop at."""
+    progress = Progress(config.total_steps, 1, stop_at_return=config.stop_at_return)
+    progress.load(facts)
+    if progress.solved:
+        raise ConfigError(
+            f"{path} is finished: its mean return has reached {config.stop_at_return}. "
+            f"To go on, give a total: --total-steps {max(config.total_steps, 2 * progress.steps)}"
+        )
+
+
 def _progress(config: Config, training: Training) -> Progress:
-    return Progress(config.total_steps, training.spec.frames_per_step, evaluates=config.log.eval_every > 0)
+    evaluates = config.log.eval_every > 0
+    return Progress(config.total_steps, training.spec.frames_per_step, evaluates, config.stop_at_return)
 
 
-def _loop(training: Training, observers: Sequence[Observer], signals: Signals) -> None:
+def _loop(training: Training, observers: Sequence[Observer], progress: Progress, signals: Signals) -> None:
     for report in training:
         for observer in observers:
             observer(report)
-        if signals.received is not None:
+        if progress.finished or signals.received is not None:
             break
 
 

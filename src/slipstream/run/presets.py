@@ -37,7 +37,7 @@ PRESETS: dict[tuple[str, str], Preset] = {
         "algo.max_grad_norm": 0.5,
     },
     # A run too short to anneal: the last of its steps still have much to learn.
-    ("ppo", "ALE/Pong-v5"): {"total_steps": 1_200_000, "algo.anneal_lr": False},
+    ("ppo", "ALE/Pong-v5"): {"total_steps": 1_200_000, "stop_at_return": 18.0, "algo.anneal_lr": False},
     # PAAC (Clemente et al., 2017): the paper's entropy weight and clip norm, learning rate 0.0007 per environment.
     ("a2c", "atari"): {
         "total_steps": 10_000_000,

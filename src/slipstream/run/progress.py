@@ -62,6 +62,7 @@ class Progress:
 
     Attributes:
         total_steps: Agent decisions to train for.
+        stop_at_return: Mean return of a full window at which to end early, or None.
         frames_per_step: Emulator frames per decision.
         evaluates: Whether the run evaluates its policy, which then is what checkpoints are ranked by.
         steps: Agent decisions so far.
@@ -75,8 +76,15 @@ class Progress:
         began: The clock when it was set going, in this part of a resumed run.
     """
 
-    def __init__(self, total_steps: int, frames_per_step: int, evaluates: bool = False) -> None:
+    def __init__(
+        self,
+        total_steps: int,
+        frames_per_step: int,
+        evaluates: bool = False,
+        stop_at_return: float | None = None,
+    ) -> None:
         self.total_steps, self.frames_per_step, self.evaluates = total_steps, frames_per_step, evaluates
+        self.stop_at_return = stop_at_return
         self.steps = self.before = self.updates = self.episodes = 0
         self.returns: deque[float] = deque(maxlen=WINDOW)
         self.lengths: deque[int] = deque(maxlen=WINDOW)
@@ -107,8 +115,15 @@ class Progress:
 
     @property
     def finished(self) -> bool:
-        """Whether the run has taken all its steps."""
-        return self.steps >= self.total_steps
+        """Whether the run has taken all its steps, or has reached the return to stop at."""
+        return self.steps >= self.total_steps or self.solved
+
+    @property
+    def solved(self) -> bool:
+        """Whether the mean of a full window of training returns has reached `stop_at_return`."""
+        if self.stop_at_return is None or len(self.returns) < WINDOW:
+            return False
+        return spread(self.returns).mean >= self.stop_at_return
 
     @property
     def score(self) -> float | None:
