@@ -85,8 +85,8 @@ def test_an_interrupted_caller_leaves_hanging_tasks_behind(monkeypatch: pytest.M
         begun.wait(10)
         release.wait(10)
 
-    def interrupted(futures: object, timeout: float | None = None) -> None:
-        if timeout is None:
+    def interrupted(futures: object, timeout: float) -> None:
+        if timeout != crew_module._GRACE_SECONDS:
             begun.wait(10)
             raise KeyboardInterrupt
 

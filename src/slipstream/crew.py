@@ -17,6 +17,7 @@ import torch
 
 Result = TypeVar("Result")
 
+_SLICE_SECONDS = 0.5
 _GRACE_SECONDS = 3.0  # for tasks that are under way when the caller is interrupted or closes the crew
 
 
@@ -55,7 +56,9 @@ class Crew:
         for pair in zip(futures, tasks, strict=True):
             self._tasks.put(pair)
         try:
-            wait(futures)
+            # In slices: Python can miss a signal that arrives just before a wait without end.
+            while wait(futures, timeout=_SLICE_SECONDS).not_done:
+                pass
         except BaseException:
             begun = [future for future in futures if not future.cancel()]
             wait(begun, timeout=_GRACE_SECONDS)
