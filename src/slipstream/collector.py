@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from slipstream import dice, slab, tree
 from slipstream.nets.policy import Policy
@@ -117,7 +116,7 @@ class _Lane:
         self._arrays = [_Arrays.of(view) for view in self._views]
         self._keys = dice.keys(seed, "act", range(part.start, part.stop))
         self._row = row
-        self._state: Tree = tree.map(lambda leaf: leaf.to(device), policy.initial_state(size))
+        self._state: Tree = slab.tensors(policy.initial_state(size), device)
         self._step: EnvStep | None = None
         self._dead: BoolArray = np.zeros(size, np.bool_)
         self._return = np.zeros(size, np.float64)
@@ -148,7 +147,7 @@ class _Lane:
         self._state = act.state
         if self._policy.recurrent and self._dead.any():
             alive = torch.from_numpy(~self._dead).to(self._device)
-            self._state = tree.map(lambda leaf: _zero_rows(leaf, alive), self._state)
+            self._state = slab.keep(self._state, alive)
         return self._array.action[t]
 
     def send(self, action: NDArray[np.generic]) -> None:
@@ -230,7 +229,3 @@ def _write(rows: Tree, t: int, obs: Tree) -> None:
         row[t] = leaf
 
     tree.map(copy, rows, obs)
-
-
-def _zero_rows(leaf: Tensor, alive: Tensor) -> Tensor:
-    return leaf * alive.view(-1, *(1,) * (leaf.dim() - 1))

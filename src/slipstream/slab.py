@@ -1,4 +1,4 @@
-"""Allocation of trajectories: slabs that are filled, learned from and filled again."""
+"""Slabs: their allocation, views of their columns, and what everyone who acts does with trees of tensors."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor
 from slipstream import tree
 from slipstream.nets.check import dummy_observations
 from slipstream.nets.policy import Policy
+from slipstream.tree import Tree
 from slipstream.types import EnvSpec, Trajectory
 
 
@@ -70,3 +71,13 @@ def columns(trajectory: Trajectory, part: slice) -> Trajectory:
         state0=tree.map(lambda leaf: leaf[part], trajectory.state0),
         extras={name: value[:, part] for name, value in trajectory.extras.items()},
     )
+
+
+def tensors(arrays: Tree, device: torch.device) -> Tree:
+    """A tree of arrays or tensors as tensors on `device`."""
+    return tree.map(lambda leaf: torch.as_tensor(leaf).to(device), arrays)
+
+
+def keep(state: Tree, alive: Tensor) -> Tree:
+    """A recurrent state `[B, ...]`, zeroed in the slots where `alive`, bool `[B]`, is False."""
+    return tree.map(lambda leaf: leaf * alive.view(-1, *(1,) * (leaf.dim() - 1)), state)

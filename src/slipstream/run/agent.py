@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from torch import Tensor, nn
 
-from slipstream import dice, tree
+from slipstream import dice, slab, tree
 from slipstream.envs.spaces import leaf_dtype, leaf_shape
 from slipstream.nets.policy import Policy
 from slipstream.ops.spaces import space_tree
@@ -78,21 +78,13 @@ class Agent:
         device = next(self.policy.parameters()).device
         columns = int(tree.leaves(batch)[0].shape[0])
 
-        def tensor(leaf: Any) -> Tensor:
-            return torch.as_tensor(leaf).to(device)
-
         start = np.broadcast_to(np.asarray(False if episode_start is None else episode_start, np.bool_), (columns,))
-        alive = tensor(~start)
-
-        def zero_started(leaf: Tensor) -> Tensor:
-            return leaf * alive.view(-1, *(1,) * (leaf.dim() - 1))
-
         before = self.policy.initial_state(columns) if state is None else state
-        before = tree.map(zero_started, tree.map(tensor, before))
+        before = slab.keep(slab.tensors(before, device), slab.tensors(~start, device))
         keys = dice.keys(self.config.seed, "predict", range(columns))
-        draws = tensor(dice.uniform(keys, self._row, 1, self.policy.dice_width)[0])
+        draws = slab.tensors(dice.uniform(keys, self._row, 1, self.policy.dice_width)[0], device)
         self._row += 1
-        act = self.policy.act(tree.map(tensor, batch), before, draws, deterministic)
+        act = self.policy.act(slab.tensors(batch, device), before, draws, deterministic)
         action = act.action.cpu().numpy()
         if isinstance(self.spec.action_space, spaces.Box):
             action = np.clip(action, self.spec.action_space.low, self.spec.action_space.high)

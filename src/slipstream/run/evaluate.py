@@ -6,14 +6,11 @@ import math
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
-from slipstream import dice, tree
+from slipstream import dice, slab
 from slipstream.nets.policy import Policy
 from slipstream.run.progress import Progress, Spread, crossed, spread
 from slipstream.types import Envs, Report
@@ -101,23 +98,14 @@ def evaluate(
     envs.reset(branch)
     step = envs.recv(0)
 
-    def tensor(leaf: NDArray[Any]) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(leaf)).to(device)
-
-    def to_device(leaf: Tensor) -> Tensor:
-        return leaf.to(device)
-
-    def zero_dead(leaf: Tensor) -> Tensor:
-        return leaf * torch.from_numpy(~dead).to(device).view(-1, *(1,) * (leaf.dim() - 1))
-
-    state = tree.map(to_device, policy.initial_state(size))
+    state = slab.tensors(policy.initial_state(size), device)
     dead = np.zeros(size, np.bool_)
     total, length = np.zeros(size, np.float64), np.zeros(size, np.int64)
     row = 0
     while any(len(played) < count for played, count in zip(finished, quota, strict=True)):
         draws = dice.uniform(keys, row, 1, policy.dice_width)[0]
-        act = policy.act(tree.map(tensor, step.obs), state, tensor(draws), greedy)
-        state = tree.map(zero_dead, act.state)
+        act = policy.act(slab.tensors(step.obs, device), state, slab.tensors(draws, device), greedy)
+        state = slab.keep(act.state, slab.tensors(~dead, device))
         envs.send(act.action.cpu().numpy(), 0)
         step = envs.recv(0)
         total += np.where(dead, 0.0, step.reward)

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from slipstream import dice, tree
+from slipstream import dice, slab
 from slipstream.envs import EnvError, EnvOptions, make_envs
 from slipstream.envs.envpool import PREFIX
 from slipstream.envs.make import GymFactory
@@ -109,17 +109,11 @@ class Playback:
         stage.reset(self._seed)
         step = stage.envs.recv(0)
 
-        def tensor(leaf: NDArray[Any]) -> torch.Tensor:
-            return torch.from_numpy(np.ascontiguousarray(leaf)).to(device)
-
-        def to_device(leaf: torch.Tensor) -> torch.Tensor:
-            return leaf.to(device)
-
-        state = tree.map(to_device, policy.initial_state(1))
+        state = slab.tensors(policy.initial_state(1), device)
         yield stage.frame(step.obs)
         while not self.ended and self.steps < self._max_steps:
-            draws = tensor(dice.uniform(keys, self.steps, 1, policy.dice_width)[0])
-            act = policy.act(tree.map(tensor, step.obs), state, draws, self._greedy)
+            draws = slab.tensors(dice.uniform(keys, self.steps, 1, policy.dice_width)[0], device)
+            act = policy.act(slab.tensors(step.obs, device), state, draws, self._greedy)
             stage.send(act.action.cpu().numpy())
             step, state = stage.envs.recv(0), act.state
             self.reward += float(step.reward[0])
