@@ -186,6 +186,9 @@ def _dispatch(words: list[str]) -> int:
     if verb not in _VERBS:
         raise ConfigError(f"unknown verb {verb!r}.{settings.nearest(verb, _VERBS)}")
     if verb != "train" and any(word in ("--help", "-h") for word in rest):
+        if verb not in _OPTIONS:
+            _out.print(_USAGE, end="")
+            return 0
         return _help(_OPTIONS[verb], f"slipstream {verb}", None)
     return _VERBS[verb](rest)
 

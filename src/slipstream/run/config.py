@@ -76,7 +76,7 @@ class Log:
     tensorboard: bool = True
     metrics_every: int = 1_000
     console_every: int = 0
-    checkpoint_every: int = 100_000
+    checkpoint_every: int = 50_000
     keep_last: int = 2
     eval_every: int = 0
     eval_episodes: int = 10

@@ -15,7 +15,7 @@ import threading
 import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -26,7 +26,7 @@ from gymnasium.vector import VectorEnv
 from rich.console import Console
 from torch import nn
 
-from slipstream.envs import make_envs
+from slipstream.envs import EnvError, make_envs
 from slipstream.nets.policy import Policy
 from slipstream.run import checkpoint, metrics
 from slipstream.run.checkpoint import Checkpoint, CheckpointError
@@ -142,7 +142,7 @@ def resume(path: Path, parts: Parts, total_steps: int | None, console: Console) 
         if saved.steps >= config.total_steps:
             raise ConfigError(
                 f"{path} is finished: it has taken {saved.steps:,} of {config.total_steps:,} steps. "
-                f"To go on, give a higher total: --total-steps {2 * config.total_steps}"
+                f"To go on, give a higher total: --total-steps {2 * max(config.total_steps, saved.steps)}"
             )
         training = Training(config, parts.env, parts.torso, parts.policy)
         stack.callback(training.close)
@@ -285,6 +285,13 @@ def _drive(this: _Run, saved: Checkpoint | None) -> Trained:
         try:
             _loop(training, [progress, *evaluators, rows, checkpoints, display], progress, signals)
             checkpoints.save()
+        except EnvError as error:
+            # Environments fail while acting, when the learner is between two updates: what it has learned is whole.
+            if progress.steps:
+                with suppress(CheckpointError):
+                    checkpoints.save()
+            _leave_note(error, run)
+            raise
         except Exception as error:
             _leave_note(error, run)
             raise
