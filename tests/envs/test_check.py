@@ -96,6 +96,7 @@ class Deaf(Catch):
     ],
 )
 def test_planted_faults_are_found(env: Any, problem: str, remedy: str) -> None:
+    np.random.seed(1)  # for GlobalDice, so that the test itself depends on no luck
     findings = [str(finding) for finding in check_env(env, steps=61)]
     assert len(findings) == 1
     assert findings[0].startswith(problem)

@@ -236,7 +236,8 @@ def test_using_closed_environments_is_an_error() -> None:
 
 
 DRIVER = """
-import sys, threading, numpy as np
+import signal, sys, threading, numpy as np
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background inherits that it is ignored
 from slipstream.envs import EnvOptions, make_envs
 envs = []
 def make():

@@ -87,8 +87,9 @@ def test_slots_of_every_lane_are_spread_and_idle_workers_not_started() -> None:
 def test_nothing_changes_in_the_driver() -> None:
     before = (dict(os.environ), os.getcwd(), set(os.listdir("/dev/shm")), psutil.Process().num_fds())
     envs = make_envs("CartPole-v1", 4, 2, workers=2)
+    assert isinstance(envs, WorkerEnvs)
     assert set(os.listdir("/dev/shm")) == before[2]
-    pids = [child.pid for child in psutil.Process().children(recursive=True)]
+    pids = [worker.process.pid for worker in envs._workers]
     envs.close()
     envs.close()
     del envs  # with the arrays goes the mapping, which holds a descriptor
