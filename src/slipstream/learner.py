@@ -166,12 +166,12 @@ class Learner:
         def permute(shard: int, epoch: int, size: int) -> Tensor:
             return torch.from_numpy(dice.permutation(self._seed, "minibatch", self.version, epoch, shard, size=size))
 
-        shape = ShardShape(rows, self._num_envs // len(self._shards), len(self._shards), self.policy.recurrent)
-        return [self._algorithm.minibatches(shape, partial(permute, shard)) for shard in range(len(self._shards))]
+        shape = ShardShape(rows, self._num_envs // self.shards, self.shards, self.policy.recurrent)
+        return [self._algorithm.minibatches(shape, partial(permute, shard)) for shard in range(self.shards)]
 
     def _gradient(self, rows: _Rows, picks: Sequence[Tensor | None], progress: float) -> Gradient:
         """Gradient and metrics of one minibatch, summed over the shards in their order."""
-        batches = [rows.batch(part, pick) for part, pick in zip(self._shards, picks, strict=True)]
+        batches = [_Pick(rows, part, pick) for part, pick in zip(self._shards, picks, strict=True)]
         total = sum(int(batch.count) for batch in batches)
         parts = self._crew.run([partial(self._shard_gradient, batch, max(total, 1), progress) for batch in batches])
         gradients, metrics = parts[0]
@@ -215,10 +215,6 @@ class _Rows:
         # The row after a dead one starts an episode; row 0 needs no mark, since state0 is already zero there.
         self.first = torch.zeros(rows, width, dtype=torch.bool)
         self.first[1:] = ~trajectory.valid[:-1]
-
-    def batch(self, part: slice, pick: Tensor | None) -> _Pick:
-        """The items `pick` of the shard with columns `part`."""
-        return _Pick(self, part, pick)
 
 
 class _Pick:
