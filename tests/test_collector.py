@@ -1,14 +1,16 @@
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 import pytest
 import torch
 
 from slipstream import dice, slab
-from slipstream.collector import Collector
+from slipstream.collector import Collected, Collector, Stopped, home
 from slipstream.envs import EnvOptions, make_envs
 from slipstream.nets.policy import ActorCritic, Network, make_actor_critic
-from slipstream.types import Envs, Episode, Trajectory
+from slipstream.types import Envs, Episode, Place, Trajectory
 
 COLUMNS, ROWS, SLABS = 12, 7, 3
 SCRIPT = [(3, "t"), (5, "c"), (2, "t")]
@@ -19,6 +21,17 @@ def counter(lanes: int) -> Envs:
     envs = make_envs("toy:counter", COLUMNS, lanes, EnvOptions())
     envs.reset(5)
     return envs
+
+
+def collector_of(
+    envs: Envs, lanes: Sequence[int], policy: ActorCritic, slabs: Sequence[Trajectory], version: Callable[[], int] = int
+) -> Collector:
+    return Collector(envs, lanes, policy, slabs, 5, version)
+
+
+def fill(collector: Collector, lanes: int, index: int = 0) -> Collected:
+    """Fills the collector's own columns of a slab; `lanes` is the number of all lanes."""
+    return collector.collect(home(collector.lanes, COLUMNS // lanes, index))
 
 
 def policy_for(envs: Envs, core: str = "none") -> ActorCritic:
@@ -48,10 +61,12 @@ def test_every_cell_is_known_in_advance(lanes: int, collectors: int) -> None:
     policy = policy_for(envs)
     trajectory = slab.allocate(envs.spec, policy, ROWS)
     shares = [range(first, lanes, collectors) for first in range(min(collectors, lanes))]
-    parts = [Collector(envs, share, policy, [trajectory], seed=5) for share in shares]
+    version = 0
+    parts = [collector_of(envs, share, policy, [trajectory], lambda: version) for share in shares]
     expected = life()
     for number in range(SLABS):
-        collected = [part.collect(0, version=number) for part in parts]
+        version = number
+        collected = [fill(part, lanes) for part in parts]
         rows = expected[number * ROWS : (number + 1) * ROWS + 1]
         for t, (episode, step, reward, terminated, truncated, valid) in enumerate(rows):
             # Row T of a slab is row 0 of the next: nothing is lost or repeated between them.
@@ -70,7 +85,7 @@ def test_every_slot_has_its_own_seeds() -> None:
     envs = counter(3)
     policy = policy_for(envs)
     trajectory = slab.allocate(envs.spec, policy, ROWS)
-    Collector(envs, range(3), policy, [trajectory], seed=5).collect(0, version=0)
+    fill(collector_of(envs, range(3), policy, [trajectory]), 3)
     expected = [dice.env_seed(5, "env", slot, 0) for slot in range(COLUMNS)]
     assert trajectory.obs[0, :, 0].tolist() == expected
     assert len(set(expected)) == COLUMNS
@@ -81,8 +96,8 @@ def test_episodes_carry_over_slabs(lanes: int) -> None:
     envs = counter(lanes)
     policy = policy_for(envs)
     trajectory = slab.allocate(envs.spec, policy, ROWS)
-    collector = Collector(envs, range(lanes), policy, [trajectory], seed=5)
-    episodes = [episode for number in range(SLABS) for episode in collector.collect(0, number).episodes]
+    collector = collector_of(envs, range(lanes), policy, [trajectory])
+    episodes = [episode for _ in range(SLABS) for episode in fill(collector, lanes).episodes]
     of_slot = [episode for episode in episodes if episode.slot == 5]
     assert of_slot[:3] == [
         Episode(slot=5, row=3, length=3, reward=1 + 2 + 3, truncated=False),
@@ -96,10 +111,10 @@ def filled(core: str, lanes: int, order: list[int]) -> list[Trajectory]:
     envs = counter(lanes)
     policy = policy_for(envs, core)
     slabs = [slab.allocate(envs.spec, policy, ROWS) for _ in range(2)]
-    collectors = [Collector(envs, [lane], policy, slabs, seed=5) for lane in order]
+    collectors = [collector_of(envs, [lane], policy, slabs) for lane in order]
     for index in range(2):
         for collector in collectors:
-            collector.collect(index, version=0)
+            fill(collector, lanes, index)
     return slabs
 
 
@@ -117,9 +132,9 @@ def test_unrolling_the_stored_rows_repeats_what_acting_computed(core: str) -> No
     envs = counter(2)
     policy = policy_for(envs, core)
     slabs = [slab.allocate(envs.spec, policy, ROWS) for _ in range(2)]
-    collector = Collector(envs, range(2), policy, slabs, seed=5)
+    collector = collector_of(envs, range(2), policy, slabs)
     for index, trajectory in enumerate(slabs):
-        collector.collect(index, version=0)
+        fill(collector, 2, index)
         first = torch.zeros(ROWS + 1, COLUMNS, dtype=torch.bool)
         first[1:] = ~trajectory.valid
         with torch.no_grad():
@@ -138,3 +153,41 @@ def test_actions_depend_on_slot_and_row_alone() -> None:
     resumed = dice.uniform(keys, ROWS, ROWS, policy.dice_width)
     assert np.array_equal(straight[ROWS:], resumed)
     assert not np.array_equal(straight, dice.uniform(dice.keys(6, "act", range(COLUMNS)), 0, 2 * ROWS, 1))
+
+
+def test_an_unroll_goes_where_it_is_told() -> None:
+    """Lanes keep their life while their columns change places, and the slab says whose they are."""
+    envs = counter(3)
+    policy = policy_for(envs)
+    slabs = [slab.allocate(envs.spec, policy, ROWS) for _ in range(2)]
+    straight = [slab.allocate(envs.spec, policy, ROWS) for _ in range(2)]
+    moving, other = collector_of(envs, [2, 0], policy, slabs), counter(3)
+    still = collector_of(other, [2, 0], policy, straight)
+    for places in ([Place(0, 0), Place(1, 8)], [Place(1, 4), Place(0, 4)]):
+        moving.collect(places)
+        index = 0 if places[0].slab == 0 else 1
+        fill(still, 3, index)
+        for lane, place in zip([2, 0], places, strict=True):
+            columns, own = slice(place.column, place.column + 4), slice(4 * lane, 4 * lane + 4)
+            assert torch.equal(slabs[place.slab].obs[:, columns], straight[index].obs[:, own])
+            assert torch.equal(slabs[place.slab].action[:, columns], straight[index].action[:, own])
+            assert slabs[place.slab].slot[columns].tolist() == list(range(own.start, own.stop))
+
+
+def test_versions_are_kept_by_row_where_weights_are_refreshed_by_row() -> None:
+    envs = counter(2)
+    policy = policy_for(envs)
+    trajectory = slab.allocate(envs.spec, policy, ROWS)
+    versions = iter(range(100))
+    collector = Collector(envs, range(2), policy, [trajectory], 5, lambda: next(versions), every_row=True)
+    fill(collector, 2)
+    assert trajectory.version.tolist() == [[row] * COLUMNS for row in range(ROWS)]
+
+
+def test_a_stopped_collector_collects_no_more() -> None:
+    envs = counter(2)
+    policy = policy_for(envs)
+    collector = collector_of(envs, range(2), policy, [slab.allocate(envs.spec, policy, ROWS)])
+    collector.stop()
+    with pytest.raises(Stopped):
+        fill(collector, 2)

@@ -236,7 +236,7 @@ def test_gradients_of_any_layout_are_applied_as_they_are_meant(crew: Callable[[i
     optimizer = torch.optim.Adam(twin.parameters(), lr=1e-2, eps=algorithm.eps, fused=False)
     for number in range(3):
         slab = image_slab(policy, number)
-        prepared = algorithm.prepare(slab, slab.reward)
+        prepared = algorithm.prepare(slab, slab.reward, rows.unused)
         weight = torch.full(slab.reward.shape, 1 / slab.reward.numel())
         batch = Batch(slab.obs[:-1], slab.action, slab.log_prob, weight > 1, (), weight, prepared.columns)
         optimizer.zero_grad()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from slipstream import dice, slab, tree
 from slipstream.nets.policy import Policy
 from slipstream.tree import Tree
-from slipstream.types import BoolArray, Envs, EnvStep, Episode, FloatArray, Trajectory
+from slipstream.types import BoolArray, Envs, EnvStep, Episode, FloatArray, Place, Trajectory
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,32 @@ class Collected:
     infer_seconds: float
 
 
+class Stopped(Exception):  # noqa: N818 - nothing went wrong
+    """`collect` ended early because `stop` was called."""
+
+
+class Collects(Protocol):
+    """What a schedule asks of whoever collects, in this process or in another."""
+
+    @property
+    def lanes(self) -> tuple[int, ...]:
+        """The lanes it steps."""
+        ...
+
+    def collect(self, places: Sequence[Place]) -> Collected:
+        """Fills one unroll of every lane, in the order of `lanes`."""
+        ...
+
+    def stop(self) -> None:
+        """Has a `collect` under way in another thread, and every later one, raise `Stopped` at its next row."""
+        ...
+
+
+def home(lanes: Sequence[int], lane_size: int, index: int) -> list[Place]:
+    """The places of `lanes` in slab `index` where column b is slot b."""
+    return [Place(index, lane * lane_size) for lane in lanes]
+
+
 class Collector:
     """Steps some lanes and writes their columns into slabs.
 
@@ -43,9 +70,11 @@ class Collector:
     Args:
         envs: The environments, already reset.
         lanes: Lanes of this collector.
-        policy: Acts; its parameters must not change during `collect`.
+        policy: Acts; its parameters must not change during `collect`, but by `refresh`.
         slabs: The slabs that `collect` may be told to fill.
         seed: The run's seed.
+        refresh: Brings the policy's parameters up to date and returns their version.
+        every_row: Whether to refresh before every row, rather than before every unroll.
         row: Rows that every slot has collected before (after a resume).
         device: Where the policy lives.
     """
@@ -57,25 +86,46 @@ class Collector:
         policy: Policy,
         slabs: Sequence[Trajectory],
         seed: int,
+        refresh: Callable[[], int],
+        *,
+        every_row: bool = False,
         row: int = 0,
         device: torch.device | None = None,
     ) -> None:
-        self._policy = policy
+        self.lanes = tuple(lanes)
+        self._refresh, self._every_row = refresh, every_row
         self._lanes = [_Lane(envs, lane, policy, slabs, seed, row, device or torch.device("cpu")) for lane in lanes]
         self._rows = slabs[0].rows
+        self._stopped = False
 
-    def collect(self, index: int, version: int) -> Collected:
-        """Fills the columns of this collector's lanes in slab `index`, acting with weights `version`."""
+    def stop(self) -> None:
+        """Has a `collect` under way in another thread, and every later one, raise `Stopped` at its next row."""
+        self._stopped = True
+
+    def collect(self, places: Sequence[Place]) -> Collected:
+        """Fills one unroll of every lane of this collector, in the order of `lanes`.
+
+        Args:
+            places: Where each lane's unroll goes.
+
+        Raises:
+            Stopped: After `stop`.
+        """
         env_seconds = infer_seconds = 0.0
-        for lane in self._lanes:
-            lane.open(index, version)
+        version = self._refresh()
+        for lane, place in zip(self._lanes, places, strict=True):
+            lane.open(place)
         for t in range(self._rows):
+            if self._stopped:
+                raise Stopped
+            if t and self._every_row:
+                version = self._refresh()
             for lane in self._lanes:
                 start = time.perf_counter()
                 if t:
                     lane.receive(t - 1)
                 received = time.perf_counter()
-                action = lane.decide(t)
+                action = lane.decide(t, version)
                 decided = time.perf_counter()
                 lane.send(action)
                 env_seconds += (received - start) + (time.perf_counter() - decided)
@@ -111,9 +161,9 @@ class _Lane:
         part = envs.spec.slots(lane)
         size = part.stop - part.start
         self._envs, self._lane, self._policy, self._device = envs, lane, policy, device
-        self._first_slot = part.start
-        self._views = [slab.columns(trajectory, part) for trajectory in slabs]
-        self._arrays = [_Arrays.of(view) for view in self._views]
+        self._slots = part
+        self._slabs = slabs
+        self._views: dict[Place, _View] = {}
         self._keys = dice.keys(seed, "act", range(part.start, part.stop))
         self._row = row
         self._state: Tree = slab.tensors(policy.initial_state(size), device)
@@ -124,9 +174,12 @@ class _Lane:
         self.steps = 0
         self.episodes: list[Episode] = []
 
-    def open(self, index: int, version: int) -> None:
-        """Starts a slab: row 0 holds the last observation, `state0` the state before it."""
-        self._view, self._array = self._views[index], self._arrays[index]
+    def open(self, place: Place) -> None:
+        """Starts an unroll: row 0 holds the last observation, `state0` the state before it."""
+        if place not in self._views:
+            columns = slice(place.column, place.column + len(self._keys))
+            self._views[place] = _View.of(slab.columns(self._slabs[place.slab], columns))
+        self._view, self._array = self._views[place].tensors, self._views[place].arrays
         rows = self._view.rows
         self._dice = torch.from_numpy(dice.uniform(self._keys, self._row, rows + 1, self._policy.dice_width))
         self.steps, self.episodes = 0, []
@@ -134,14 +187,15 @@ class _Lane:
             self._step = self._envs.recv(self._lane)
         _write(self._array.obs, 0, self._step.obs)
         tree.map(lambda to, state: to.copy_(state), self._view.state0, self._state)
-        self._view.version.fill_(version)
+        self._view.slot.copy_(torch.arange(self._slots.start, self._slots.stop))
 
     @torch.no_grad()
-    def decide(self, t: int) -> NDArray[np.generic]:
-        """Chooses and records the actions of row t."""
+    def decide(self, t: int, version: int) -> NDArray[np.generic]:
+        """Chooses and records the actions of row t, with weights `version`."""
         act = self._policy.act(self._obs(t), self._state, self._dice[t].to(self._device, non_blocking=True))
         self._view.action[t] = act.action
         self._view.log_prob[t] = act.log_prob
+        self._view.version[t] = version
         for name, value in act.extras.items():
             self._view.extras[name][t] = value
         self._state = act.state
@@ -188,7 +242,7 @@ class _Lane:
         for column in np.flatnonzero(step.ended):
             self.episodes.append(
                 Episode(
-                    slot=self._first_slot + int(column),
+                    slot=self._slots.start + int(column),
                     row=self._row,
                     length=int(self._length[column]),
                     reward=float(self._return[column]),
@@ -220,6 +274,17 @@ class _Arrays:
             truncated=view.truncated.numpy(),
             valid=view.valid.numpy(),
         )
+
+
+class _View(NamedTuple):
+    """A lane's columns of one slab."""
+
+    tensors: Trajectory
+    arrays: _Arrays
+
+    @staticmethod
+    def of(view: Trajectory) -> _View:
+        return _View(view, _Arrays.of(view))
 
 
 def _write(rows: Tree, t: int, obs: Tree) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from queue import SimpleQueue
 from threading import Thread
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 
@@ -28,42 +28,38 @@ class Crew:
     threads are daemons: an environment that hangs in one of them can't keep the program alive.
 
     Args:
-        workers: Number of threads. With 1 the tasks run in the caller's thread, so that a debugger can step through.
+        workers: Number of threads.
+        inline: Whether a crew of one runs its tasks in the caller's thread, at once, so that a debugger can step
+            through.
     """
 
-    def __init__(self, workers: int) -> None:
+    def __init__(self, workers: int, *, inline: bool = True) -> None:
         if workers < 1:
             raise ValueError(f"a crew needs at least 1 worker, got {workers}")
         self.workers = workers
         self._former_threads = torch.get_num_threads()
         torch.set_num_threads(1)
         self._tasks: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
-        names = [f"slipstream-{number}" for number in range(workers)] if workers > 1 else []
+        names = [f"slipstream-{number}" for number in range(workers)] if workers > 1 or not inline else []
         self._threads = [Thread(target=self._work, name=name, daemon=True) for name in names]
         for thread in self._threads:
             thread.start()
 
     def run(self, tasks: Sequence[Callable[[], Result]]) -> list[Result]:
-        """Runs all tasks and returns their results in the order of the tasks.
-
-        Waits for every task, also when one fails; the error of the first failed task (in task order) is raised then, so
-        that nothing still writes to a slab when the caller sees it. An interrupt of the caller cancels the tasks that
-        have not begun and waits a few seconds at most for the others.
-        """
+        """Runs all tasks and returns their results in the order of the tasks; errors as in `Pending.results`."""
         if not self._threads or len(tasks) == 1:
             return [task() for task in tasks]
+        return self.start(tasks).results()
+
+    def start(self, tasks: Sequence[Callable[[], Result]]) -> Pending[Result]:
+        """Has the threads begin with the tasks; an inline crew runs them before this returns."""
         futures: list[Future[Result]] = [Future() for _ in tasks]
-        for pair in zip(futures, tasks, strict=True):
-            self._tasks.put(pair)
-        try:
-            # In slices: Python can miss a signal that arrives just before a wait without end.
-            while wait(futures, timeout=_SLICE_SECONDS).not_done:
-                pass
-        except BaseException:
-            begun = [future for future in futures if not future.cancel()]
-            wait(begun, timeout=_GRACE_SECONDS)
-            raise
-        return [future.result() for future in futures]
+        for future, task in zip(futures, tasks, strict=True):
+            if self._threads:
+                self._tasks.put((future, task))
+            else:
+                _run(future, task)
+        return Pending(futures)
 
     def close(self) -> None:
         """Ends the threads, waiting a few seconds at most, and restores PyTorch's number of math threads."""
@@ -78,10 +74,44 @@ class Crew:
     def _work(self) -> None:
         torch.set_num_threads(1)
         while (order := self._tasks.get()) is not None:
-            future, task = order
-            if not future.set_running_or_notify_cancel():
-                continue
-            try:
-                future.set_result(task())
-            except BaseException as error:  # noqa: BLE001 - it is raised again in the caller of `run`
-                future.set_exception(error)
+            _run(*order)
+
+
+class Pending(Generic[Result]):
+    """Tasks that a crew was given."""
+
+    def __init__(self, futures: Sequence[Future[Result]]) -> None:
+        self._futures = futures
+
+    def results(self) -> list[Result]:
+        """Waits, and returns the results in the order of the tasks.
+
+        Waits for every task, also when one fails; the error of the first failed task (in task order) is raised then, so
+        that nothing still writes to a slab when the caller sees it. An interrupt of the caller cancels the tasks that
+        have not begun and waits a few seconds at most for the others.
+        """
+        self.wait()
+        return [future.result() for future in self._futures]
+
+    def wait(self) -> None:
+        """Waits until all have ended, well or not; an interrupt is handled as in `results`."""
+        try:
+            # In slices: Python can miss a signal that arrives just before a wait without end.
+            while wait(self._futures, timeout=_SLICE_SECONDS).not_done:
+                pass
+        except BaseException:
+            self.cancel()
+            raise
+
+    def cancel(self) -> None:
+        """Cancels the tasks that have not begun, and waits a few seconds at most for the others."""
+        wait([future for future in self._futures if not future.cancel()], timeout=_GRACE_SECONDS)
+
+
+def _run(future: Future[Any], task: Callable[[], Any]) -> None:
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        future.set_result(task())
+    except BaseException as error:  # noqa: BLE001 - it is raised again in whoever asks for the results
+        future.set_exception(error)

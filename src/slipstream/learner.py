@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, Literal
@@ -10,12 +11,13 @@ import torch
 from torch import Tensor
 
 from slipstream import dice, tree
-from slipstream.algos.algorithm import Algorithm, Batch, ShardShape
+from slipstream.algos.algorithm import Algorithm, Batch, Evaluation, ShardShape
 from slipstream.crew import Crew
 from slipstream.nets.policy import Policy
 from slipstream.ops.normalize import ReturnScale
 from slipstream.optimizers import make_optimizer
 from slipstream.types import Trajectory, Weights
+from slipstream.weights import copy_into
 
 RewardTransform = Literal["raw", "clip", "sign", "scale"]
 
@@ -66,6 +68,7 @@ class Learner:
         self._parameters = [parameter for parameter in policy.parameters() if parameter.requires_grad]
         self._device = self._parameters[0].device
         self._optimizer = make_optimizer(algorithm.optimizer, self._parameters, lr=algorithm.lr, eps=algorithm.eps)
+        self._target = copy.deepcopy(policy) if algorithm.target_period > 1 else None
 
     def weights(self) -> Weights:
         """A snapshot of the policy, for collectors that do not share its memory."""
@@ -80,8 +83,13 @@ class Learner:
         for picks in self._minibatches(rows):
             next(picks)
 
-    def step(self, trajectory: Trajectory) -> dict[str, Tensor | float]:
+    def step(self, trajectory: Trajectory, behaviour: Policy | None = None) -> dict[str, Tensor | float]:
         """One update from one slab: every minibatch the algorithm asks for, then the normalisers.
+
+        Args:
+            trajectory: The slab.
+            behaviour: The policy that acted, to evaluate the gradient at (it is applied to the newer parameters); None
+                evaluates it at the parameters it is applied to.
 
         Returns:
             `train/*` metrics, averaged over the minibatches.
@@ -94,12 +102,16 @@ class Learner:
         lr = self._algorithm.learning_rate(progress, self._num_envs)
         for group in self._optimizer.param_groups:
             group["lr"] = lr
-        prepared = self._algorithm.prepare(trajectory, self._training_reward(trajectory))
-        rows = _Rows(trajectory, prepared.columns, self.policy.recurrent, self._device)
+        if self._target is not None and self.version % self._algorithm.target_period == 0:
+            copy_into(self._target, self.policy.state_dict())
+        reward = self._training_reward(trajectory)
+        prepared = self._algorithm.prepare(trajectory, reward, partial(self._evaluate, trajectory))
+        rows = _Rows(trajectory, prepared.columns, self.policy.recurrent, self._algorithm.bootstraps, self._device)
+        policy = behaviour or self.policy
         sums: dict[str, Tensor] = {}
         minibatches = 0
         for picks in zip(*self._minibatches(trajectory.rows), strict=True):
-            gradients, metrics = self._gradient(rows, picks, progress)
+            gradients, metrics = self._gradient(policy, rows, picks, progress)
             if self._algorithm.stop(metrics):
                 break
             metrics["grad_norm"] = self._apply(gradients)
@@ -115,6 +127,10 @@ class Learner:
             "train/minibatches": float(minibatches),
         }
 
+    def skip(self, trajectory: Trajectory) -> None:
+        """Counts the steps of a slab, or of rows of it, that are not learned from."""
+        self.steps += int(trajectory.valid.sum())
+
     @property
     def shards(self) -> int:
         """Parts whose gradients are summed in order."""
@@ -128,6 +144,8 @@ class Learner:
         """All that a later `load` needs: tensors by name, and plain JSON facts."""
         tensors = {f"policy.{name}": value for name, value in self.policy.state_dict().items()}
         tensors |= {f"return_scale.{name}": value for name, value in self._return_scale.state_dict().items()}
+        if self._target is not None:
+            tensors |= {f"target.{name}": value for name, value in self._target.state_dict().items()}
         for index, slots in self._optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in slots.items()}
         return tensors, {"version": self.version, "steps": self.steps, "shards": self.shards}
@@ -140,6 +158,8 @@ class Learner:
         """
         self.policy.load_state_dict(_under("policy.", tensors))
         self._return_scale.load_state_dict(_under("return_scale.", tensors))
+        if self._target is not None:
+            self._target.load_state_dict(_under("target.", tensors))
         slots: dict[int, dict[str, Tensor]] = {}
         for path, value in _under("optimizer.", tensors).items():
             index, name = path.split(".", 1)
@@ -156,7 +176,7 @@ class Learner:
         if self._reward == "sign":
             return trajectory.reward.sign()
         if self._reward == "scale":
-            self._return_scale.update(trajectory.reward, trajectory.valid)
+            self._return_scale.update(trajectory.reward, trajectory.valid, trajectory.slot)
             return self._return_scale(trajectory.reward)
         return trajectory.reward
 
@@ -169,11 +189,28 @@ class Learner:
         shape = ShardShape(rows, self._num_envs // self.shards, self.shards, self.policy.recurrent)
         return [self._algorithm.minibatches(shape, partial(permute, shard)) for shard in range(self.shards)]
 
-    def _gradient(self, rows: _Rows, picks: Sequence[Tensor | None], progress: float) -> Gradient:
+    def _evaluate(self, trajectory: Trajectory) -> Evaluation:
+        """The slab under the target policy, shard by shard."""
+        policy = self._target or self.policy
+        rows = _Rows(trajectory, {}, self.policy.recurrent, True, self._device)
+
+        @torch.no_grad()
+        def evaluate(part: slice) -> tuple[Tensor, Tensor]:
+            batch = _Pick(rows, part, None).gather(1)
+            out = policy.unroll(batch.obs, batch.state0, batch.first)
+            # The action of row T is not known yet; any one will do for a log-probability that is not looked at.
+            action = torch.cat([batch.action, batch.action[-1:]])
+            return out.distribution.log_prob(action)[:-1].cpu(), out.value.cpu()
+
+        parts = self._crew.run([partial(evaluate, part) for part in self._shards])
+        return Evaluation(*(torch.cat(columns, dim=1) for columns in zip(*parts, strict=True)))
+
+    def _gradient(self, policy: Policy, rows: _Rows, picks: Sequence[Tensor | None], progress: float) -> Gradient:
         """Gradient and metrics of one minibatch, summed over the shards in their order."""
         batches = [_Pick(rows, part, pick) for part, pick in zip(self._shards, picks, strict=True)]
         total = sum(int(batch.count) for batch in batches)
-        parts = self._crew.run([partial(self._shard_gradient, batch, max(total, 1), progress) for batch in batches])
+        tasks = [partial(self._shard_gradient, policy, batch, max(total, 1), progress) for batch in batches]
+        parts = self._crew.run(tasks)
         gradients, metrics = parts[0]
         for more, extra in parts[1:]:
             for total_gradient, part in zip(gradients, more, strict=True):
@@ -181,9 +218,10 @@ class Learner:
             metrics = {name: value + extra[name] for name, value in metrics.items()}
         return gradients, metrics
 
-    def _shard_gradient(self, pick: _Pick, total: int, progress: float) -> Gradient:
-        loss, metrics = self._algorithm.loss(self.policy, pick.gather(total), progress)
-        gradients = torch.autograd.grad(loss, self._parameters, materialize_grads=True)
+    def _shard_gradient(self, policy: Policy, pick: _Pick, total: int, progress: float) -> Gradient:
+        loss, metrics = self._algorithm.loss(policy, pick.gather(total), progress)
+        parameters = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+        gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)
         # Autograd may return views, one tensor for two parameters, or another memory layout; sums and the fused
         # optimiser work on memory, so each gradient gets its own, laid out as its parameter.
         return tuple(_like(p, g) for p, g in zip(self._parameters, gradients, strict=True)), metrics
@@ -203,18 +241,23 @@ class Learner:
 
 
 class _Rows:
-    """The rows of a slab, addressed by shard and item."""
+    """The rows of a slab, addressed by shard and item; with `bootstraps`, observations have row T as well."""
 
     def __init__(
-        self, trajectory: Trajectory, columns: dict[str, Tensor], recurrent: bool, device: torch.device
+        self,
+        trajectory: Trajectory,
+        columns: dict[str, Tensor],
+        recurrent: bool,
+        bootstraps: bool,
+        device: torch.device,
     ) -> None:
-        rows, width = trajectory.rows, trajectory.columns
+        rows, width = trajectory.rows + bootstraps, trajectory.columns
         self.trajectory, self.recurrent, self.device = trajectory, recurrent, device
         self.columns = {"action": trajectory.action, "log_prob": trajectory.log_prob, **columns}
-        self.obs = tree.map(lambda leaf: leaf[:-1], trajectory.obs)
+        self.obs = tree.map(lambda leaf: leaf[:rows], trajectory.obs)
         # The row after a dead one starts an episode; row 0 needs no mark, since state0 is already zero there.
         self.first = torch.zeros(rows, width, dtype=torch.bool)
-        self.first[1:] = ~trajectory.valid[:-1]
+        self.first[1:] = ~trajectory.valid[: rows - 1]
 
 
 class _Pick:

@@ -51,6 +51,7 @@ def allocate(spec: EnvSpec, policy: Policy, rows: int, *, pin: bool = False) -> 
         truncated=flag(),
         valid=flag(),
         version=torch.zeros(rows, columns, dtype=torch.int32, pin_memory=pin),
+        slot=torch.arange(columns),
         state0=tree.map(lambda leaf: empty((columns,), leaf), policy.initial_state(1)),
         extras={name: empty((rows + 1, columns), value) for name, value in act.extras.items()},
     )
@@ -68,6 +69,7 @@ def columns(trajectory: Trajectory, part: slice) -> Trajectory:
         truncated=trajectory.truncated[:, part],
         valid=trajectory.valid[:, part],
         version=trajectory.version[:, part],
+        slot=trajectory.slot[part],
         state0=tree.map(lambda leaf: leaf[part], trajectory.state0),
         extras={name: value[:, part] for name, value in trajectory.extras.items()},
     )

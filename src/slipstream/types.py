@@ -159,6 +159,7 @@ class Trajectory:
         truncated: bool `[T, B]`.
         valid: bool `[T, B]`, False on dead rows. The collector is its only author.
         version: int32 `[T, B]`, the weights that chose the action.
+        slot: int64 `[B]`, the env slot of each column; column b is slot b unless the schedule is `async`.
         state0: Tree `[B, ...]`, recurrent state before row 0 (already zeroed where an episode starts there).
         extras: `[T+1, B, ...]` columns that the algorithm declared.
     """
@@ -171,6 +172,7 @@ class Trajectory:
     truncated: Tensor
     valid: Tensor
     version: Tensor
+    slot: Tensor
     state0: Tree
     extras: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
 
@@ -183,6 +185,18 @@ class Trajectory:
     def columns(self) -> int:
         """B."""
         return self.reward.shape[1]
+
+
+class Place(NamedTuple):
+    """Where the unroll of one lane goes.
+
+    Attributes:
+        slab: Number of the slab.
+        column: First column of the lane in it.
+    """
+
+    slab: int
+    column: int
 
 
 @dataclass(frozen=True)
@@ -226,8 +240,9 @@ class Report:
         steps: Agent decisions so far (valid rows only).
         metrics: `train/*`, `lag/*`, `wait/*` scalars of this update; tensors stay on their device until read.
         episodes: Episodes that ended since the last report, ordered by (row, slot).
-        seconds: Wall-clock seconds by stage since the last report: `collect`, `learn` and, inside collecting and summed
-            over workers, `env` (waiting for environments) and `infer`.
+        seconds: Wall-clock seconds by stage since the last report: `collect` (the learner only waited for rows),
+            `learn` and, inside collecting and summed over workers, `env` (waiting for environments) and `infer`.
+        trajectory: What was learned from; untouched until the next report is asked for.
     """
 
     update: int
@@ -235,3 +250,4 @@ class Report:
     metrics: Mapping[str, Tensor | float]
     episodes: tuple[Episode, ...]
     seconds: Mapping[str, float]
+    trajectory: Trajectory

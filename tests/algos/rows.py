@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from slipstream import slab, tree
+from slipstream.algos.algorithm import Evaluation
 from slipstream.nets.policy import ActorCritic, Network, make_actor_critic
 from slipstream.types import EnvSpec, Trajectory
 
@@ -21,6 +22,11 @@ def spec(action_space: gymnasium.Space[object] | None = None) -> EnvSpec:
 
 def policy(network: Network | None = None, action_space: gymnasium.Space[object] | None = None) -> ActorCritic:
     return make_actor_critic(spec(action_space), network or Network(hidden=(11,)), None, 3)
+
+
+def unused() -> Evaluation:
+    """For algorithms that do not look at the target policy."""
+    raise AssertionError("the target policy is not to be evaluated")
 
 
 def trajectory(actor: ActorCritic, action_space: gymnasium.Space[object] | None = None, seed: int = 0) -> Trajectory:

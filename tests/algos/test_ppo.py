@@ -67,11 +67,11 @@ def test_loss_is_equation_9(clip_range_vf: float, anneal: bool, progress: float,
 def test_advantages_are_normalised_over_valid_rows_of_the_whole_update() -> None:
     policy = rows.policy()
     slab = rows.trajectory(policy)
-    prepared = PPO().prepare(slab, slab.reward)
+    prepared = PPO().prepare(slab, slab.reward, rows.unused)
     live = prepared.columns["advantage"][slab.valid].numpy()
     assert live.mean() == pytest.approx(0.0, abs=1e-6)
     assert live.std() == pytest.approx(1.0, abs=1e-4)
-    raw = PPO(normalize_advantage=False).prepare(slab, slab.reward)
+    raw = PPO(normalize_advantage=False).prepare(slab, slab.reward, rows.unused)
     np.testing.assert_allclose(
         raw.columns["return"][slab.valid], (raw.columns["advantage"] + slab.extras["value"][:-1])[slab.valid]
     )

@@ -19,8 +19,26 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "ppo, recurrent": ("ppo", "CartPole-v1", {"lanes": 2, "net.core": "lstm", "algo.batch_size": 64}),
     "ppo, continuous": ("ppo", "Pendulum-v1", {"lanes": 2, "reward": "scale", "algo.batch_size": 64}),
     "a2c": ("a2c", "CartPole-v1", {"lanes": 4}),
+    "ppo, concurrent": (
+        "ppo",
+        "CartPole-v1",
+        {"lanes": 4, "schedule": "concurrent", "algo.batch_size": 64, "net.normalize_obs": True},
+    ),
+    "ppo, concurrent and recurrent": (
+        "ppo",
+        "CartPole-v1",
+        {
+            "lanes": 2,
+            "schedule": "concurrent",
+            "net.core": "lstm",
+            "algo.batch_size": 64,
+            "algo.recompute_values": True,
+        },
+    ),
+    "a2c, concurrent": ("a2c", "CartPole-v1", {"lanes": 8, "schedule": "concurrent"}),
 }
-PLACEMENTS: dict[str, dict[str, int]] = {
+PLACEMENTS: dict[str, dict[str, Any]] = {
+    "inline": {"collectors": "inline"},
     "1 worker": {"workers": 1},
     "2 workers": {"workers": 2},
     "4 workers": {"workers": 4},
@@ -30,7 +48,7 @@ PLACEMENTS: dict[str, dict[str, int]] = {
 }
 
 
-def hashes(algo: str, env: str, settings: dict[str, Any], placement: dict[str, int]) -> list[str]:
+def hashes(algo: str, env: str, settings: dict[str, Any], placement: dict[str, Any]) -> list[str]:
     """One hash of all parameters, buffers, optimiser state and episodes per update."""
     size = {"num_envs": 8, "unroll": 16, "total_steps": 10_000, "seed": 3}
     where = {f"placement.{key}": value for key, value in placement.items()}

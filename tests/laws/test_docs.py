@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import slipstream
-from slipstream.run import cli, flags
+from slipstream.run import cli, flags, verbs
 from slipstream.run.agent import Agent
 from slipstream.run.config import known_settings
 from slipstream.run.directory import to_yaml
@@ -47,11 +47,11 @@ def calls() -> list[tuple[str, ast.Call]]:
 def test_command_is_understood(line: str, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(to_yaml(configure("ppo", "CartPole-v1")))
     verb, *words = (word.replace("RUN", str(tmp_path)) for word in shlex.split(line)[1:])
-    assert verb in cli._VERBS
+    assert verb in verbs.VERBS
     if verb == "train":
         assert cli.main([verb, *words, "--print-config"]) == 0
-    elif verb in cli._OPTIONS and verb != "envs":
-        flags.parse(cli._OPTIONS[verb], words, verb)
+    elif verb in verbs.OPTIONS and verb != "envs":
+        flags.parse(verbs.OPTIONS[verb], words, verb)
     else:
         assert cli.main([verb, *words]) == 0
 
@@ -62,7 +62,7 @@ def test_target_exists(line: str) -> None:
 
 
 def test_every_verb_is_shown() -> None:
-    assert {line.split()[1] for line in shell_lines("slipstream")} == set(cli._VERBS)
+    assert {line.split()[1] for line in shell_lines("slipstream")} == set(verbs.VERBS)
 
 
 @pytest.mark.parametrize(("name", "call"), calls(), ids=lambda value: value if isinstance(value, str) else "")

@@ -120,7 +120,7 @@ def test_return_scale_is_the_deviation_of_running_returns_across_slabs():
     scale = ReturnScale(3, gamma)
     noise = torch.where(valid, reward, 1e9)
     for start in (0, 13):
-        scale.update(noise[start : start + 13], valid[start : start + 13])
+        scale.update(noise[start : start + 13], valid[start : start + 13], torch.arange(noise.shape[1]))
     expected = running_returns(reward.double().numpy(), valid.numpy(), gamma).var()
     np.testing.assert_allclose(scale.variance.item(), expected, rtol=1e-9)
     np.testing.assert_allclose(scale(reward).numpy(), (reward.numpy() / np.sqrt(expected)).clip(-10, 10), rtol=1e-5)
@@ -129,14 +129,25 @@ def test_return_scale_is_the_deviation_of_running_returns_across_slabs():
 def test_return_scale_carries_on_from_its_state():
     valid = torch.ones(5, 3, dtype=torch.bool)
     one, other = ReturnScale(3, 0.99), ReturnScale(3, 0.99)
-    one.update(batch(0, 5, 3), valid)
+    one.update(batch(0, 5, 3), valid, torch.arange(3))
     other.load_state_dict(one.state_dict())
     for scale in (one, other):
-        scale.update(batch(1, 5, 3), valid)
+        scale.update(batch(1, 5, 3), valid, torch.arange(valid.shape[1]))
     assert all(torch.equal(value, one.state_dict()[name]) for name, value in other.state_dict().items())
 
 
 def test_return_scale_clips_and_keeps_the_sign():
     scale = ReturnScale(2, 0.5)
-    scale.update(torch.tensor([[1.0, -1.0], [1.0, -1.0]]), torch.ones(2, 2, dtype=torch.bool))
+    scale.update(torch.tensor([[1.0, -1.0], [1.0, -1.0]]), torch.ones(2, 2, dtype=torch.bool), torch.arange(2))
     assert scale(torch.tensor([1e6, -1e6, 0.0])).tolist() == [10.0, -10.0, 0.0]
+
+
+def test_columns_of_the_same_slot_follow_each_other() -> None:
+    """Two unrolls of a slot in one slab count as one unroll of twice the length."""
+    reward, valid = torch.randn(6, 2, generator=torch.Generator().manual_seed(3)), torch.ones(6, 2, dtype=torch.bool)
+    whole, halves = ReturnScale(2, 0.9), ReturnScale(2, 0.9)
+    whole.update(reward, valid, torch.tensor([1, 0]))
+    side_by_side = torch.cat([reward[:3], reward[3:]], dim=1)
+    halves.update(side_by_side, torch.ones(3, 4, dtype=torch.bool), torch.tensor([1, 0, 1, 0]))
+    assert torch.equal(whole.ret, halves.ret)
+    torch.testing.assert_close(whole.variance, halves.variance)

@@ -6,12 +6,14 @@ import numpy as np
 from gymnasium import spaces
 
 from slipstream.types import EnvSpec, Episode, Report
+from tests.algos import rows
 
 
 def report(update: int, steps: int, returns: tuple[float, ...] = (), **metrics: float) -> Report:
     episodes = tuple(Episode(slot, update, 7, reward, False) for slot, reward in enumerate(returns))
     named = {name.replace("__", "/"): value for name, value in metrics.items()}
-    return Report(update, steps, named, episodes, {"collect": 0.5, "learn": 0.25, "env": 0.3, "infer": 0.1})
+    seconds = {"collect": 0.5, "learn": 0.25, "env": 0.3, "infer": 0.1}
+    return Report(update, steps, named, episodes, seconds, rows.trajectory(rows.policy()))
 
 
 def spec(actions: int = 2, size: int = 3) -> EnvSpec:

@@ -3,6 +3,11 @@
 One gradient step per slab: n-step advantages from the values computed while acting, policy gradient, value regression
 and an entropy bonus. It is PPO with one epoch of one minibatch, whose ratio is 1, and GAE with lambda = 1.
 
+Where the acting policy is one update old (schedule `concurrent`), the gradient is evaluated at the parameters that acted
+and applied to the newer ones (HTS-RL, Liu et al., 2020):
+
+    theta[j+1] = theta[j] - lr * grad L(theta, rows of theta[j-1]) at theta = theta[j-1]
+
 PAAC (Clemente et al., 2017, arXiv 1705.04862) is A2C with `optimizer="rmsprop_tf"`, `eps=0.1`, `loss_scale=5`,
 `lr_scaling="num_envs"` and lr = 0.0007 annealed to 0. Deviation: the released code takes the mean where the paper sums
 over t_max = 5 rows; `loss_scale` = 5 restores the sum's scale (it matters, because clipping and RMSProp see it).
@@ -18,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from slipstream import ranges
-from slipstream.algos.algorithm import Batch, Prepared, ShardShape, advantage_columns, anneal
+from slipstream.algos.algorithm import Batch, Correction, Evaluate, Prepared, ShardShape, advantage_columns, anneal
 from slipstream.nets.policy import ActorCritic, Network, Policy, make_actor_critic
 from slipstream.ops import losses
 from slipstream.optimizers import OptimizerKind
@@ -45,6 +50,9 @@ class A2C:
     """
 
     name: ClassVar[str] = "a2c"
+    correction: ClassVar[Correction] = "delayed_gradient"
+    max_lag: ClassVar[int | None] = 1
+    bootstraps: ClassVar[bool] = False
 
     lr: float = 7e-4
     lr_scaling: Literal["none", "num_envs"] = "none"
@@ -65,13 +73,19 @@ class A2C:
         ranges.above(self, "algo.", 0, "loss_scale", "max_grad_norm")
         ranges.between(self, "algo.", 0, 1, "gamma", "gae_lambda")
 
+    @property
+    def target_period(self) -> int:
+        """1: there is no target policy."""
+        return 1
+
     def make_policy(self, spec: EnvSpec, network: Network, torso: nn.Module | None, seed: int) -> ActorCritic:
         """An actor-critic with initial weights drawn from `seed`."""
         return make_actor_critic(spec, network, torso, seed)
 
-    def prepare(self, trajectory: Trajectory, reward: Tensor) -> Prepared:
+    def prepare(self, trajectory: Trajectory, reward: Tensor, evaluate: Evaluate) -> Prepared:
         """R_t - V(s_t) with the values computed while acting; `return` = advantage + value, before normalisation."""
-        return advantage_columns(trajectory, reward, self.gamma, self.gae_lambda, normalize=self.normalize_advantage)
+        value, normalize = trajectory.extras["value"], self.normalize_advantage
+        return advantage_columns(trajectory, reward, value, self.gamma, self.gae_lambda, normalize=normalize)
 
     def minibatches(self, shape: ShardShape, permute: Callable[[int, int], Tensor]) -> Iterator[None]:
         """The whole shard, once."""

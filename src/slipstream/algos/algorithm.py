@@ -3,7 +3,7 @@
 An algorithm is a frozen dataclass: its fields are its hyperparameters and its command-line flags. It never knows which
 schedule, placement or environment feeds it. The loop that calls it, once per slab:
 
-    prepared = algorithm.prepare(trajectory, reward)                 # targets [T, B], once per update
+    prepared = algorithm.prepare(trajectory, reward, evaluate)       # targets [T, B], once per update
     for picks in zip(*(algorithm.minibatches(...) for each shard)):
         for each shard, on any thread: loss, metrics = algorithm.loss(policy, batch, progress); differentiate loss
         if algorithm.stop(metrics): break
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Literal, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
@@ -30,10 +30,11 @@ class Batch:
     """What one gradient of one shard sees: flat rows `[N]`, or whole columns `[T, b]` for a recurrent policy.
 
     Attributes:
-        obs: Tree `[N, *O]`.
+        obs: Tree `[N, *O]`; `[T+1, b, *O]` for whole columns if the algorithm `bootstraps`.
         action: `[N, *A]`.
         log_prob: float32 `[N]`, of the policy that acted.
-        first: bool `[T, b]`, rows before which the recurrent state is zeroed (False in row 0, whose state is `state0`).
+        first: bool, the rows of whole columns before which the recurrent state is zeroed (False in row 0, whose state is
+            `state0`).
         state0: Tree `[b, ...]`.
         weight: float32 `[N]`; 0 on dead rows, and the weights of all shards of a minibatch sum to 1, so that a weighted
             sum over the shards is the mean over the minibatch's valid rows.
@@ -47,6 +48,25 @@ class Batch:
     state0: Tree
     weight: Tensor
     columns: dict[str, Tensor]
+
+
+class Evaluation(NamedTuple):
+    """A slab in the eyes of the target policy.
+
+    Attributes:
+        log_prob: float32 `[T, B]`, of the actions taken.
+        value: float32 `[T+1, B]`.
+    """
+
+    log_prob: Tensor
+    value: Tensor
+
+
+Evaluate = Callable[[], Evaluation]
+
+Correction = Literal["delayed_gradient", "ratio", "vtrace"]
+"""How an algorithm accounts for rows of an older policy: the gradient is evaluated at the parameters that acted; the
+ratio to the acting policy is in the loss; targets and gradient are those of V-trace."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +86,16 @@ class Algorithm(Protocol):
     """Hyperparameters and the pure functions that they parameterise."""
 
     name: ClassVar[str]
+    correction: ClassVar[Correction]
+    max_lag: ClassVar[int | None]
+    """Updates by which the acting policy may be older than the learned one; None for any number."""
+    bootstraps: ClassVar[bool]
+    """Whether `loss` computes its own targets and so wants row T of the observations; its shards are never cut."""
+
+    @property
+    def target_period(self) -> int:
+        """Updates between two refreshes of the target policy; 1 if it is the policy at the start of each update."""
+        ...
 
     @property
     def optimizer(self) -> OptimizerKind:
@@ -96,12 +126,13 @@ class Algorithm(Protocol):
         """A policy with initial weights drawn from `seed`."""
         ...
 
-    def prepare(self, trajectory: Trajectory, reward: Tensor) -> Prepared:
+    def prepare(self, trajectory: Trajectory, reward: Tensor, evaluate: Evaluate) -> Prepared:
         """Targets and advantages of a slab.
 
         Args:
             trajectory: The slab; its raw `reward` is not to be used for targets.
             reward: float32 `[T, B]`, the training reward (clipped or scaled as the run says).
+            evaluate: Shows the slab to the target policy, at the cost of one forward pass.
         """
         ...
 
@@ -167,19 +198,26 @@ class ShardShape:
 
 
 def advantage_columns(
-    trajectory: Trajectory, reward: Tensor, gamma: float, gae_lambda: float, *, normalize: bool
+    trajectory: Trajectory,
+    reward: Tensor,
+    value: Tensor,
+    gamma: float,
+    gae_lambda: float,
+    *,
+    normalize: bool,
 ) -> Prepared:
-    """Columns `advantage` (GAE), `return` (advantage + value) and `value`, from the values computed while acting.
+    """Columns `advantage` (GAE), `return` (advantage + value) and `value`.
 
     Args:
-        trajectory: The slab, with the extra `value`, float32 `[T+1, B]`.
+        trajectory: The slab.
         reward: float32 `[T, B]`, the training reward.
+        value: float32 `[T+1, B]`.
         gamma: Discount.
         gae_lambda: Lambda of GAE; 1 gives n-step returns.
         normalize: Whether to bring the advantages of valid rows to mean 0 and standard deviation 1 (the return is taken
             before that).
     """
-    value, valid = trajectory.extras["value"], trajectory.valid
+    valid = trajectory.valid
     advantage = returns.gae(reward, value, trajectory.terminated, valid, gamma, gae_lambda)
     target = advantage + value[:-1]
     metrics = {"explained_variance": losses.explained_variance(value[:-1], target, valid)}

@@ -5,6 +5,9 @@ moves the policy far. With one epoch and one minibatch the first ratio is 1 and 
 
 Deviations from the paper, all of them options with the field's usual values: value clipping, normalised advantages
 (over the whole update, dead rows excluded), annealed learning rate and clip, early stop at a target KL.
+
+The ratio is taken to the policy that acted, so rows of the version before (schedule `concurrent`) are accounted for:
+the first ratios are then not 1.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from slipstream import ranges
-from slipstream.algos.algorithm import Batch, Prepared, ShardShape, advantage_columns, anneal
+from slipstream.algos.algorithm import Batch, Correction, Evaluate, Prepared, ShardShape, advantage_columns, anneal
 from slipstream.nets.policy import ActorCritic, Network, Policy, make_actor_critic
 from slipstream.ops import losses
 from slipstream.optimizers import OptimizerKind
@@ -43,11 +46,16 @@ class PPO:
         max_grad_norm: Global norm to which the gradient is clipped.
         target_kl: The update ends once a minibatch's KL estimate exceeds 1.5 times this, in nats; 0 for never.
         normalize_advantage: Whether advantages are brought to mean 0 and standard deviation 1 over the update.
+        recompute_values: Whether advantages come from values of the parameters at the start of the update, at the cost
+            of one forward pass, rather than from the values computed while acting. The two are equal at lag 0.
         optimizer: Rule of the gradient step.
         eps: Epsilon of the optimiser.
     """
 
     name: ClassVar[str] = "ppo"
+    correction: ClassVar[Correction] = "ratio"
+    max_lag: ClassVar[int | None] = 1
+    bootstraps: ClassVar[bool] = False
 
     lr: float = 2.5e-4
     anneal_lr: bool = True
@@ -63,6 +71,7 @@ class PPO:
     max_grad_norm: float = 0.5
     target_kl: float = 0.0
     normalize_advantage: bool = True
+    recompute_values: bool = False
     optimizer: OptimizerKind = "adam"
     eps: float = 1e-5
 
@@ -73,13 +82,20 @@ class PPO:
         ranges.above(self, "algo.", 0, "clip_range", "max_grad_norm")
         ranges.between(self, "algo.", 0, 1, "gamma", "gae_lambda")
 
+    @property
+    def target_period(self) -> int:
+        """1: there is no target policy."""
+        return 1
+
     def make_policy(self, spec: EnvSpec, network: Network, torso: nn.Module | None, seed: int) -> ActorCritic:
         """An actor-critic with initial weights drawn from `seed`."""
         return make_actor_critic(spec, network, torso, seed)
 
-    def prepare(self, trajectory: Trajectory, reward: Tensor) -> Prepared:
-        """GAE from the values computed while acting; `return` = advantage + value, before normalisation."""
-        return advantage_columns(trajectory, reward, self.gamma, self.gae_lambda, normalize=self.normalize_advantage)
+    def prepare(self, trajectory: Trajectory, reward: Tensor, evaluate: Evaluate) -> Prepared:
+        """GAE; `return` = advantage + value, before normalisation."""
+        value = evaluate().value if self.recompute_values else trajectory.extras["value"]
+        normalize = self.normalize_advantage
+        return advantage_columns(trajectory, reward, value, self.gamma, self.gae_lambda, normalize=normalize)
 
     def minibatches(self, shape: ShardShape, permute: Callable[[int, int], Tensor]) -> Iterator[Tensor]:
         """`epochs` times all items of the shard in a new order, in equal parts of `batch_size / shards` rows."""

@@ -112,18 +112,22 @@ class ReturnScale(nn.Module):
         return self.moments.variance.squeeze(0)
 
     @torch.no_grad()
-    def update(self, reward: Tensor, valid: Tensor) -> None:
+    def update(self, reward: Tensor, valid: Tensor, slot: Tensor) -> None:
         """Takes a slab into account; the running returns carry over to the next slab.
 
         Args:
             reward: float32 `[T, B]`, raw.
             valid: bool `[T, B]`. A dead row follows every end of an episode, so it is where the return starts again.
+            slot: int64 `[B]`, the slot of each column. Columns of the same slot follow each other in time.
         """
         reward = reward.double()
         returns = torch.empty_like(reward)
-        for t in range(len(reward)):
-            self.ret.copy_(torch.where(valid[t], self.gamma * self.ret + reward[t], 0.0))
-            returns[t] = self.ret
+        for columns in _rounds(slot):
+            ret = self.ret[slot[columns]]
+            for t in range(len(reward)):
+                ret = torch.where(valid[t, columns], self.gamma * ret + reward[t, columns], 0.0)
+                returns[t, columns] = ret
+            self.ret[slot[columns]] = ret
         self.moments.update(returns[valid].unsqueeze(1))
 
     def forward(self, reward: Tensor) -> Tensor:
@@ -163,6 +167,18 @@ class _Moments(nn.Module):
         self.m2 += (rows - mean).square().sum(0) + delta.square() * (self.count * count / total)
         self.mean += delta * (count / total)
         self.count += count
+
+
+def _rounds(slot: Tensor) -> list[Tensor]:
+    """Columns such that no slot comes twice in one round, and a slot's columns are in rounds one after the other."""
+    seen: dict[int, int] = {}
+    rounds: list[list[int]] = []
+    for column, one in enumerate(slot.tolist()):
+        number = seen[one] = seen.get(one, -1) + 1
+        if number == len(rounds):
+            rounds.append([])
+        rounds[number].append(column)
+    return [torch.tensor(columns) for columns in rounds]
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -13,6 +14,7 @@ from slipstream.learner import RewardTransform
 from slipstream.nets.policy import Network
 from slipstream.run import settings
 from slipstream.run.settings import ConfigError
+from slipstream.schedules.parts import Stale
 
 CALLABLE = "callable:"
 """What `Config.env` starts with where the environment is a Python callable."""
@@ -40,12 +42,14 @@ class Placement:
     """Where the work runs: it decides the speed of a run, never its result.
 
     Attributes:
-        workers: Threads that act and differentiate, each with one math thread; 0 for one per core.
+        collectors: Who collects: threads, or the learner's own thread (inline), for debugging.
+        workers: Threads that act and threads that differentiate, each with one math thread; 0 for one per core.
         env_workers: Processes that step environments of this machine's Python; 0 to step them in the workers.
         env_threads: Threads of native environments (ALE, EnvPool), per lane; 0 lets them choose.
         device: Where networks run; auto is the GPU if there is one.
     """
 
+    collectors: Literal["inline", "thread"] = "thread"
     workers: int = 0
     env_workers: int = 0
     env_threads: int = 0
@@ -100,7 +104,12 @@ class Config:
         unroll: Rows per environment between two updates (T).
         lanes: Fixed groups of environments that are inferred as one batch each; divides `num_envs`.
         shards: Parts whose gradients are summed in fixed order; 0 for one per lane on a CPU and 1 on a GPU.
-        schedule: Who runs when; sync acts and learns in turn, with no lag.
+        schedule: Who runs when; sync acts and learns in turn, with no lag; concurrent does both at once, with weights
+            exactly one update old (HTS-RL); async lets collectors run ahead freely (IMPALA), up to `max_lag`.
+        max_lag: Updates by which rows may be older than the learner; for schedule async.
+        stale: What happens to rows that would be older: collectors wait, or the rows are dropped and counted; for
+            schedule async.
+        refresh: When collectors take over new weights, before every unroll or before every row; for schedule async.
         reward: Transform of the reward that is learned from (clip: to [-1, 1]; sign; scale: by the running deviation of
             the return). Reported returns are always raw.
         net: Network.
@@ -118,7 +127,10 @@ class Config:
     unroll: int = 128
     lanes: int = 1
     shards: int = 0
-    schedule: Literal["sync"] = "sync"
+    schedule: Literal["sync", "concurrent", "async"] = "sync"
+    max_lag: int = 4
+    stale: Stale = "wait"
+    refresh: Literal["unroll", "row"] = "unroll"
     reward: RewardTransform = "raw"
     net: Network = field(default_factory=Network)
     env_options: EnvOptions = field(default_factory=EnvOptions)
@@ -127,10 +139,11 @@ class Config:
 
     def __post_init__(self) -> None:
         _at_least(self, 0, "seed", "shards")
-        _at_least(self, 1, "total_steps", "num_envs", "unroll", "lanes")
+        _at_least(self, 1, "total_steps", "num_envs", "unroll", "lanes", "max_lag")
         _divides(self, "lanes", "num_envs")
         if self.shards:
             _divides(self, "shards", "num_envs")
+        _covers(self)
 
 
 def algorithm(name: str) -> type[Algorithm]:
@@ -158,6 +171,14 @@ def canonical(key: str, known: Iterable[str]) -> str:
     return short if key not in names and short in names else key
 
 
+def alias_lines() -> str:
+    """What to tell users about the names that `canonical` understands, in lines of 100 characters."""
+    pairs = [*_ALIASES.items(), *((name, f"algo.{field}") for name, field in _HYPERPARAMETERS.items())]
+    names = ", ".join(f"{_dashed(name)} ({_dashed(key)})" for name, key in pairs)
+    own = "Hyperparameters may be typed without `algo.` (--lr 3e-4), and other libraries' names are understood:"
+    return textwrap.fill(f"{own} {names}.", 100, break_on_hyphens=False)
+
+
 def from_plain(values: Mapping[str, Any]) -> Config:
     """A configuration from the nested mapping that `plain` and config.yaml have; `algo.name` chooses the algorithm.
 
@@ -181,11 +202,28 @@ def override(config: Config, changes: Mapping[str, Any]) -> Config:
     return from_plain(settings.nest(values))
 
 
+def _dashed(key: str) -> str:
+    return "--" + key.replace("_", "-")
+
+
 def _at_least(owner: object, least: int, *names: str, prefix: str = "") -> None:
     for name in names:
         value = getattr(owner, name)
         if value < least:
             raise ConfigError(f"{prefix}{name} must be at least {least}, got {value}")
+
+
+def _covers(config: Config) -> None:
+    """Refuses an algorithm whose correction does not cover the schedule's lag."""
+    lag = {"sync": 0, "concurrent": 1, "async": config.max_lag}[config.schedule]
+    most = config.algo.max_lag
+    if most is not None and (lag > most or config.schedule == "async"):
+        raise ConfigError(
+            f"{config.algo.name} can't learn from rows of just any older policy, as schedule=async gives them; use "
+            "--schedule concurrent, or an algorithm with V-trace (appo, impala)"
+        )
+    if config.schedule == "async" and config.placement.collectors == "inline":
+        raise ConfigError("schedule=async needs collectors of their own: use --placement.collectors thread")
 
 
 def _divides(config: Config, part: str, whole: str) -> None:
@@ -205,6 +243,7 @@ __all__ = [
     "Log",
     "Placement",
     "algorithm",
+    "alias_lines",
     "canonical",
     "from_plain",
     "known_settings",

@@ -84,7 +84,7 @@ def measure(config: Config, seconds: float = 3.0) -> Stages:
             return spec.num_envs
 
         device = training.device
-        obs = tree.map(lambda leaf: leaf[0, :size].to(device), training.slab.obs)
+        obs = tree.map(lambda leaf: leaf[0, :size].to(device), training.slabs[0].obs)
         state = tree.map(lambda leaf: leaf.to(device), training.policy.initial_state(size))
         uniform = torch.full((size, training.policy.dice_width), 0.5, device=device)
 
@@ -93,10 +93,10 @@ def measure(config: Config, seconds: float = 3.0) -> Stages:
                 training.policy.act(obs, state, uniform)
             return size
 
-        valid = int(training.slab.valid.sum())
+        valid = int(training.slabs[0].valid.sum())
 
         def learn() -> int:
-            training.learner.step(training.slab)
+            training.learner.step(training.slabs[0])
             return valid
 
         gpu = device.type == "cuda"

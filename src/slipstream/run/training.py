@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import gymnasium
@@ -19,8 +20,10 @@ from slipstream.learner import Learner
 from slipstream.nets.check import check_policy
 from slipstream.nets.policy import Policy
 from slipstream.run.config import Config
-from slipstream.schedules import sync
+from slipstream.schedules import SCHEDULES, Parts
+from slipstream.schedules.asynchronous import slabs_needed
 from slipstream.types import Report
+from slipstream.weights import Bulletin, Replica
 
 
 class Training:
@@ -37,7 +40,7 @@ class Training:
         policy: Acts and learns; updated in place.
         learner: Owner of the policy's optimiser and counters.
         envs: The environments.
-        slab: The slab that collectors fill and the learner reads.
+        slabs: What collectors fill and the learner reads; several where the two overlap.
         device: Where the policy lives.
     """
 
@@ -60,11 +63,11 @@ class Training:
             workers=place.env_workers,
             threads=place.env_threads,
         )
-        try:
-            self._crew = Crew(place.workers or cores())
-        except BaseException:
-            self.envs.close()
-            raise
+        inline, workers = place.collectors == "inline", place.workers or cores()
+        self._crew = Crew(1 if inline else workers)
+        # Where collecting and learning overlap, both have as many threads as there are cores: the system gives a core
+        # that one side leaves idle to the other.
+        self._actors = self._crew if config.schedule == "sync" else Crew(self._crew.workers, inline=inline)
         try:
             self.spec = self.envs.spec
             if policy is None:
@@ -83,21 +86,33 @@ class Training:
                 reward=config.reward,
             )
             self.learner.check(config.unroll)
-            self.slab = slab.allocate(self.spec, self.policy, config.unroll, pin=self.device.type == "cuda")
+            pin = self.device.type == "cuda"
+            self.slabs = [slab.allocate(self.spec, self.policy, config.unroll, pin=pin) for _ in range(_slabs(config))]
         except BaseException:
             self.close()
             raise
 
     def __iter__(self) -> Iterator[Report]:
         """Trains; the environments start afresh, from seeds of their own if the run was resumed."""
-        seed, version = self._config.seed, self.learner.version
+        config = self._config
+        seed, version = config.seed, self.learner.version
         self.learner.restart_episodes()
         self.envs.reset(seed if version == 0 else dice.env_seed(seed, "resume", version))
-        collectors = [
-            Collector(self.envs, lanes, self.policy, [self.slab], seed, version * self._config.unroll, self.device)
-            for lanes in self._shares()
-        ]
-        yield from sync(self._crew, collectors, self.learner, self.slab, self._config.total_steps)
+        bulletin = None if config.schedule == "sync" else Bulletin()
+        delayed = config.algo.correction == "delayed_gradient" and bulletin is not None
+        parts = Parts(
+            actors=self._actors,
+            collectors=[self._collector(lanes, bulletin) for lanes in self._shares()],
+            learner=self.learner,
+            slabs=self.slabs,
+            bulletin=bulletin,
+            behaviour=copy.deepcopy(self.policy) if delayed else None,
+            lane_size=self.spec.lane_size,
+            total_steps=config.total_steps,
+            max_lag=config.max_lag,
+            stale=config.stale,
+        )
+        yield from SCHEDULES[config.schedule](parts)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All that must be saved for a resume."""
@@ -118,13 +133,37 @@ class Training:
     def close(self) -> None:
         """Ends environments and threads."""
         self.envs.close()
+        self._actors.close()
         self._crew.close()
+
+    def _collector(self, lanes: Sequence[int], bulletin: Bulletin | None) -> Collector:
+        """A collector that acts with the learner's own policy, or with a copy that follows the bulletin."""
+        config = self._config
+        replica = None if bulletin is None else Replica(copy.deepcopy(self.policy), bulletin)
+        return Collector(
+            self.envs,
+            lanes,
+            replica.policy if replica else self.policy,
+            self.slabs,
+            config.seed,
+            replica.refresh if replica else lambda: self.learner.version,
+            every_row=config.schedule == "async" and config.refresh == "row",
+            row=self.learner.version * config.unroll,
+            device=self.device,
+        )
 
     def _shares(self) -> list[range]:
         """Lanes of each collector: every worker takes each n-th lane."""
         lanes = self.spec.lanes
-        count = min(self._crew.workers, lanes)
+        count = min(self._actors.workers, lanes)
         return [range(first, lanes, count) for first in range(count)]
+
+
+def _slabs(config: Config) -> int:
+    """Slabs in turn: one side's, or one for each side, or as many as the lag allows."""
+    if config.schedule == "async":
+        return slabs_needed(config.max_lag, config.stale == "drop")
+    return 1 if config.schedule == "sync" else 2
 
 
 def cores() -> int:

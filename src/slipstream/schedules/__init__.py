@@ -1,5 +1,15 @@
-"""Schedules: who runs when. Each is a short generator of reports."""
+"""Schedules: who runs when. Each is a short generator that yields one report per update."""
 
+from collections.abc import Callable, Iterator
+
+from slipstream.schedules.asynchronous import asynchronous
+from slipstream.schedules.concurrent import concurrent
+from slipstream.schedules.parts import Parts
 from slipstream.schedules.sync import sync
+from slipstream.types import Report
 
-__all__ = ["sync"]
+Schedule = Callable[[Parts], Iterator[Report]]
+
+SCHEDULES: dict[str, Schedule] = {"sync": sync, "concurrent": concurrent, "async": asynchronous}
+
+__all__ = ["SCHEDULES", "Parts", "Schedule", "asynchronous", "concurrent", "sync"]

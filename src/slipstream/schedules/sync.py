@@ -13,44 +13,19 @@ the error of the first lane in order is raised here, and nothing is learned from
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator
 
-from slipstream.collector import Collector
-from slipstream.crew import Crew
-from slipstream.learner import Learner
-from slipstream.types import Report, Trajectory
+from slipstream.schedules.parts import Parts, publish, report, unrolls
+from slipstream.types import Report
 
 
-def sync(
-    crew: Crew, collectors: Sequence[Collector], learner: Learner, slab: Trajectory, total_steps: int
-) -> Iterator[Report]:
-    """Trains until `learner.steps` reaches `total_steps`; yields once per update.
-
-    Args:
-        crew: Threads that run the collectors and then the shards.
-        collectors: Between them they own every lane once; they fill slab 0.
-        learner: Learns from `slab`.
-        slab: The slab that the collectors know as number 0.
-        total_steps: Agent decisions, counted over the whole run (a resumed run starts with what it had).
-    """
-    while learner.steps < total_steps:
+def sync(parts: Parts) -> Iterator[Report]:
+    """Trains until the budget is spent; yields once per update."""
+    learner, slab = parts.learner, parts.slabs[0]
+    while learner.steps < parts.total_steps:
         start = time.perf_counter()
-        collected = crew.run([partial(collector.collect, 0, learner.version) for collector in collectors])
+        publish(parts)
+        collected = parts.actors.run(unrolls(parts, 0))
         middle = time.perf_counter()
         metrics = learner.step(slab)
-        end = time.perf_counter()
-        env, infer = sum(part.env_seconds for part in collected), sum(part.infer_seconds for part in collected)
-        episodes = [episode for part in collected for episode in part.episodes]
-        yield Report(
-            update=learner.version,
-            steps=learner.steps,
-            metrics={**metrics, "lag/mean": 0.0, "lag/max": 0.0, "wait/env": env / (env + infer)},
-            episodes=tuple(sorted(episodes, key=lambda episode: (episode.row, episode.slot))),
-            seconds={
-                "collect": middle - start,
-                "learn": end - middle,
-                "env": env,
-                "infer": infer,
-            },
-        )
+        yield report(parts, slab, collected, metrics, collect=middle - start, learn=time.perf_counter() - middle)

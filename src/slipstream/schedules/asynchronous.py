@@ -1,0 +1,190 @@
+"""Asynchronous collecting and learning (IMPALA, Espeholt et al., 2018): collectors never wait for each other.
+
+    collector 0 | unroll: v0 | unroll: v0 | unroll: v2 | ...        each takes the newest weights before an unroll
+    collector 1 | unroll: v0      | unroll: v1      | ...
+    learner     |            | slab 0 -> v1  | slab 1 -> v2  | ...
+
+A slab has one place per lane. Places are handed out in order, slab after slab, to whichever collector asks first; the
+learner takes a slab when all its places are filled. A fast lane may so have two columns of one slab, and a slow one
+none (`Trajectory.slot` tells).
+
+Both sides are bounded. Slab s becomes version s+1, and its places are handed out only once the learner is at version
+s - ahead, so collectors run at most that far ahead; the learner uses every row once. With `stale="wait"` ahead = max_lag:
+collectors wait instead of collecting what would be too old. With `stale="drop"` they may run twice as far ahead,
+and unrolls that are too old when their turn comes are left out and counted (`lag/dropped_steps`).
+
+Who waits: the learner for the oldest slab that is not full, a collector for a free place. What the learner owns is the
+slab that it took; all others belong to the collectors that hold places in them. If a collector fails, all stop at their
+next row, and its error is raised here.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from functools import partial
+from threading import Condition
+
+import torch
+
+from slipstream.collector import Collected, Collects, Stopped
+from slipstream.schedules.parts import Parts, publish, report
+from slipstream.types import Place, Report, Trajectory
+
+_SLICE_SECONDS = 0.5
+
+
+def slabs_needed(max_lag: int, drops: bool) -> int:
+    """Slabs that `asynchronous` wants, so that memory never bounds what the lag allows."""
+    return _ahead(max_lag, drops) + 1
+
+
+def asynchronous(parts: Parts) -> Iterator[Report]:
+    """Trains until the rows that were learned from or dropped reach the budget; yields once per update."""
+    learner, drops = parts.learner, parts.stale == "drop"
+    publish(parts)
+    lanes = sum(len(collector.lanes) for collector in parts.collectors)
+    places = _Places(len(parts.slabs), lanes, parts.lane_size)
+    pending = parts.actors.start([partial(_keep_collecting, collector, places) for collector in parts.collectors])
+    dropped = 0
+    try:
+        while learner.steps < parts.total_steps:
+            start = time.perf_counter()
+            index, collected = places.take()
+            slab = parts.slabs[index]
+            waited = time.perf_counter() - start
+            if drops:
+                dropped += _drop(parts, slab)
+            if slab.valid.any():
+                metrics = learner.step(slab)
+                publish(parts)
+                learned = time.perf_counter() - start - waited
+                more = {"lag/dropped_steps": float(dropped), **_lags(parts, slab), **places.metrics()}
+                yield report(parts, slab, collected, {**metrics, **more}, collect=waited, learn=learned)
+            places.give_back()
+    finally:
+        places.close()
+        for collector in parts.collectors:
+            collector.stop()
+        pending.wait()
+
+
+class _Places:
+    """Hands out the places of a ring of slabs, and the slabs whose places are all filled; both in order.
+
+    Args:
+        slabs: Slabs in the ring.
+        lanes: Places per slab.
+        lane_size: Columns per place.
+    """
+
+    def __init__(self, slabs: int, lanes: int, lane_size: int) -> None:
+        self._slabs, self._lanes, self._lane_size = slabs, lanes, lane_size
+        self._changed = Condition()
+        self._claimed = 0  # places handed out since the start
+        self._filled = [0] * slabs
+        self._collected: list[list[Collected]] = [[] for _ in range(slabs)]
+        self._oldest = 0  # number of the slab that the learner takes next, or has taken
+        self._open = True
+        self._error: BaseException | None = None
+        self._waiting = 0.0  # seconds that collectors have waited since `metrics` was last asked for
+
+    def claim(self, count: int) -> list[Place] | None:
+        """The next `count` places, waiting until their slabs are free; None once the run is over."""
+        start = time.perf_counter()
+        with self._changed:
+            while self._open and (self._claimed + count - 1) // self._lanes >= self._oldest + self._slabs:
+                self._changed.wait(_SLICE_SECONDS)
+            if not self._open:
+                return None
+            numbers = range(self._claimed, self._claimed + count)
+            self._claimed += count
+            self._waiting += time.perf_counter() - start
+            return [self._place(number) for number in numbers]
+
+    def fill(self, places: list[Place], collected: Collected) -> None:
+        """Says that the unrolls are written. What they brought is reported with the first of their slabs."""
+        with self._changed:
+            self._collected[places[0].slab].append(collected)
+            for place in places:
+                self._filled[place.slab] += 1
+            self._changed.notify_all()
+
+    def take(self) -> tuple[int, list[Collected]]:
+        """The oldest slab, waiting until it is full, and what came with it.
+
+        Raises:
+            BaseException: The error of the first collector that failed.
+        """
+        index = self._oldest % self._slabs
+        with self._changed:
+            while self._error is None and self._filled[index] < self._lanes:
+                self._changed.wait(_SLICE_SECONDS)
+            if self._error is not None:
+                raise self._error
+            self._filled[index] = 0
+            collected, self._collected[index] = self._collected[index], []
+            return index, collected
+
+    def give_back(self) -> None:
+        """Says that the slab that was taken may be written to again."""
+        with self._changed:
+            self._oldest += 1
+            self._changed.notify_all()
+
+    def fail(self, error: BaseException) -> None:
+        """Ends the run with an error of a collector."""
+        with self._changed:
+            self._error = self._error or error
+            self._open = False
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Tells the collectors to stop."""
+        with self._changed:
+            self._open = False
+            self._changed.notify_all()
+
+    def metrics(self) -> dict[str, float]:
+        """Slabs that are full and wait for the learner, and seconds that collectors waited for places."""
+        with self._changed:
+            waiting, self._waiting = self._waiting, 0.0
+            depth = sum(filled == self._lanes for filled in self._filled)
+        return {"queue/depth": float(depth), "wait/collectors_seconds": waiting}
+
+    def _place(self, number: int) -> Place:
+        slab, place = divmod(number, self._lanes)
+        return Place(slab % self._slabs, place * self._lane_size)
+
+
+def _keep_collecting(collector: Collects, places: _Places) -> None:
+    """The life of a collector."""
+    try:
+        while (mine := places.claim(len(collector.lanes))) is not None:
+            places.fill(mine, collector.collect(mine))
+    except Stopped:
+        pass
+    except BaseException as error:  # noqa: BLE001 - it is raised again in the learner's thread
+        places.fail(error)
+
+
+def _drop(parts: Parts, slab: Trajectory) -> int:
+    """Takes the columns with rows that are too old out of the slab, and counts their steps as taken."""
+    lag = parts.learner.version - slab.version.min(dim=0).values
+    old = lag > parts.max_lag
+    dropped = int(slab.valid[:, old].sum())
+    parts.learner.steps += dropped
+    slab.valid[:, old] = False
+    return dropped
+
+
+def _lags(parts: Parts, slab: Trajectory) -> dict[str, float]:
+    """Share of the rows by lag."""
+    lag = (parts.learner.version - 1 - slab.version)[slab.valid]
+    counts = torch.bincount(lag.long(), minlength=parts.max_lag + 1)
+    return {f"lag/share_{number}": float(count) / len(lag) for number, count in enumerate(counts)}
+
+
+def _ahead(max_lag: int, drops: bool) -> int:
+    """Slabs by which collectors may be ahead of the learner."""
+    return 2 * max_lag + 1 if drops else max_lag

@@ -1,0 +1,49 @@
+"""Learning and collecting at the same time, with weights exactly one version old (HTS-RL, Liu et al., 2020).
+
+    actors      | slab 0: v0 | slab 1: v0    | slab 2: v1    | ...  | slab n: v(n-1) |
+    learner     |            | slab 0 -> v1  | slab 1 -> v2  | ...  |                | slab n -> v(n+1)
+
+While the learner computes version k+1 from slab k, the actors fill slab k+1 with version k, the newest there is when
+both begin. Slab 0 has lag 0, every later one lag 1; the last one is learned from as well. Nothing but the barrier at
+the end of an interval orders the two sides, so the result depends on neither's speed.
+
+Who waits: at the barrier the learner for all lanes, and all lanes for the learner. Two slabs: the actors own one, the
+learner the other, and they swap at the barrier. If a lane fails, the update under way is finished, then the error of
+the first lane in order is raised here.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+from slipstream.schedules.parts import Parts, behaviour_of, publish, report, unrolls
+from slipstream.types import Report
+
+
+def concurrent(parts: Parts) -> Iterator[Report]:
+    """Trains until the rows of all slabs reach the budget and the last slab is learned from; yields once per update."""
+    learner = parts.learner
+    start = time.perf_counter()
+    publish(parts)
+    collected, index = parts.actors.run(unrolls(parts, 0)), 0
+    waited = time.perf_counter() - start
+    while True:
+        slab = parts.slabs[index]
+        ahead = learner.steps + sum(part.steps for part in collected) < parts.total_steps
+        behaviour = behaviour_of(parts, slab)
+        publish(parts)
+        pending = parts.actors.start(unrolls(parts, 1 - index) if ahead else [])
+        try:
+            start = time.perf_counter()
+            metrics = learner.step(slab, behaviour)
+            learned = time.perf_counter()
+        except BaseException:
+            pending.cancel()
+            raise
+        following = pending.results()
+        waiting = time.perf_counter() - learned
+        yield report(parts, slab, collected, metrics, collect=waited, learn=learned - start)
+        if not ahead:
+            return
+        collected, index, waited = following, 1 - index, waiting

@@ -1,0 +1,106 @@
+"""What every schedule is given, and what it yields."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+from torch import Tensor
+
+from slipstream.collector import Collected, Collects, home
+from slipstream.crew import Crew
+from slipstream.learner import Learner
+from slipstream.nets.policy import Policy
+from slipstream.types import Report, Trajectory
+from slipstream.weights import Bulletin, copy_into
+
+Stale = Literal["wait", "drop"]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The pieces of a run that a schedule moves.
+
+    Attributes:
+        actors: Threads for the collectors; where collecting and learning overlap, others than the learner's.
+        collectors: Between them they own every lane once.
+        learner: Learns from the slabs.
+        slabs: Those that the collectors know by their place in this sequence.
+        bulletin: Where the collectors find new weights; None if they act with the learner's own policy.
+        behaviour: Memory for the policy that acted, if the algorithm evaluates its gradient there.
+        lane_size: Slots per lane.
+        total_steps: Agent decisions, counted over the whole run (a resumed run starts with what it had).
+        max_lag: Updates by which rows may be older than the learner (`async`).
+        stale: What happens to rows that would be older (`async`).
+    """
+
+    actors: Crew
+    collectors: Sequence[Collects]
+    learner: Learner
+    slabs: Sequence[Trajectory]
+    bulletin: Bulletin | None
+    behaviour: Policy | None
+    lane_size: int
+    total_steps: int
+    max_lag: int = 1
+    stale: Stale = "wait"
+
+
+def publish(parts: Parts) -> None:
+    """Makes the learner's weights known to the collectors, if they need to be told."""
+    if parts.bulletin is not None:
+        parts.bulletin.publish(parts.learner.weights())
+
+
+def unrolls(parts: Parts, index: int) -> list[Callable[[], Collected]]:
+    """One task per collector that fills its columns of slab `index`, column b being slot b."""
+    return [partial(collector.collect, home(collector.lanes, parts.lane_size, index)) for collector in parts.collectors]
+
+
+def behaviour_of(parts: Parts, slab: Trajectory) -> Policy | None:
+    """The policy that filled the slab, if the gradient is to be evaluated there and it is not the learner's own."""
+    version = int(slab.version[0, 0])
+    if parts.behaviour is None or parts.bulletin is None or version == parts.learner.version:
+        return None
+    copy_into(parts.behaviour, parts.bulletin.version(version).tensors)
+    return parts.behaviour
+
+
+def report(
+    parts: Parts,
+    slab: Trajectory,
+    collected: Sequence[Collected],
+    metrics: Mapping[str, Tensor | float],
+    *,
+    collect: float,
+    learn: float,
+) -> Report:
+    """The report of the update that has just been made.
+
+    Args:
+        parts: The run.
+        slab: What was learned from.
+        collected: What filling it brought, by collector.
+        metrics: Of the update.
+        collect: Seconds that the learner waited for rows.
+        learn: Seconds that it learned.
+    """
+    env, infer = sum(part.env_seconds for part in collected), sum(part.infer_seconds for part in collected)
+    episodes = [episode for part in collected for episode in part.episodes]
+    lag = (parts.learner.version - 1 - slab.version).float()
+    return Report(
+        update=parts.learner.version,
+        steps=parts.learner.steps,
+        metrics={
+            **metrics,
+            "lag/mean": float(lag.mean()),
+            "lag/max": float(lag.max()),
+            "wait/env": env / max(env + infer, 1e-9),
+            "wait/learner": collect / max(collect + learn, 1e-9),
+        },
+        episodes=tuple(sorted(episodes, key=lambda episode: (episode.row, episode.slot))),
+        seconds={"collect": collect, "learn": learn, "env": env, "infer": infer},
+        trajectory=slab,
+    )
