@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import re
 import signal
@@ -12,7 +13,7 @@ import yaml
 
 from slipstream.envs import AtariOptions
 from slipstream.envs.options import PROTOCOLS
-from slipstream.run import checkpoint, cli, metrics
+from slipstream.run import checkpoint, cli, metrics, verbs
 from slipstream.run.config import from_plain
 from tests.run.runs import train
 
@@ -62,6 +63,17 @@ def _run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, list[str
         ("watch nowhere", 2, "nowhere is not a run directory: it has no config.yaml"),
         ("envs nosuchenvironment", 2, "no environment id contains 'nosuchenvironment'"),
         ("presets pop", 2, "no preset for 'pop'. Did you mean ppo?"),
+        ("algos ppo", 2, "unexpected argument 'ppo': type slipstream algos"),
+        ("envs cart pole", 2, "unexpected argument 'pole'; see slipstream envs --help"),
+        ("envs --wrd cart", 2, "unknown flag --wrd. Did you mean --word?"),
+        (
+            "resume RUN --algo.lr 1e-3",
+            2,
+            "resume takes no --algo.lr: of a run's settings only --total-steps can be changed. For a new run with the "
+            "other settings of this one: slipstream train --config RUN --algo.lr ...",
+        ),
+        ("resume RUN --steps 3", 2, "unknown flag --steps. Did you mean --total-steps?"),
+        ("train --config .", 2, ". is not a run directory: it has no config.yaml"),
     ],
 )
 def test_mistakes_end_in_one_clear_line(
@@ -89,7 +101,7 @@ def test_a_bug_shows_its_traceback_unasked(capsys: pytest.CaptureFixture[str], m
     def bug() -> dict[str, list[str]]:
         raise KeyError("oops")
 
-    monkeypatch.setattr(cli, "list_envs", bug)
+    monkeypatch.setattr(verbs, "list_envs", bug)
     assert cli.main(["envs"]) == 1
     error = capsys.readouterr().err
     assert "Traceback (most recent call last)" in error
@@ -124,6 +136,57 @@ def test_print_config_is_the_configuration(capsys: pytest.CaptureFixture[str], t
     assert (code, last) == (2, "slipstream: error: the file is for algo.name ppo, not a2c")
 
 
+def test_a_file_may_hold_a_part_of_the_settings(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Flags are over the file, the file is over the preset of its environment."""
+    file = tmp_path / "part.yaml"
+
+    def printed(text: str, *words: str) -> list[str]:
+        file.write_text(text)
+        code, out, last = _run(capsys, "train", *words, "--config", str(file), "--print-config")
+        return out if code == 0 else [last]
+
+    def wanted(*words: str) -> list[str]:
+        return _run(capsys, "train", "ppo", "--env", "CartPole-v1", *words, "--print-config")[1]
+
+    whole = "env: CartPole-v1\nlearning_rate: 0.125\nnet: {hidden: [7]}\nseed: 3\n"
+    flags = ["--algo.lr", "0.125", "--net.hidden", "7"]
+    assert printed(whole, "ppo") == wanted(*flags, "--seed", "3")
+    assert printed(whole, "ppo", "--seed", "4", "--lr", "0.5") == wanted(*flags, "--seed", "4", "--algo.lr", "0.5")
+    assert printed("algo: ppo\nenv: CartPole-v1\n") == wanted()
+    assert printed("algo: {name: ppo, lr: 0.125}\n", "--env", "CartPole-v1") == wanted("--algo.lr", "0.125")
+    assert printed("seed: 3\n", "ppo")[0].startswith("slipstream: error: --env is missing")
+    assert printed("seed: 3\n")[0].startswith("slipstream: error: ALGO is missing")
+    assert printed("sede: 3\n", "ppo", "--env", "CartPole-v1") == [
+        "slipstream: error: unknown setting sede. Did you mean seed?"
+    ]
+
+
+def test_a_run_directory_is_its_configuration(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    run = train(tmp_path, total_steps=20).run.path
+    text = (run / "config.yaml").read_text()
+    code, out, _ = _run(capsys, "train", "--config", str(run), "--seed", "7", "--print-config")
+    assert (code, out) == (0, text.replace("seed: 1\n", "seed: 7\n").splitlines())
+    (run / "config.yaml").write_text(text.replace("env: CartPole-v1", "env: callable:Mine"))
+    code, _, last = _run(capsys, "train", "--config", str(run))
+    assert code == 2
+    assert last.endswith(
+        "config.yaml is for the Python callable Mine, which the command line can't know; add --env ENV"
+    )
+
+
+def test_an_unknown_flag_names_a_few_others(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, last = _run(capsys, "train", "ppo", "--env", "CartPole-v1", "--qqqq", "1")
+    assert code == 2
+    assert last == "slipstream: error: unknown flag --qqqq. `slipstream train ALGO --help` lists all."
+    code, _, last = _run(capsys, "train", "ppo", "--env", "CartPole-v1", "--stops-when", "1")
+    assert code == 2
+    assert last.count("--") <= 5
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _run(capsys, "--version") == (0, [f"slipstream {importlib.metadata.version('slipstream')}"], "")
+
+
 def test_a_protocol_given_with_a_file_replaces_the_one_written_out_there(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -156,8 +219,19 @@ def test_help(capsys: pytest.CaptureFixture[str], verb: str) -> None:
     code, out, _ = _run(capsys, *verb.split(), "--help")
     assert code == 0
     assert f"slipstream {' '.join(verb.split()[:2])}" in out[0]
+    text = " ".join(out)
+    assert "STR " not in out[0]
+    if verb in ("eval", "watch", "resume"):
+        assert out[0].split()[-1] == "RUN" or " RUN [" in out[0]
+    if verb == "envs":
+        assert out[0].endswith(" [WORD]")
+    if verb.startswith("train"):
+        assert "--n-envs (--num-envs)" in text
+        assert "--config FILE|RUN" in text
+    if verb == "train":
+        assert "a2c, ppo" in text
     if verb.startswith("train ppo"):
-        text = " ".join(out)
+        assert "--stop-at-return {None}|FLOAT" in text
         for flag in ("--algo.clip-range", "--net.hidden", "--placement.workers", "--log.eval-every", "--total-steps"):
             assert flag in text
 
@@ -318,5 +392,5 @@ def test_an_interrupted_evaluation_has_nothing_to_save(
     def interrupted(*arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "load", interrupted)
+    monkeypatch.setattr(verbs, "load", interrupted)
     assert _run(capsys, "eval", "somewhere") == (130, [], "slipstream: interrupted")

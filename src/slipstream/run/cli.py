@@ -1,400 +1,51 @@
-"""The command line: `slipstream VERB ...`. An error is one clear message, the last line, and a non-zero exit code."""
+"""The program `slipstream`: it loads the library, runs one command, and ends without a traceback when it is told to.
+
+Loading PyTorch takes seconds, in which Ctrl-C should end the program as at any other time. So this file imports nothing
+but Python's own modules, and `verbs` does all the rest.
+"""
 
 from __future__ import annotations
 
-import dataclasses
-import inspect
 import os
+import signal
 import sys
 import threading
-import traceback
-import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
-
-import tyro
-import yaml
-from rich.console import Console
-
-from slipstream.algos import ALGORITHMS
-from slipstream.envs import EnvError, check_env, list_envs
-from slipstream.run import flags, loop, presets, settings, video
-from slipstream.run.agent import load
-from slipstream.run.checkpoint import CheckpointError
-from slipstream.run.config import Config, canonical, from_plain, known_settings
-from slipstream.run.console import clock, return_text
-from slipstream.run.directory import read_yaml, to_yaml
-from slipstream.run.loop import Interrupted, Parts, Trained
-from slipstream.run.settings import ConfigError
-
-_USAGE = """\
-slipstream: fast parallel deep reinforcement learning
-
-  slipstream train ALGO --env ENV [--total-steps 2e6] [--seed 1] [--algo.lr 3e-4] ...   train a new run
-  slipstream resume RUN [--total-steps 4e6]     train a run on from its newest checkpoint
-  slipstream eval RUN [--episodes 30]           mean return over whole episodes
-  slipstream watch RUN                          video of an episode
-  slipstream envs [WORD]                        environments, by family
-  slipstream algos                              algorithms
-  slipstream presets [ALGO] [FAMILY]            tuned settings
-  slipstream check-env ENV                      test an environment for the contract
-
-`slipstream VERB --help` lists the flags of a verb; --debug shows the traceback of an error.
-"""
-
-_EXPECTED = (ConfigError, CheckpointError, EnvError, ValueError, ImportError, OSError, FloatingPointError)
-"""Errors whose message says all; anything else is a bug in Slipstream and shows its traceback."""
-
-_PROTOCOL = "env_options.atari.protocol"
-
-_out = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
-_error = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
-
-
-@dataclass(frozen=True)
-class TrainFlags:
-    """Flags of `train` beside the settings.
-
-    Attributes:
-        config: YAML file to start from instead of a preset, such as a run's config.yaml.
-        print_config: Print the whole configuration and stop.
-    """
-
-    config: str = ""
-    print_config: bool = False
-
-
-@dataclass(frozen=True)
-class ResumeOptions:
-    """Train a run on from its newest whole checkpoint.
-
-    Attributes:
-        run: Run directory.
-        total_steps: New total of agent decisions; 0 keeps the run's own.
-    """
-
-    run: str
-    total_steps: int = 0
-
-
-@dataclass(frozen=True)
-class EvalOptions:
-    """Mean return of a run's policy over whole episodes.
-
-    Attributes:
-        run: Run directory, or what `Agent.save` wrote.
-        episodes: Episodes to play.
-        checkpoint: last, best, or a number of steps.
-        greedy: Take the most probable actions instead of drawn ones.
-        seed: Another seed than the run's.
-    """
-
-    run: str
-    episodes: int = 30
-    checkpoint: str = "last"
-    greedy: bool = False
-    seed: int | None = None
-
-
-@dataclass(frozen=True)
-class WatchOptions:
-    """Record episodes of a run's policy as videos.
-
-    Attributes:
-        run: Run directory, or what `Agent.save` wrote.
-        episodes: Episodes to record, one file each.
-        checkpoint: last, best, or a number of steps.
-        greedy: Take the most probable actions instead of drawn ones.
-        seed: Another seed than the run's.
-        format: gif, or mp4 (needs the extra `video`); auto is mp4 where it is installed.
-        max_steps: Steps after which a recording ends.
-    """
-
-    run: str
-    episodes: int = 1
-    checkpoint: str = "last"
-    greedy: bool = False
-    seed: int | None = None
-    format: Literal["auto", "gif", "mp4"] = "auto"
-    max_steps: int = 5_000
-
-
-@dataclass(frozen=True)
-class EnvsOptions:
-    """List environments.
-
-    Attributes:
-        word: Show only ids that contain this.
-    """
-
-    word: str = ""
-
-
-@dataclass(frozen=True)
-class CheckOptions:
-    """Test an environment for the contract.
-
-    Attributes:
-        env: Its id.
-    """
-
-    env: str
+from types import FrameType
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command.
 
     Args:
-        arguments: What was typed after `slipstream`; None for `sys.argv`.
+        arguments: What was typed after `slipstream`; None for `sys.argv`, when the command is the whole program.
 
     Returns:
         The exit code: 0, 2 for a mistake in what was typed, 130 or 143 after SIGINT or SIGTERM, 1 for anything else.
     """
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    debug = "--debug" in words
-    words = [word for word in words if word != "--debug"]
-    with warnings.catch_warnings():
-        warnings.showwarning = _show_warning
-        try:
-            return _dispatch(words)
-        except Interrupted as stop:
-            _error.print(f"slipstream: {stop}\nresume:  slipstream resume {stop.run}")
-            return 128 + stop.signal
-        except KeyboardInterrupt as stop:
-            _error.print("\n".join(["slipstream: interrupted", *getattr(stop, "__notes__", [])]))
-            _leave_hanging_threads(130)
-            return 130
-        except Exception as error:  # noqa: BLE001 - the one place where errors become messages
-            return _report(error, debug)
+    # While modules are imported, the exception of a Ctrl-C could be lost, or be taken for a missing package.
+    loading = _on_interrupt(signal.default_int_handler, _leave)
+    from slipstream.run import verbs
 
-
-def _leave_hanging_threads(code: int) -> None:
-    """Ends the program here if a worker hangs in an environment: an orderly end might wait for it for ever."""
-    if any(thread.name.startswith("slipstream-") for thread in threading.enumerate()):
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-
-
-def _dispatch(words: list[str]) -> int:
-    verb, *rest = words or ["--help"]
-    if verb in ("--help", "-h", "help"):
-        _out.print(_USAGE, end="")
-        return 0
-    if verb not in _VERBS:
-        raise ConfigError(f"unknown verb {verb!r}.{settings.nearest(verb, _VERBS)}")
-    if verb != "train" and any(word in ("--help", "-h") for word in rest):
-        if verb not in _OPTIONS:
-            _out.print(_USAGE, end="")
-            return 0
-        return _help(_OPTIONS[verb], f"slipstream {verb}", None)
-    return _VERBS[verb](rest)
-
-
-def _report(error: Exception, debug: bool) -> int:
-    """Prints an error, its message last."""
-    expected = isinstance(error, _EXPECTED)
-    if debug or not expected:
-        _error.print("".join(traceback.format_exception(error)), end="")
-    for note in getattr(error, "__notes__", []):
-        _error.print(note)
-    if isinstance(error, OSError) and error.strerror:
-        place = f"{error.filename}: " if error.filename else ""
-        message = f"{place}{error.strerror}"
-    else:
-        message = str(error) if expected and str(error) else f"{type(error).__name__}: {error}"
-    headline, _, details = message.partition("\n")  # such as a worker's traceback
-    if details.strip():
-        _error.print(details.rstrip())
-    _error.print(f"slipstream: error: {headline}")
-    return 2 if isinstance(error, ConfigError) else 1
-
-
-def _show_warning(message: Warning | str, category: type[Warning], *place: Any) -> None:
-    _error.print(f"slipstream: warning: {message}")
-
-
-def _help(kind: type, program: str, default: Any) -> int:
+    if loading:
+        _on_interrupt(_leave, signal.default_int_handler)
+    if arguments is not None:
+        return verbs.run(arguments)
     try:
-        tyro.cli(kind, args=["--help"], prog=program, default=default, config=(tyro.conf.PositionalRequiredArgs,))
-    except SystemExit as finished:
-        return int(finished.code or 0)
-    return 0
+        return verbs.run(sys.argv[1:])
+    finally:
+        # All is said and saved: a Ctrl-C from here on ends the program at once, where Python would print a traceback.
+        _on_interrupt(signal.default_int_handler, signal.SIG_DFL)
 
 
-def _train(words: list[str]) -> int:
-    wants_help = any(word in ("--help", "-h") for word in words)
-    words = [word for word in words if word not in ("--help", "-h")]
-    algo = words.pop(0) if words and not words[0].startswith("--") else ""
-    if not algo and "--algo" in words:
-        place = words.index("--algo")
-        algo, words = "".join(words[place + 1 : place + 2]), words[:place] + words[place + 2 :]
-    own = settings.keys(TrainFlags)
-    file = _file_of(words)
-    base = read_yaml(file) if file else {}
-    algo = algo or str(settings.flatten(base).get("algo.name", ""))
-    if wants_help and not algo:
-        _out.print(f"Type an algorithm: slipstream train {'|'.join(sorted(ALGORITHMS))} --help")
-        return 0
-    if not algo:
-        raise ConfigError(f"ALGO is missing: slipstream train {'|'.join(sorted(ALGORITHMS))} --env ENV")
-    known = known_settings(algo)
-    positional, values = flags.split(words, {**known, **own}, canonical)
-    if positional:
-        raise ConfigError(f"unexpected argument {positional[0]!r}; see slipstream train {algo} --help")
-    chosen = settings.build(TrainFlags, {key: values.pop(key) for key in own if key in values})
-    if wants_help:
-        return _train_help(algo, values)
-    config = _configuration(algo, base, values)
-    if chosen.print_config:
-        _out.print(to_yaml(config), end="")
-        return 0
-    return _finish(loop.train(config, Parts(), ["slipstream", "train", algo, *words], _out))
+def _on_interrupt(former: object, handler: Callable[[int, FrameType | None], None] | signal.Handlers) -> bool:
+    """Handles Ctrl-C by `handler` if it was `former`'s so far: someone may want it ignored, or have his own."""
+    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is former
+    if ours:
+        signal.signal(signal.SIGINT, handler)
+    return ours
 
 
-def _file_of(words: Sequence[str]) -> Path | None:
-    """The file that `--config` names."""
-    for place, word in enumerate(words):
-        if word.startswith("--config="):
-            return Path(word.partition("=")[2])
-        if word == "--config" and place + 1 < len(words):
-            return Path(words[place + 1])
-    return None
-
-
-def _configuration(algo: str, base: dict[str, Any], values: dict[str, Any]) -> Config:
-    """Flags over the file, if there is one, or over the preset."""
-    if base:
-        flat = settings.flatten(base)
-        if flat.get("algo.name") != algo:
-            raise ConfigError(f"the file is for algo.name {flat.get('algo.name')}, not {algo}")
-        if values.get(_PROTOCOL, flat.get(_PROTOCOL)) != flat.get(_PROTOCOL):  # the file spells the old one out
-            flat = {key: value for key, value in flat.items() if not key.startswith("env_options.atari.")}
-        return presets.spelled_out(from_plain(settings.nest(flat | values)))
-    if "env" not in values:
-        raise ConfigError(f"--env is missing: slipstream train {algo} --env ENV (slipstream envs lists them)")
-    return presets.configure(algo, values["env"], values)
-
-
-def _train_help(algo: str, values: dict[str, Any]) -> int:
-    """Flags with the defaults of the preset, as far as the environment is given."""
-    default = presets.configure(algo, values.get("env", "CartPole-v1"), values)
-    # The algorithm is declared as a protocol; its own class has the flags.
-    narrow = [(field.name, type(getattr(default, field.name))) for field in dataclasses.fields(Config)]
-    hints = dict(narrow) | {"schedule": Literal["sync"], "reward": settings.field_types(Config)["reward"]}
-    kind = dataclasses.make_dataclass("Config", list(hints.items()), frozen=True, namespace={"__doc__": Config.__doc__})
-    filled = kind(*(getattr(default, name) for name in hints))
-    return _help(kind, f"slipstream train {algo}", filled)
-
-
-def _finish(trained: Trained) -> int:
-    """What to do with the run, as commands that can be pasted."""
-    path, progress = trained.run.path, trained.progress
-    _out.print(
-        f"Trained for {progress.steps:,} steps ({progress.steps * progress.frames_per_step:,} frames) "
-        f"in {clock(progress.mark().seconds)}: return {return_text(progress)}\n"
-        f"run:       {path}\n"
-        f"evaluate:  slipstream eval {path} --episodes 30\n"
-        f"watch:     slipstream watch {path}\n"
-        f"go on:     slipstream resume {path} --total-steps {2 * progress.total_steps}"
-    )
-    return 0
-
-
-def _resume(words: list[str]) -> int:
-    options = flags.parse(ResumeOptions, words, "resume")
-    return _finish(loop.resume(Path(options.run), Parts(), options.total_steps or None, _out))
-
-
-def _eval(words: list[str]) -> int:
-    options = flags.parse(EvalOptions, words, "eval")
-    if options.episodes < 1:
-        raise ConfigError(f"episodes must be at least 1, got {options.episodes}")
-    agent = load(options.run, options.checkpoint)
-    result = agent.evaluate(options.episodes, options.greedy, options.seed)
-    reward = result.reward
-    manner = "greedy" if options.greedy else "sampled"
-    _out.print(
-        f"{agent.config.algo.name} on {agent.config.env} after {agent.steps:,} steps, {options.episodes} episodes with "
-        f"{manner} actions\n"
-        f"return: mean {reward.mean:.2f}  std {reward.std:.2f}  min {reward.least:.2f}  max {reward.greatest:.2f}\n"
-        f"length: mean {sum(result.lengths) / len(result.lengths):,.1f} steps"
-    )
-    return 0
-
-
-def _envs(words: list[str]) -> int:
-    options = EnvsOptions(*words[:1]) if words and not words[0].startswith("--") else EnvsOptions()
-    found = {family: [id for id in ids if options.word.lower() in id.lower()] for family, ids in list_envs().items()}
-    if not any(found.values()):
-        raise ConfigError(f"no environment id contains {options.word!r}")
-    for family, ids in found.items():
-        if ids:
-            _out.print(f"{family} ({len(ids)})")
-            _out.print("".join(f"  {id}\n" for id in ids), end="")
-    return 0
-
-
-def _algos(words: list[str]) -> int:
-    for name, kind in ALGORITHMS.items():
-        module = inspect.getmodule(kind)
-        _out.print(f"{name:8} {(module.__doc__ or '').splitlines()[0]}" if module else name)
-    return 0
-
-
-def _presets(words: list[str]) -> int:
-    unknown = [word for word in words if word not in {part for key in presets.PRESETS for part in key}]
-    if unknown:
-        names = sorted({part for key in presets.PRESETS for part in key})
-        raise ConfigError(f"no preset for {unknown[0]!r}.{settings.nearest(unknown[0], names)}")
-    for key, values in presets.PRESETS.items():
-        if set(words) <= set(key):
-            _out.print(f"# {key[0]} on {key[1]}\n{yaml.safe_dump(dict(values), sort_keys=False)}")
-    return 0
-
-
-def _check_env(words: list[str]) -> int:
-    options = flags.parse(CheckOptions, words, "check-env")
-    findings = check_env(options.env)
-    for finding in findings:
-        _out.print(str(finding))
-    errors = sum(finding.severity == "error" for finding in findings)
-    if errors:
-        raise EnvError(f"{options.env} breaks the contract, errors: {errors}")
-    _out.print(f"{options.env}: no errors, warnings: {len(findings)}")
-    return 0
-
-
-def _watch(words: list[str]) -> int:
-    options = flags.parse(WatchOptions, words, "watch")
-    agent = load(options.run, options.checkpoint)
-    loop.require_callable(agent.config, None, agent.run)
-    suffix = video.suffix(options.format)
-    for episode in range(options.episodes):
-        path = agent.run / "videos" / f"{agent.steps}-{episode}{suffix}"
-        made = video.record(agent, path, episode, options.greedy, options.seed, options.max_steps)
-        cut = "" if made.ended else ", cut there: --max-steps"
-        _out.print(f"{made.path}  (return {made.reward:.4g}, {made.steps:,} steps{cut})")
-    return 0
-
-
-_VERBS: dict[str, Callable[[list[str]], int]] = {
-    "train": _train,
-    "resume": _resume,
-    "eval": _eval,
-    "watch": _watch,
-    "envs": _envs,
-    "algos": _algos,
-    "presets": _presets,
-    "check-env": _check_env,
-}
-
-_OPTIONS: dict[str, type] = {
-    "resume": ResumeOptions,
-    "eval": EvalOptions,
-    "watch": WatchOptions,
-    "envs": EnvsOptions,
-    "check-env": CheckOptions,
-}
+def _leave(number: int, frame: FrameType | None) -> None:
+    os.write(2, b"slipstream: interrupted\n")
+    os._exit(128 + number)

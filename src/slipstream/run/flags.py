@@ -49,21 +49,22 @@ def split(
     return positional, values
 
 
-def parse(kind: type[Options], arguments: Sequence[str], verb: str) -> Options:
-    """The options of a verb; its fields without a default are positional, in their order.
+def parse(kind: type[Options], arguments: Sequence[str], verb: str, *optional: str) -> Options:
+    """The options of a verb; its fields without a default are positional, in their order, and then the `optional` ones.
 
     Raises:
         ConfigError: For a missing or superfluous argument, an unknown flag, or a wrong value.
     """
     fields = dataclasses.fields(kind)
-    names = [field.name for field in fields if field.default is dataclasses.MISSING]
+    required = [field.name for field in fields if field.default is dataclasses.MISSING]
+    names = [*required, *optional]
     positional, values = split(arguments, settings.keys(kind))
     if len(positional) > len(names):
         raise ConfigError(f"unexpected argument {positional[len(names)]!r}; see slipstream {verb} --help")
     values |= dict(zip(names, positional, strict=False))
-    for name in names:
+    for name in required:
         if name not in values:
-            raise ConfigError(f"{name.upper()} is missing: type slipstream {verb} {' '.join(names).upper()}")
+            raise ConfigError(f"{name.upper()} is missing: type slipstream {verb} {' '.join(required).upper()}")
     return settings.build(kind, values)
 
 

@@ -29,23 +29,29 @@ SWITCH_WORDS = _TRUE + _FALSE
 """Text that stands for a truth value."""
 
 
+_LISTED = 12
+"""Names that an error message can show."""
+
+
 class ConfigError(ValueError):
     """A setting that is unknown, of the wrong type or at odds with another; the message names it and says what fits."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """What to type instead of an unknown name: ` Did you mean X?`, or the whole list when nothing is near."""
+    """What to type instead of an unknown name: ` Did you mean X?`, or all names, or the few nearest ones."""
     names = sorted(known)
-    by_leaf = {candidate.rpartition(".")[2].lstrip("-"): candidate for candidate in reversed(names)}
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.7)
-    if not close:
-        close = [
-            by_leaf[leaf]
-            for leaf in difflib.get_close_matches(name.rpartition(".")[2].lstrip("-"), by_leaf, n=1, cutoff=0.6)
-        ]
-    if close:
-        return f" Did you mean {close[0]}?"
-    return f" Known: {', '.join(names)}." if names else ""
+    by_leaf = {_leaf(candidate): candidate for candidate in reversed(names)}
+
+    def close(cutoff: float, count: int) -> list[str]:
+        leaves = difflib.get_close_matches(_leaf(name), by_leaf, n=count, cutoff=cutoff)
+        return [by_leaf[leaf] for leaf in leaves]
+
+    if found := difflib.get_close_matches(name, names, n=1, cutoff=0.7) or close(0.6, 1):
+        return f" Did you mean {found[0]}?"
+    if len(names) <= _LISTED:
+        return f" Known: {', '.join(names)}." if names else ""
+    similar = f"; the nearest are {', '.join(found)}" if (found := close(0.5, 3)) else ""
+    return f" `slipstream train ALGO --help` lists all{similar}."
 
 
 def plain(value: Any) -> Any:
@@ -141,6 +147,10 @@ def coerce(hint: Any, value: Any, key: str) -> Any:
         return _coerce_dict(typing.get_args(hint)[1], value, key)
     simple = {bool: _coerce_bool, int: _coerce_int, float: _coerce_float, str: _coerce_str}
     return simple[hint](value, key)
+
+
+def _leaf(key: str) -> str:
+    return key.rpartition(".")[2].lstrip("-")
 
 
 def _name_of(kind: type) -> str | None:

@@ -1,0 +1,353 @@
+"""The verbs of the command line. An error is one clear message, the last line, and a non-zero exit code."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import inspect
+import os
+import signal
+import sys
+import threading
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import tyro
+import yaml
+from rich.console import Console
+
+from slipstream.algos import ALGORITHMS
+from slipstream.envs import EnvError, check_env, list_envs
+from slipstream.run import flags, loop, presets, settings, video
+from slipstream.run.agent import load
+from slipstream.run.checkpoint import CheckpointError
+from slipstream.run.config import CALLABLE, Config, alias_lines, canonical, known_settings
+from slipstream.run.console import clock, return_text
+from slipstream.run.directory import RunDirectory, read_yaml, to_yaml
+from slipstream.run.loop import Parts, Trained
+from slipstream.run.options import CheckOptions, EnvsOptions, EvalOptions, ResumeOptions, TrainFlags, WatchOptions
+from slipstream.run.settings import ConfigError
+from slipstream.run.signals import Interrupted
+
+_USAGE = """\
+slipstream: fast parallel deep reinforcement learning
+
+  slipstream train ALGO --env ENV [--total-steps 2e6] [--seed 1] [--algo.lr 3e-4] ...   train a new run
+  slipstream resume RUN [--total-steps 4e6]     train a run on from its newest checkpoint
+  slipstream eval RUN [--episodes 30]           mean return over whole episodes
+  slipstream watch RUN                          video of an episode
+  slipstream envs [WORD]                        environments, by family
+  slipstream algos                              algorithms
+  slipstream presets [ALGO] [FAMILY]            tuned settings
+  slipstream check-env ENV                      test an environment for the contract
+
+`slipstream VERB --help` lists the flags of a verb; --debug shows the traceback of an error; --version.
+"""
+
+_TRAIN_USAGE = """\
+usage: slipstream train ALGO --env ENV [FLAGS]
+
+A new run from the tuned preset of (ALGO, ENV), with the flags over it.
+
+  ALGO                 {algorithms}
+  --env ENV            environment; `slipstream envs` lists them
+  --total-steps 2e6    agent decisions to train for
+  --seed 1             the one seed that everything random grows from
+  --config FILE|RUN    settings between preset and flags: a YAML file with any of them, or all those of an earlier run
+  --print-config       print the whole configuration and stop
+  --algo.lr 3e-4 ...   any other setting: `slipstream train ALGO --env ENV --help` lists them with the defaults for ENV
+
+{aliases}
+"""
+
+_EXPECTED = (ConfigError, CheckpointError, EnvError, ValueError, ImportError, OSError, FloatingPointError)
+"""Errors whose message says all; anything else is a bug in Slipstream and shows its traceback."""
+
+_PROTOCOL = "env_options.atari.protocol"
+
+_out = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
+_error = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
+
+
+def run(words: Sequence[str]) -> int:
+    """Runs one command and returns its exit code, as `cli.main` has it.
+
+    Args:
+        words: What was typed after `slipstream`.
+    """
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        try:
+            return _dispatch(words)
+        except Interrupted as stop:
+            _error.print(f"slipstream: {stop}\nresume:  slipstream resume {stop.run}")
+            return 128 + stop.signal
+        except KeyboardInterrupt as stop:
+            _error.print("\n".join(["slipstream: interrupted", *getattr(stop, "__notes__", [])]))
+            _leave_hanging_threads(130)
+            return 130
+        except BrokenPipeError:  # the reader of our output has seen enough, as in `slipstream envs | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 128 + signal.SIGPIPE
+        except Exception as error:  # noqa: BLE001 - the one place where errors become messages
+            return _report(error, debug)
+
+
+def _leave_hanging_threads(code: int) -> None:
+    """Ends the program here if a worker hangs in an environment: an orderly end might wait for it for ever."""
+    if any(thread.name.startswith("slipstream-") for thread in threading.enumerate()):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _dispatch(words: list[str]) -> int:
+    verb, *rest = words or ["--help"]
+    if verb == "--version":
+        _out.print(f"slipstream {importlib.metadata.version('slipstream')}")
+        return 0
+    if verb in ("--help", "-h", "help"):
+        _out.print(_USAGE, end="")
+        return 0
+    if verb not in VERBS:
+        raise ConfigError(f"unknown verb {verb!r}.{settings.nearest(verb, VERBS)}")
+    if verb != "train" and any(word in ("--help", "-h") for word in rest):
+        if verb not in OPTIONS:
+            _out.print(_USAGE, end="")
+            return 0
+        return _help(OPTIONS[verb], f"slipstream {verb}", None)
+    return VERBS[verb](rest)
+
+
+def _report(error: Exception, debug: bool) -> int:
+    """Prints an error, its message last."""
+    expected = isinstance(error, _EXPECTED)
+    if debug or not expected:
+        _error.print("".join(traceback.format_exception(error)), end="")
+    for note in getattr(error, "__notes__", []):
+        _error.print(note)
+    if isinstance(error, OSError) and error.strerror:
+        place = f"{error.filename}: " if error.filename else ""
+        message = f"{place}{error.strerror}"
+    else:
+        message = str(error) if expected and str(error) else f"{type(error).__name__}: {error}"
+    headline, _, details = message.partition("\n")  # such as a worker's traceback
+    if details.strip():
+        _error.print(details.rstrip())
+    _error.print(f"slipstream: error: {headline}")
+    return 2 if isinstance(error, ConfigError) else 1
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *place: Any) -> None:
+    _error.print(f"slipstream: warning: {message}")
+
+
+def _help(kind: type, program: str, default: Any) -> int:
+    config = (tyro.conf.PositionalRequiredArgs, tyro.conf.PositionalMetavarFromFieldName)
+    try:
+        tyro.cli(kind, args=["--help"], prog=program, default=default, config=config)
+    except SystemExit as finished:
+        return int(finished.code or 0)
+    return 0
+
+
+def _train(words: list[str]) -> int:
+    typed = ["slipstream", "train", *words]
+    wants_help = any(word in ("--help", "-h") for word in words)
+    words = [word for word in words if word not in ("--help", "-h")]
+    algo = words.pop(0) if words and not words[0].startswith("--") else ""
+    if not algo and "--algo" in words:
+        place = words.index("--algo")
+        algo, words = "".join(words[place + 1 : place + 2]), words[:place] + words[place + 2 :]
+    file = _file_of(words)
+    base = _settings_of(file) if file else {}
+    algo = algo or str(base.get("algo.name", ""))
+    if wants_help and not algo:
+        _out.print(_TRAIN_USAGE.format(algorithms=", ".join(sorted(ALGORITHMS)), aliases=alias_lines()), end="")
+        return 0
+    if not algo:
+        raise ConfigError(f"ALGO is missing: slipstream train {'|'.join(sorted(ALGORITHMS))} --env ENV")
+    own = settings.keys(TrainFlags)
+    positional, values = flags.split(words, {**known_settings(algo), **own}, canonical)
+    if positional:
+        raise ConfigError(f"unexpected argument {positional[0]!r}; see slipstream train {algo} --help")
+    chosen = settings.build(TrainFlags, {key: values.pop(key) for key in own if key in values})
+    if wants_help:
+        return _train_help(_configuration(algo, {"env": "CartPole-v1"} | base, values))
+    config = _configuration(algo, base, values)
+    if config.env.startswith(CALLABLE):
+        name = config.env.removeprefix(CALLABLE)
+        raise ConfigError(f"{file} is for the Python callable {name}, which the command line can't know; add --env ENV")
+    if chosen.print_config:
+        _out.print(to_yaml(config), end="")
+        return 0
+    return _finish(loop.train(config, Parts(), typed, _out))
+
+
+def _file_of(words: Sequence[str]) -> Path | None:
+    """The file that `--config` names, or that of the run directory that it names."""
+    for place, word in enumerate(words):
+        if word.startswith("--config=") or (word == "--config" and place + 1 < len(words)):
+            named = Path(word.partition("=")[2] or words[place + 1])
+            return RunDirectory(named).path / "config.yaml" if named.is_dir() else named
+    return None
+
+
+def _settings_of(file: Path) -> dict[str, Any]:
+    """What a file says, by dotted key; `algo: ppo` is short for its name."""
+    flat = settings.flatten(read_yaml(file))
+    return {("algo.name" if key == "algo" else key): value for key, value in flat.items()}
+
+
+def _configuration(algo: str, base: dict[str, Any], values: dict[str, Any]) -> Config:
+    """Flags over the file, if there is one, over the preset."""
+    if base.get("algo.name", algo) != algo:
+        raise ConfigError(f"the file is for algo.name {base['algo.name']}, not {algo}")
+    if _PROTOCOL in base and values.get(_PROTOCOL, base[_PROTOCOL]) != base[_PROTOCOL]:  # it spells the old one out
+        base = {key: value for key, value in base.items() if not key.startswith("env_options.atari.")}
+    wanted = base | values
+    if not isinstance(env := wanted.get("env"), str):
+        raise ConfigError(f"--env is missing: slipstream train {algo} --env ENV (slipstream envs lists them)")
+    return presets.configure(algo, env, wanted)
+
+
+def _train_help(default: Config) -> int:
+    """All flags with the defaults of the preset, as far as the environment is given."""
+    # The algorithm is declared as a protocol; its own class has the flags.
+    hints = settings.field_types(Config, algo=type(default.algo))
+    kind = dataclasses.make_dataclass("Config", list(hints.items()), frozen=True, namespace={"__doc__": Config.__doc__})
+    filled = kind(*(getattr(default, name) for name in hints))
+    code = _help(kind, f"slipstream train {default.algo.name}", filled)
+    _out.print(f"--config FILE|RUN and --print-config are explained by `slipstream train --help`.\n{alias_lines()}")
+    return code
+
+
+def _finish(trained: Trained) -> int:
+    """What to do with the run, as commands that can be pasted."""
+    path, progress = trained.run.path, trained.progress
+    _out.print(
+        f"Trained for {progress.steps:,} steps ({progress.steps * progress.frames_per_step:,} frames) "
+        f"in {clock(progress.mark().seconds)}: return {return_text(progress)}\n"
+        f"run:       {path}\n"
+        f"evaluate:  slipstream eval {path} --episodes 30\n"
+        f"watch:     slipstream watch {path}\n"
+        f"go on:     slipstream resume {path} --total-steps {2 * progress.total_steps}"
+    )
+    return 0
+
+
+def _resume(words: list[str]) -> int:
+    _refuse_settings(words)
+    options = flags.parse(ResumeOptions, words, "resume")
+    return _finish(loop.resume(Path(options.run), Parts(), options.total_steps or None, _out))
+
+
+def _refuse_settings(words: Sequence[str]) -> None:
+    """Says what to do instead to those who want to resume a run with another setting."""
+    known = {key for algo in ALGORITHMS for key in known_settings(algo)} - set(settings.keys(ResumeOptions))
+    for word in words:
+        name = word.removeprefix("--").partition("=")[0]
+        if word.startswith("--") and canonical(name, known) in known:
+            raise ConfigError(
+                f"resume takes no {word}: of a run's settings only --total-steps can be changed. For a new run with "
+                f"the other settings of this one: slipstream train --config RUN {word} ..."
+            )
+
+
+def _eval(words: list[str]) -> int:
+    options = flags.parse(EvalOptions, words, "eval")
+    if options.episodes < 1:
+        raise ConfigError(f"episodes must be at least 1, got {options.episodes}")
+    agent = load(options.run, options.checkpoint)
+    result = agent.evaluate(options.episodes, options.greedy, options.seed)
+    reward = result.reward
+    manner = "greedy" if options.greedy else "sampled"
+    _out.print(
+        f"{agent.config.algo.name} on {agent.config.env} after {agent.steps:,} steps, {options.episodes} episodes with "
+        f"{manner} actions\n"
+        f"return: mean {reward.mean:.2f}  std {reward.std:.2f}  min {reward.least:.2f}  max {reward.greatest:.2f}\n"
+        f"length: mean {sum(result.lengths) / len(result.lengths):,.1f} steps"
+    )
+    return 0
+
+
+def _envs(words: list[str]) -> int:
+    options = flags.parse(EnvsOptions, words, "envs", "word")
+    found = {family: [id for id in ids if options.word.lower() in id.lower()] for family, ids in list_envs().items()}
+    if not any(found.values()):
+        raise ConfigError(f"no environment id contains {options.word!r}")
+    for family, ids in found.items():
+        if ids:
+            _out.print(f"{family} ({len(ids)})")
+            _out.print("".join(f"  {id}\n" for id in ids), end="")
+    return 0
+
+
+def _algos(words: list[str]) -> int:
+    if words:
+        raise ConfigError(f"unexpected argument {words[0]!r}: type slipstream algos")
+    for name, kind in ALGORITHMS.items():
+        module = inspect.getmodule(kind)
+        _out.print(f"{name:8} {(module.__doc__ or '').splitlines()[0]}" if module else name)
+    return 0
+
+
+def _presets(words: list[str]) -> int:
+    unknown = [word for word in words if word not in {part for key in presets.PRESETS for part in key}]
+    if unknown:
+        names = sorted({part for key in presets.PRESETS for part in key})
+        raise ConfigError(f"no preset for {unknown[0]!r}.{settings.nearest(unknown[0], names)}")
+    for key, values in presets.PRESETS.items():
+        if set(words) <= set(key):
+            _out.print(f"# {key[0]} on {key[1]}\n{yaml.safe_dump(dict(values), sort_keys=False)}")
+    return 0
+
+
+def _check_env(words: list[str]) -> int:
+    options = flags.parse(CheckOptions, words, "check-env")
+    findings = check_env(options.env)
+    for finding in findings:
+        _out.print(str(finding))
+    errors = sum(finding.severity == "error" for finding in findings)
+    if errors:
+        raise EnvError(f"{options.env} breaks the contract, errors: {errors}")
+    _out.print(f"{options.env}: no errors, warnings: {len(findings)}")
+    return 0
+
+
+def _watch(words: list[str]) -> int:
+    options = flags.parse(WatchOptions, words, "watch")
+    agent = load(options.run, options.checkpoint)
+    loop.require_callable(agent.config, None, agent.run)
+    suffix = video.suffix(options.format)
+    for episode in range(options.episodes):
+        path = agent.run / "videos" / f"{agent.steps}-{episode}{suffix}"
+        made = video.record(agent, path, episode, options.greedy, options.seed, options.max_steps)
+        cut = "" if made.ended else ", cut there: --max-steps"
+        _out.print(f"{made.path}  (return {made.reward:.4g}, {made.steps:,} steps{cut})")
+    return 0
+
+
+VERBS: dict[str, Callable[[list[str]], int]] = {
+    "train": _train,
+    "resume": _resume,
+    "eval": _eval,
+    "watch": _watch,
+    "envs": _envs,
+    "algos": _algos,
+    "presets": _presets,
+    "check-env": _check_env,
+}
+
+OPTIONS: dict[str, type] = {
+    "resume": ResumeOptions,
+    "eval": EvalOptions,
+    "watch": WatchOptions,
+    "envs": EnvsOptions,
+    "check-env": CheckOptions,
+}
