@@ -130,3 +130,16 @@ def test_a_state_must_agree_with_recurrent():
     policy.recurrent = True
     with pytest.raises(ValueError, match="recurrent=True, but initial_state has 0 leaves"):
         check_policy(policy, SPEC)
+
+
+def test_a_class_in_place_of_a_network_is_named():
+    with pytest.raises(
+        ValueError, match=re.escape("policy: expected a network, got the class Whole; make one: Whole(")
+    ):
+        check_policy(Whole, SPEC)
+    with pytest.raises(
+        ValueError, match=re.escape("torso: expected a network, got the class Linear; make one: Linear(")
+    ):
+        check_torso(nn.Linear, SPEC.observation_space)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match=re.escape("torso: expected a torch.nn.Module, got function")):
+        check_torso(lambda obs: obs, SPEC.observation_space)  # pyright: ignore[reportArgumentType]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 import slipstream
 from slipstream import tree
+from slipstream.envs import check_env, make_envs
 from slipstream.nets.policy import Policy
 from slipstream.run.agent import Agent
 from slipstream.run.checkpoint import CheckpointError
@@ -105,6 +107,30 @@ def test_recurrent_state_is_carried_and_zeroed_at_the_start_of_an_episode(core: 
         np.testing.assert_array_equal(mixed[1], old[1])
 
 
+def test_predict_refuses_a_state_of_other_slots() -> None:
+    agent = _agent(BOX, spaces.Discrete(3), net__core="gru", net__core_size=7, net__share_torso=True)
+    obs = np.zeros((3, 3))
+    _, state = agent.predict(obs[:2])
+    with pytest.raises(
+        ValueError, match=r"expected the state of 3 slots, arrays of shapes \[\(3, 7\)\], got \[\(2, 7\)\]"
+    ):
+        agent.predict(obs, state)
+    with pytest.raises(ValueError, match=r"expected episode_start of shape \(3,\), got \(2,\)"):
+        agent.predict(obs, None, np.zeros(2, np.bool_))
+    agent.predict(obs[:2], state, np.array([True, False]))
+    agent.predict(obs[0], None, True)  # type: ignore[arg-type]
+
+
+def test_an_agent_that_cannot_be_saved_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Path, *arguments: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    agent = _agent(BOX, spaces.Discrete(3))
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(CheckpointError, match=r"cannot write .*saved: No space left on device \([\d.]+ MB free\)$"):
+        agent.save(tmp_path / "saved")
+
+
 def test_train_load_save(tmp_path: Path) -> None:
     settings = {**SMALL, "log.dir": str(tmp_path / "runs"), "log.tensorboard": False}
     agent = slipstream.train("ppo", env="CartPole-v1", total_steps=4.2e1, seed=5, config=settings, quiet=True)
@@ -119,7 +145,7 @@ def test_train_load_save(tmp_path: Path) -> None:
     assert loaded.steps == copied.steps == agent.steps
     assert agent.evaluate(3).returns == loaded.evaluate(3).returns == copied.evaluate(3).returns
     assert loaded.evaluate(3, seed=6).returns != loaded.evaluate(3).returns
-    with pytest.raises(FileExistsError):
+    with pytest.raises(FileExistsError, match="saved exists; save writes a new directory"):
         loaded.save(tmp_path / "saved")
     with pytest.raises(ConfigError, match="holds a saved agent, not a run"):
         slipstream.resume(tmp_path / "saved", total_steps=100, quiet=True)
@@ -149,8 +175,11 @@ class Torso(nn.Module):
         return torch.relu(self.layer(obs))
 
 
+OWN_TORSO = {key: value for key, value in SMALL.items() if key != "net.hidden"}
+
+
 def test_a_torso_of_ones_own_must_be_given_again(tmp_path: Path) -> None:
-    settings = {**SMALL, "log.dir": str(tmp_path), "log.tensorboard": False, "total_steps": 21}
+    settings = {**OWN_TORSO, "log.dir": str(tmp_path), "log.tensorboard": False, "total_steps": 21}
     agent = slipstream.train("ppo", "CartPole-v1", config=settings, torso=Torso(5), quiet=True)
     loaded = slipstream.load(agent.run, torso=Torso(5))
     assert agent.evaluate(2).returns == loaded.evaluate(2).returns
@@ -160,7 +189,7 @@ def test_a_torso_of_ones_own_must_be_given_again(tmp_path: Path) -> None:
 
 
 def test_a_resume_without_the_torso_is_refused_and_changes_nothing(tmp_path: Path) -> None:
-    settings = {**SMALL, "log.dir": str(tmp_path), "log.tensorboard": False, "total_steps": 21}
+    settings = {**OWN_TORSO, "log.dir": str(tmp_path), "log.tensorboard": False, "total_steps": 21}
     agent = slipstream.train("ppo", "CartPole-v1", config=settings, torso=Torso(5), quiet=True)
     before = {path: path.read_bytes() for path in agent.run.rglob("*") if path.is_file()}
     with pytest.raises(CheckpointError, match="does not fit the network; give the torso or policy"):
@@ -194,6 +223,43 @@ def test_an_environment_that_has_changed_its_spaces_is_refused(tmp_path: Path) -
     other = slipstream.load(agent.run, env=lambda: gymnasium.make("CartPole-v1"))
     with pytest.raises(CheckpointError, match="belongs to another environment: its observation space"):
         other.evaluate(2)
+
+
+def test_a_run_is_loaded_and_resumed_with_an_id(tmp_path: Path) -> None:
+    settings = {**SMALL, "log.dir": str(tmp_path), "log.tensorboard": False, "total_steps": 21}
+    agent = slipstream.train("ppo", lambda: gymnasium.make("CartPole-v1"), config=settings, quiet=True)
+    loaded = slipstream.load(agent.run, env="CartPole-v1")
+    assert loaded.config.env == "CartPole-v1"
+    assert loaded.evaluate(3).returns == agent.evaluate(3).returns
+    with pytest.raises(CheckpointError, match="belongs to another environment: its observation space"):
+        slipstream.load(agent.run, env="Acrobot-v1").evaluate(2)
+    with pytest.raises(ValueError, match="unknown environment 'CartPol-v1'; did you mean CartPole-v1"):
+        slipstream.load(agent.run, env="CartPol-v1")
+    with pytest.raises(CheckpointError, match="belongs to another environment: its observation space"):
+        slipstream.resume(agent.run, total_steps=42, env="Acrobot-v1", quiet=True)
+    assert slipstream.load(agent.run).config == agent.config
+    resumed = slipstream.resume(agent.run, total_steps=42, env="CartPole-v1", quiet=True)
+    assert resumed.steps >= 42
+    assert slipstream.load(agent.run).config.env == "CartPole-v1"
+
+
+def test_an_environment_in_place_of_what_makes_one_is_refused(tmp_path: Path) -> None:
+    run = train(tmp_path, total_steps=21).run.path
+    made: Any = gymnasium.make("CartPole-v1")
+    message = (
+        r"expected an id or a callable that makes an environment, got an environment .* env=lambda: gymnasium\.make"
+    )
+    for use in (
+        lambda: slipstream.train("ppo", made, quiet=True),
+        lambda: slipstream.load(run, env=made),
+        lambda: slipstream.resume(run, env=made, quiet=True),
+        lambda: check_env(made),
+        lambda: make_envs(made, 2),
+    ):
+        with pytest.raises(ValueError, match=message):
+            use()
+    with pytest.raises(ValueError, match="got int 3"):
+        slipstream.train("ppo", 3, quiet=True)  # type: ignore[arg-type]
 
 
 def test_load_of_nothing(tmp_path: Path) -> None:

@@ -22,9 +22,10 @@ from slipstream.run.checkpoint import CheckpointError
 from slipstream.run.config import CALLABLE
 from slipstream.run.directory import RunDirectory
 from slipstream.run.evaluate import Evaluation
-from slipstream.run.loop import Interrupted, Parts
+from slipstream.run.loop import Parts
 from slipstream.run.progress import Progress
 from slipstream.run.settings import ConfigError
+from slipstream.run.signals import Interrupted
 from tests.run.runs import configuration, resume, stop_after, train
 
 
@@ -159,8 +160,9 @@ def test_resume_needs_a_whole_checkpoint(tmp_path: Path) -> None:
     run = train(tmp_path, total_steps=20).run
     for path in run.checkpoints.rglob("tensors.safetensors"):
         path.write_bytes(b"")
-    with pytest.raises(CheckpointError, match="no whole checkpoint"):
+    with pytest.raises(CheckpointError, match="no whole checkpoint") as caught:
         resume(run.path, total_steps=40)
+    assert str(caught.value).endswith(f"To train anew with the same settings: slipstream train --config {run.path}")
 
 
 def test_resume_refuses_another_environment(tmp_path: Path) -> None:

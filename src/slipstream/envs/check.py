@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from slipstream import dice, tree
 from slipstream.envs import spaces
-from slipstream.envs.factory import EnvFactory
+from slipstream.envs.factory import EnvFactory, require_maker
 from slipstream.envs.gym import GymEnvs
 from slipstream.envs.make import env_family, gym_source, make_envs
 from slipstream.envs.options import EnvOptions
@@ -71,7 +71,8 @@ def check_env(
         Findings, errors first; empty if all is well.
 
     Raises:
-        ValueError: An unknown id. Options that the environment does not have are a finding.
+        ValueError: Neither an id nor a callable, or an unknown id. Options that the environment does not have are a
+            finding.
         ImportError: A package is missing.
         EnvError: The environment failed in the second run only.
     """
@@ -101,6 +102,7 @@ def check_env(
 
 def _require(env: str | EnvFactory) -> None:
     """Lets the errors of whoever typed the id through: they are not findings about the environment."""
+    require_maker(env)
     if isinstance(env, str):
         env_family(env)
 

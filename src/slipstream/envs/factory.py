@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import gymnasium
+import gymnasium.vector
 
 from slipstream.envs import toy
 from slipstream.envs.options import EnvOptions
@@ -62,8 +63,23 @@ class GymFactory:
             return gymnasium.make(self.env, max_episode_steps=limit, disable_env_checker=True, **arguments)
         except (gymnasium.error.DependencyNotInstalled, ModuleNotFoundError) as error:
             family = gym_family(str(gymnasium.spec(self.env).entry_point))
-            line = f': pip install "slipstream[{family}]"' if family in ("mujoco", "box2d") else ""
-            raise ImportError(f"{self.env} needs a package that is not installed ({error}){line}") from error
+            remedy = f'pip install "slipstream[{family}]"' if family in ("mujoco", "box2d") else str(error)
+            raise ImportError(f"{self.env} needs a package that is not installed: {remedy}") from error
+
+
+def require_maker(env: object) -> None:
+    """Refuses what is neither an id nor a callable.
+
+    Raises:
+        ValueError: An environment was given, or something else; it says what to pass instead.
+    """
+    if isinstance(env, gymnasium.Env | gymnasium.vector.VectorEnv):
+        raise ValueError(
+            f"expected an id or a callable that makes an environment, got an environment ({env}): every slot needs one "
+            "of its own. Pass the id, the class, or a function: env=lambda: gymnasium.make(...)"
+        )
+    if not isinstance(env, str) and not callable(env):
+        raise ValueError(f"expected an id or a callable that makes an environment, got {type(env).__name__} {env!r}")
 
 
 def toy_class(id: str) -> Callable[..., Env]:

@@ -13,7 +13,7 @@ from gymnasium.vector import VectorEnv
 
 # Importing ale_py registers its ids with Gymnasium.
 from slipstream.envs import atari, envpool, toy
-from slipstream.envs.factory import EnvFactory, GymFactory, gym_family, toy_class, unknown_id
+from slipstream.envs.factory import EnvFactory, GymFactory, gym_family, require_maker, toy_class, unknown_id
 from slipstream.envs.gym import GymEnvs
 from slipstream.envs.options import AtariProtocol, EnvOptions
 from slipstream.envs.slot import Source
@@ -47,11 +47,12 @@ def make_envs(
         threads: Native threads per lane for ALE and EnvPool; 0 chooses. Others ignore it.
 
     Raises:
-        ValueError: An unknown id (the nearest ones are named), an option that the environment does not have, an
-            unsupported space, or lanes that don't divide `num_envs`.
+        ValueError: Neither an id nor a callable, an unknown id (the nearest ones are named), an option that the
+            environment does not have, an unsupported space, or lanes that don't divide `num_envs`.
         ImportError: The id needs a package that is not installed; the message has the pip line.
         EnvError: An environment could not be made.
     """
+    require_maker(env)
     options = options or EnvOptions()
     if not isinstance(env, str):
         vector = _vector(env)
@@ -162,6 +163,11 @@ def env_family(env: str) -> str:
         toy_class(env)
         return "toy"
     return "atari" if atari.atari_game(env) is not None else gym_family(str(gym_spec(env).entry_point))
+
+
+def native_threads(env: str) -> bool:
+    """Whether an id is stepped by the threads of ALE or EnvPool, so that worker processes have no part in it."""
+    return env.startswith(envpool.PREFIX) or atari.atari_game(env) is not None
 
 
 def gym_spec(id: str) -> Any:

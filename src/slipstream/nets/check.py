@@ -44,6 +44,7 @@ def check_torso(torso: nn.Module, space: Space[Any]) -> int:
     Raises:
         ValueError: It gives something else than float features `[N, F]`; the message says what.
     """
+    _require_instance("torso", torso)
     expected = f"torso {type(torso).__name__}: expected float features [N, F]"
     with torch.no_grad():
         for rows in (_ROWS, _COLUMNS):
@@ -68,6 +69,7 @@ def check_policy(policy: object, spec: EnvSpec) -> None:
     Raises:
         ValueError: A member is missing, or an answer has the wrong type, shape or dtype.
     """
+    _require_instance("policy", policy)
     name = type(policy).__name__
     members = {"dice_width": "an int", "recurrent": "a bool", "initial_state": "a method initial_state(batch)"}
     members |= {"act": "a method act(obs, state, dice, greedy=False) -> Act"}
@@ -91,6 +93,14 @@ def check_policy(policy: object, spec: EnvSpec) -> None:
             )
         _check_act(name, found, state, spec, head)
         _check_unroll(name, found, state, spec, head)
+
+
+def _require_instance(what: str, given: object) -> None:
+    """Refuses a class where a module is wanted, and what is no module."""
+    if isinstance(given, type):
+        raise ValueError(f"{what}: expected a network, got the class {given.__name__}; make one: {given.__name__}(...)")
+    if not isinstance(given, nn.Module):
+        raise ValueError(f"{what}: expected a torch.nn.Module, got {type(given).__name__}")
 
 
 def _check_act(name: str, found: dict[str, Any], state: Tree, spec: EnvSpec, head: ActionHead) -> None:

@@ -15,6 +15,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from slipstream import dice, slab, tree
+from slipstream.envs.factory import require_maker
 from slipstream.envs.spaces import leaf_dtype, leaf_shape
 from slipstream.nets.policy import Policy
 from slipstream.ops.spaces import space_tree
@@ -72,14 +73,18 @@ class Agent:
             next state, None for a feed-forward policy.
 
         Raises:
-            ValueError: If an observation does not have the shape or kind of numbers of `spec.observation_space`.
+            ValueError: If an observation does not have the shape or kind of numbers of `spec.observation_space`, or if
+                `state` or `episode_start` is of another number of slots.
         """
         batch, single = self._batch(obs)
         device = next(self.policy.parameters()).device
         columns = int(tree.leaves(batch)[0].shape[0])
 
-        start = np.broadcast_to(np.asarray(False if episode_start is None else episode_start, np.bool_), (columns,))
-        before = self.policy.initial_state(columns) if state is None else state
+        start = np.asarray(False if episode_start is None else episode_start, np.bool_)
+        if start.shape not in ((), (1,), (columns,)):
+            raise ValueError(f"predict: expected episode_start of shape ({columns},), got {start.shape}")
+        start = np.broadcast_to(start, (columns,))
+        before = self._state(state, columns)
         before = slab.keep(slab.tensors(before, device), slab.tensors(~start, device))
         keys = dice.keys(self.config.seed, "predict", range(columns))
         draws = slab.tensors(dice.uniform(keys, self._row, 1, self.policy.dice_width)[0], device)
@@ -117,13 +122,30 @@ class Agent:
         """Writes the agent (not the optimiser) into a new directory that `load` and `slipstream eval` take.
 
         Raises:
-            FileExistsError: If the directory exists.
+            FileExistsError: If the directory exists; nothing in it is touched.
+            CheckpointError: If it can't be written.
         """
         folder = Path(path)
-        folder.mkdir(parents=True, mode=0o700)
-        (folder / "config.yaml").write_text(to_yaml(self.config))
+        if folder.exists():
+            raise FileExistsError(f"{folder} exists; save writes a new directory, so give it another name")
+        with checkpoint.writing(folder):
+            folder.mkdir(parents=True, mode=0o700)
+            (folder / "config.yaml").write_text(to_yaml(self.config))
         tensors = {f"policy.{name}": value for name, value in self.policy.state_dict().items()}
         checkpoint.save(folder / "checkpoints", self.steps, tensors, {}, self.spec)
+
+    def _state(self, state: Tree | None, columns: int) -> Tree:
+        """The state to act from, in the shape that the policy has for this many slots."""
+        fresh = self.policy.initial_state(columns)
+        if state is None:
+            return fresh
+        expected, given = ([tuple(np.shape(leaf)) for leaf in tree.leaves(each)] for each in (fresh, state))
+        if expected != given:
+            raise ValueError(
+                f"predict: expected the state of {columns} slots, arrays of shapes {expected}, got {given}; pass what "
+                "the last call for these slots returned, or None at the start"
+            )
+        return state
 
     def _batch(self, obs: Tree) -> tuple[Tree, bool]:
         """The observations as `[B, *O]` in the dtypes of training, and whether they were one without B."""
@@ -177,36 +199,47 @@ def train(
     Raises:
         ConfigError: For an unknown setting or a value that does not fit; nothing has been written then.
     """
-    name = env if isinstance(env, str) else CALLABLE + str(getattr(env, "__qualname__", type(env).__name__))
+    id, factory = _id_or_callable(env)
+    name = id or CALLABLE + str(getattr(env, "__qualname__", type(env).__name__))
     given = {"seed": seed, "total_steps": total_steps}
     changes = {**(config or {}), **{key: value for key, value in given.items() if value is not None}}
     chosen = configure(algo, name, changes)
-    parts = Parts(None if isinstance(env, str) else env, torso, policy)
+    parts = Parts(factory, torso, policy)
     return _agent(loop.train(chosen, parts, sys.argv, Console(quiet=quiet)), parts)
 
 
 def resume(
     run: str | Path,
     total_steps: int | float | None = None,
-    env: EnvFactory | None = None,
+    env: str | EnvFactory | None = None,
     torso: nn.Module | None = None,
     policy: Policy | None = None,
     quiet: bool = False,
 ) -> Agent:
-    """Trains a run on from its newest checkpoint; `env`, `torso` and `policy` are those that it was started with.
+    """Trains a run on from its newest checkpoint; `torso` and `policy` are those that it was started with.
+
+    Args:
+        run: The run directory.
+        total_steps: A new total of agent decisions; None keeps the run's own.
+        env: The callable that it was started with; or another callable or id with the same spaces, to go on there.
+        torso: The network, if it has one of your own.
+        policy: The policy, if it has one of your own.
+        quiet: Whether to show no progress.
 
     Raises:
         ConfigError: If the run is finished; a higher `total_steps` lets it go on.
+        CheckpointError: If the environment has other spaces.
     """
-    parts = Parts(env, torso, policy)
+    id, factory = _id_or_callable(env)
+    parts = Parts(factory, torso, policy)
     steps = None if total_steps is None else int(total_steps)
-    return _agent(loop.resume(Path(run), parts, steps, Console(quiet=quiet)), parts)
+    return _agent(loop.resume(Path(run), parts, steps, Console(quiet=quiet), id), parts)
 
 
 def load(
     run: str | Path,
     checkpoint: str = "last",
-    env: EnvFactory | None = None,
+    env: str | EnvFactory | None = None,
     torso: nn.Module | None = None,
     policy: Policy | None = None,
 ) -> Agent:
@@ -215,7 +248,8 @@ def load(
     Args:
         run: The directory.
         checkpoint: `last`, `best`, or a number of steps.
-        env: The callable, if the run was trained on one and is to be evaluated.
+        env: The callable, if the run was trained on one and is to be evaluated; or another callable or id with the same
+            spaces, to be evaluated there.
         torso: The network, if the run was trained with one of your own (its weights are replaced).
         policy: The policy, if the run was trained with one of your own (its weights are replaced).
 
@@ -224,14 +258,22 @@ def load(
         CheckpointError: If the checkpoint is missing, damaged, or does not fit the network.
     """
     folder = RunDirectory(Path(run))
-    config = folder.config()
+    id, factory = _id_or_callable(env)
+    config = loop.with_env(folder.config(), id)
     saved = _select(folder, checkpoint)
     spec = saved.spec()
     made = policy or config.algo.make_policy(spec, config.net, torso, config.seed)
     weights = {name.removeprefix("policy."): value for name, value in saved.tensors().items() if _is_policy(name)}
     with saved.fitting():
         made.load_state_dict(weights)
-    return Agent(made, spec, config, saved.steps, folder.path, env)
+    return Agent(made, spec, config, saved.steps, folder.path, factory)
+
+
+def _id_or_callable(env: str | EnvFactory | None) -> tuple[str | None, EnvFactory | None]:
+    """The id and the callable that `env` is; anything else is refused."""
+    if env is not None:
+        require_maker(env)
+    return (env, None) if isinstance(env, str) else (None, env)
 
 
 def _agent(trained: Trained, parts: Parts) -> Agent:

@@ -40,6 +40,19 @@ class CheckpointError(RuntimeError):
     """A checkpoint that could not be written, is damaged, or belongs to something else."""
 
 
+@contextmanager
+def writing(place: Path) -> Generator[None]:
+    """Context in which files below `place` are written.
+
+    Raises:
+        CheckpointError: If that is not possible; it has the reason and the space that is left.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(f"cannot write {place}: {error.strerror or error} ({_free(place)})") from error
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """One checkpoint on disk whose manifest is sound (its files are checked when they are read).
@@ -229,7 +242,10 @@ def newest(root: Path) -> Checkpoint:
         for problem in problems:
             warnings.warn(f"{problem}; falling back to the checkpoint at step {found.steps}", stacklevel=2)
         return found
-    raise CheckpointError(f"no whole checkpoint in {root}: {'; '.join(problems) or 'none was written'}")
+    raise CheckpointError(
+        f"no whole checkpoint in {root}: {'; '.join(problems) or 'none was written'}. "
+        f"To train anew with the same settings: slipstream train --config {root.parent}"
+    )
 
 
 def select(root: Path, which: str) -> Checkpoint:
@@ -349,10 +365,15 @@ def _sync_directory(path: Path) -> None:
 
 
 def _write_problem(root: Path, steps: int, needed: int, error: OSError) -> str:
-    free = shutil.disk_usage(root).free if root.is_dir() else 0
     kept = _paths(root)
     older = f"the checkpoint at step {kept[0].name} is kept" if kept else "there is no older checkpoint"
     return (
         f"cannot write the checkpoint at step {steps} in {root}: {error.strerror or error} "
-        f"({needed / 1e6:.1f} MB needed, {free / 1e6:.1f} MB free); {older}"
+        f"({needed / 1e6:.1f} MB needed, {_free(root)}); {older}"
     )
+
+
+def _free(place: Path) -> str:
+    """What is left on the disk that `place` is on, or would be on."""
+    there = next(path for path in (place, *place.absolute().parents) if path.exists())
+    return f"{shutil.disk_usage(there).free / 1e6:.1f} MB free"

@@ -10,15 +10,12 @@ A second signal ends it at once, and the last periodic checkpoint is what remain
 
 from __future__ import annotations
 
-import signal
-import threading
 import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType, TracebackType
 from typing import Any
 
 import gymnasium
@@ -35,28 +32,18 @@ from slipstream.run.console import Display
 from slipstream.run.directory import RunDirectory, create
 from slipstream.run.evaluate import Evaluator, slots
 from slipstream.run.metrics import Metrics
+from slipstream.run.presets import spelled_out
 from slipstream.run.progress import Observer, Progress, crossed
 from slipstream.run.settings import ConfigError
+from slipstream.run.signals import Interrupted, Signals
 from slipstream.run.training import Training
+from slipstream.run.unused import warn_unused
 from slipstream.types import Envs, EnvSpec, Report
 
 EnvFactory = Callable[[], gymnasium.Env[Any, Any]]
 
 _FAILURES = 3
 """Checkpoints in a row that may fail to be written before the run gives up."""
-
-
-class Interrupted(KeyboardInterrupt):
-    """A run that was told to stop, and has saved where it was.
-
-    Attributes:
-        signal: Number of the signal.
-        run: The run directory.
-    """
-
-    def __init__(self, number: int, run: Path) -> None:
-        super().__init__(f"stopped by {signal.Signals(number).name}; a checkpoint is in {run}")
-        self.signal, self.run = number, run
 
 
 @dataclass(frozen=True)
@@ -106,12 +93,13 @@ def train(config: Config, parts: Parts, command: Sequence[str], console: Console
     training = Training(config, parts.env, parts.torso, parts.policy)
     with ExitStack() as stack:
         stack.callback(training.close)
+        warn_unused(config, training.spec, parts.torso is not None, parts.policy is not None)
         run = create(config, command)
         stack.enter_context(run.lock())
         return _drive(_Run(config, parts, training, run, _progress(config, training), console), None)
 
 
-def resume(path: Path, parts: Parts, total_steps: int | None, console: Console) -> Trained:
+def resume(path: Path, parts: Parts, total_steps: int | None, console: Console, env: str | None = None) -> Trained:
     """Trains on from the newest whole checkpoint of a run: counters, optimiser, anneals and metrics continue.
 
     Args:
@@ -120,6 +108,7 @@ def resume(path: Path, parts: Parts, total_steps: int | None, console: Console) 
         total_steps: A new total, to be taken whatever the return (`stop_at_return` no longer holds); None keeps the
             run's own.
         console: Where progress is shown.
+        env: Another id, to train on there from now on; None keeps the run's own.
 
     Raises:
         ConfigError: If the run has taken all its steps, or has reached the return to stop at.
@@ -128,7 +117,7 @@ def resume(path: Path, parts: Parts, total_steps: int | None, console: Console) 
         Interrupted: After SIGINT or SIGTERM, with the state saved.
     """
     run = RunDirectory(path)
-    config = run.config()
+    config = with_env(run.config(), env)
     require_callable(config, parts.env, path)
     with ExitStack() as stack:
         stack.enter_context(run.lock())
@@ -149,6 +138,7 @@ def resume(path: Path, parts: Parts, total_steps: int | None, console: Console) 
         saved.require(training.spec)
         with saved.fitting():
             training.load(tensors, facts["training"])
+        warn_unused(config, training.spec, parts.torso is not None, parts.policy is not None)
         run.write_config(config)
         return _drive(_Run(config, parts, training, run, _progress(config, training), console), saved)
 
@@ -205,41 +195,6 @@ class Checkpoints:
 
     def close(self) -> None:
         """Nothing to release."""
-
-
-class Signals:
-    """Context manager that notes SIGINT and SIGTERM instead of dying of them; a second one is obeyed at once.
-
-    Python delivers signals to the main thread only; elsewhere (a notebook's worker, a test) nothing is installed.
-
-    Attributes:
-        received: Number of the signal that came, or None.
-    """
-
-    def __init__(self, notice: Callable[[str], None]) -> None:
-        self.received: int | None = None
-        self._notice = notice
-        self._former: dict[int, Any] = {}
-
-    def __enter__(self) -> Signals:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._former[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._restore()
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.received = number
-        self._restore()
-        self._notice("Stopping after this update, then saving. Once more to stop at once.")
-
-    def _restore(self) -> None:
-        for number, former in self._former.items():
-            signal.signal(number, former)
 
 
 @dataclass(frozen=True)
@@ -367,6 +322,11 @@ def _evaluators(this: _Run) -> list[Evaluator]:
     envs = evaluation_envs(this.config, log.eval_episodes, this.parts.env)
     policy = this.training.policy
     return [Evaluator(policy, envs, this.progress, log.eval_every, log.eval_episodes, this.config.seed)]
+
+
+def with_env(config: Config, env: str | None) -> Config:
+    """`config` with another environment id, if there is one."""
+    return config if env is None else spelled_out(replace(config, env=env))
 
 
 def require_callable(config: Config, env: EnvFactory | None, owner: Path) -> None:

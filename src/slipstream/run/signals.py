@@ -1,0 +1,58 @@
+"""What SIGINT and SIGTERM mean for a run in progress."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+
+class Interrupted(KeyboardInterrupt):
+    """A run that was told to stop, and has saved where it was.
+
+    Attributes:
+        signal: Number of the signal.
+        run: The run directory.
+    """
+
+    def __init__(self, number: int, run: Path) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}; a checkpoint is in {run}")
+        self.signal, self.run = number, run
+
+
+class Signals:
+    """Context manager that notes SIGINT and SIGTERM instead of dying of them; a second one is obeyed at once.
+
+    Python delivers signals to the main thread only; elsewhere (a notebook's worker, a test) nothing is installed.
+
+    Attributes:
+        received: Number of the signal that came, or None.
+    """
+
+    def __init__(self, notice: Callable[[str], None]) -> None:
+        self.received: int | None = None
+        self._notice = notice
+        self._former: dict[int, Any] = {}
+
+    def __enter__(self) -> Signals:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._former[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._restore()
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.received = number
+        self._restore()
+        self._notice("Stopping after this update, then saving. Once more to stop at once.")
+
+    def _restore(self) -> None:
+        for number, former in self._former.items():
+            signal.signal(number, former)
