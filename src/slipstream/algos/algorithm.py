@@ -33,8 +33,8 @@ class Batch:
         obs: Tree `[N, *O]`; `[T+1, b, *O]` for whole columns if the algorithm `bootstraps`.
         action: `[N, *A]`.
         log_prob: float32 `[N]`, of the policy that acted.
-        first: bool, the rows of whole columns before which the recurrent state is zeroed (False in row 0, whose state is
-            `state0`).
+        first: bool, the rows of whole columns before which the recurrent state is zeroed (False in row 0, whose state
+            is `state0`).
         state0: Tree `[b, ...]`.
         weight: float32 `[N]`; 0 on dead rows, and the weights of all shards of a minibatch sum to 1, so that a weighted
             sum over the shards is the mean over the minibatch's valid rows.

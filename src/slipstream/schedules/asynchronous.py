@@ -9,9 +9,9 @@ learner takes a slab when all its places are filled. A fast lane may so have two
 none (`Trajectory.slot` tells).
 
 Both sides are bounded. Slab s becomes version s+1, and its places are handed out only once the learner is at version
-s - ahead, so collectors run at most that far ahead; the learner uses every row once. With `stale="wait"` ahead = max_lag:
-collectors wait instead of collecting what would be too old. With `stale="drop"` they may run twice as far ahead,
-and unrolls that are too old when their turn comes are left out and counted (`lag/dropped_steps`).
+s - ahead, so collectors run at most that far ahead; the learner uses every row once. With `stale="wait"`
+ahead = max_lag: collectors wait instead of collecting what would be too old. With `stale="drop"` they may run twice as
+far ahead, and unrolls that are too old when their turn comes are left out and counted (`lag/dropped_steps`).
 
 Who waits: the learner for the oldest slab that is not full, a collector for a free place. What the learner owns is the
 slab that it took; all others belong to the collectors that hold places in them. If a collector fails, all stop at their
