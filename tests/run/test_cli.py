@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -15,7 +16,8 @@ from slipstream.envs import AtariOptions
 from slipstream.envs.options import PROTOCOLS
 from slipstream.run import checkpoint, cli, metrics, verbs
 from slipstream.run.config import from_plain
-from tests.run.runs import train
+from slipstream.run.progress import Progress
+from tests.run.runs import resume, train
 
 SMALL = [
     "--num-envs",
@@ -324,6 +326,81 @@ def test_a_signal_saves_and_tells_how_to_go_on(tmp_path: Path, number: signal.Si
     (run,) = (tmp_path / "runs").iterdir()
     assert error.splitlines()[-1] == f"resume:  slipstream resume {run.relative_to(tmp_path)}"
     assert checkpoint.newest(run / "checkpoints").steps > 0
+
+
+def _interrupt_at(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, call: int) -> None:
+    """Sends this process SIGINT in the given call of a function, before it does anything."""
+    original, calls = getattr(owner, name), [0]
+
+    def counted(*arguments: Any, **named: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == call:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(*arguments, **named)
+
+    monkeypatch.setattr(owner, name, counted)
+
+
+@pytest.mark.parametrize("place", ["fsync", "rename", "rmtree", "facts"])
+def test_a_second_signal_while_saving_leaves_the_older_checkpoint(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """Updates are of 21 rows at most, so that there are checkpoints after updates 2 and 3, and the signal at 4."""
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
+    _interrupt_at(monkeypatch, Progress, "__call__", 4)
+    owner: dict[str, tuple[Any, str, int]] = {
+        "fsync": (os, "fsync", 11),  # three files and two directories each
+        "rename": (checkpoint, "_sync_directory", 5),
+        "rmtree": (checkpoint, "prune", 3),
+        "facts": (checkpoint, "save", 3),
+    }
+    _interrupt_at(monkeypatch, *owner[place])
+    words = ["train", "ppo", "--env", "CartPole-v1", "--total-steps", "1e9", "--log.checkpoint-every", "25", *SMALL]
+    try:
+        code = cli.main([*words, "--log.dir", str(tmp_path), "--log.console-every", "1000000"])
+    finally:
+        signal.signal(signal.SIGINT, former)
+    (run,) = tmp_path.iterdir()
+    saved = checkpoint.newest(run / "checkpoints")
+    assert saved.facts()["progress"]["updates"] == (4 if place == "rmtree" else 3)
+    assert code == 130
+    assert capsys.readouterr().err.splitlines() == [
+        "slipstream: interrupted",
+        f"the last checkpoint is that of step {saved.steps}",
+        f"resume:  slipstream resume {run}",
+    ]
+    monkeypatch.undo()
+    assert resume(run, total_steps=200).progress.steps >= 200
+    assert not list((run / "checkpoints").glob(".*"))
+
+
+IMPORTING = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background inherits that it is ignored
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Finder())
+from slipstream.run.cli import main
+sys.exit(main())
+"""
+
+
+def test_a_signal_while_torch_is_imported_ends_the_program_quietly() -> None:
+    done = subprocess.run([sys.executable, "-c", IMPORTING, "algos"], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "slipstream: interrupted\n")
+
+
+def test_a_signal_after_the_last_word_shows_no_traceback() -> None:
+    program = (
+        "import os, signal, sys\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from slipstream.run.cli import main\ncode = main()\nos.kill(os.getpid(), signal.SIGINT)\nsys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", program, "--version"], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
 
 
 HANGING = """
