@@ -31,12 +31,14 @@ class Crew:
         workers: Number of threads.
         inline: Whether a crew of one runs its tasks in the caller's thread, at once, so that a debugger can step
             through.
+        before: Called before every task, in its thread.
     """
 
-    def __init__(self, workers: int, *, inline: bool = True) -> None:
+    def __init__(self, workers: int, *, inline: bool = True, before: Callable[[], None] | None = None) -> None:
         if workers < 1:
             raise ValueError(f"a crew needs at least 1 worker, got {workers}")
         self.workers = workers
+        self._before = before
         self._former_threads = torch.get_num_threads()
         torch.set_num_threads(1)
         self._tasks: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
@@ -47,18 +49,18 @@ class Crew:
 
     def run(self, tasks: Sequence[Callable[[], Result]]) -> list[Result]:
         """Runs all tasks and returns their results in the order of the tasks; errors as in `Pending.results`."""
-        if not self._threads or len(tasks) == 1:
+        if self._before is None and (not self._threads or len(tasks) == 1):
             return [task() for task in tasks]
         return self.start(tasks).results()
 
     def start(self, tasks: Sequence[Callable[[], Result]]) -> Pending[Result]:
         """Has the threads begin with the tasks; an inline crew runs them before this returns."""
         futures: list[Future[Result]] = [Future() for _ in tasks]
-        for future, task in zip(futures, tasks, strict=True):
+        for order in zip(futures, tasks, strict=True):
             if self._threads:
-                self._tasks.put((future, task))
+                self._tasks.put(order)
             else:
-                _run(future, task)
+                self._do(*order)
         return Pending(futures)
 
     def close(self) -> None:
@@ -74,7 +76,17 @@ class Crew:
     def _work(self) -> None:
         torch.set_num_threads(1)
         while (order := self._tasks.get()) is not None:
-            _run(*order)
+            self._do(*order)
+
+    def _do(self, future: Future[Any], task: Callable[[], Any]) -> None:
+        if not future.set_running_or_notify_cancel():
+            return
+        try:
+            if self._before is not None:
+                self._before()
+            future.set_result(task())
+        except BaseException as error:  # noqa: BLE001 - it is raised again in whoever asks for the results
+            future.set_exception(error)
 
 
 class Pending(Generic[Result]):
@@ -106,12 +118,3 @@ class Pending(Generic[Result]):
     def cancel(self) -> None:
         """Cancels the tasks that have not begun, and waits a few seconds at most for the others."""
         wait([future for future in self._futures if not future.cancel()], timeout=_GRACE_SECONDS)
-
-
-def _run(future: Future[Any], task: Callable[[], Any]) -> None:
-    if not future.set_running_or_notify_cancel():
-        return
-    try:
-        future.set_result(task())
-    except BaseException as error:  # noqa: BLE001 - it is raised again in whoever asks for the results
-        future.set_exception(error)

@@ -16,13 +16,14 @@ from slipstream import dice, slab
 from slipstream.collector import Collector
 from slipstream.crew import Crew
 from slipstream.envs import make_envs
+from slipstream.jitter import Jitter, JitteredEnvs
 from slipstream.learner import Learner
 from slipstream.nets.check import check_policy
 from slipstream.nets.policy import Policy
 from slipstream.run.config import Config
 from slipstream.schedules import SCHEDULES, Parts
 from slipstream.schedules.asynchronous import slabs_needed
-from slipstream.types import Report
+from slipstream.types import Envs, Report
 from slipstream.weights import Bulletin, Replica
 
 
@@ -34,6 +35,7 @@ class Training:
         env: Builds one environment, in place of the id `config.env`.
         torso: The user's feature extractor, in place of `config.net.torso`.
         policy: The user's whole policy, in place of `config.net`.
+        jitter: Random delays in environments and workers, to show that they change nothing.
 
     Attributes:
         spec: Spaces and slots of the environments.
@@ -50,12 +52,13 @@ class Training:
         env: Callable[[], gymnasium.Env[Any, Any]] | None = None,
         torso: nn.Module | None = None,
         policy: Policy | None = None,
+        jitter: Jitter | None = None,
     ) -> None:
         self._config = config
         place = config.placement
         self.device = _device(place.device)
         lanes = config.lanes
-        self.envs = make_envs(
+        self.envs: Envs = make_envs(
             env or config.env,
             config.num_envs,
             lanes,
@@ -64,10 +67,14 @@ class Training:
             threads=place.env_threads,
         )
         inline, workers = place.collectors == "inline", place.workers or cores()
-        self._crew = Crew(1 if inline else workers)
+        if jitter is not None:
+            self.envs = JitteredEnvs(self.envs, jitter)
+        self._crew = Crew(1 if inline else workers, before=jitter)
         # Where collecting and learning overlap, both have as many threads as there are cores: the system gives a core
         # that one side leaves idle to the other.
-        self._actors = self._crew if config.schedule == "sync" else Crew(self._crew.workers, inline=inline)
+        self._actors = (
+            self._crew if config.schedule == "sync" else Crew(self._crew.workers, inline=inline, before=jitter)
+        )
         try:
             self.spec = self.envs.spec
             if policy is None:

@@ -1,0 +1,202 @@
+"""Proof of the determinism contract on the user's machine: one configuration under several placements, bit by bit.
+
+The reference runs everything in one thread. Every other placement runs with random delays in environments and
+workers, and must give the same trajectory, weights and optimiser state after every update. The first difference is
+named: update, row, slot and tensor.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from slipstream import tree
+from slipstream.jitter import Jitter
+from slipstream.run.config import Config, ConfigError, Placement
+from slipstream.run.loop import Parts
+from slipstream.run.training import Training
+from slipstream.types import Episode, Report, Trajectory
+
+REFERENCE = "inline"
+PLACEMENTS = ("thread:1", "thread:2", "thread:4", "process:1", "process:2", "process:4")
+_CAUSES = ("obs", "version", "extras", "action", "log_prob", "reward", "terminated", "truncated", "valid")
+"""Columns of a row in the order in which one leads to the next."""
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What an update looked like.
+
+    Attributes:
+        cells: A hash of every (row, slot) of every column of the trajectory, uint64 `[T or T+1, B]`.
+        state0: A hash of every slot's recurrent state before row 0, uint64 `[B]` by path.
+        episodes: The episodes that ended.
+        tensors: A hash of every tensor of the learner afterwards.
+    """
+
+    cells: Mapping[str, NDArray[np.uint64]]
+    state0: Mapping[str, NDArray[np.uint64]]
+    episodes: tuple[Episode, ...]
+    tensors: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one placement.
+
+    Attributes:
+        placement: As typed.
+        updates: Updates compared.
+        difference: The first difference from the reference in words; None if there is none.
+        refused: Why the placement can't be had for this configuration; None if it ran.
+        digest: Hash of the last weights.
+    """
+
+    placement: str
+    updates: int
+    difference: str | None = None
+    refused: str | None = None
+    digest: str = ""
+
+
+def verify(
+    config: Config, updates: int, placements: Sequence[str], delay: float, parts: Parts | None = None
+) -> Iterator[Outcome]:
+    """Runs the reference, then every placement against it; yields an outcome for each, the reference first.
+
+    Args:
+        config: What to run; its own placement counts for what placements do not name (`env_workers`, `device`).
+        updates: Updates of every run.
+        placements: `inline`, `thread:N` or `process:N`.
+        delay: Longest delay to inject before a step of a lane or a task of a worker, in seconds.
+        parts: A user's own pieces.
+
+    Raises:
+        ConfigError: The schedule does not promise the same bits, or a placement is none.
+    """
+    if config.schedule == "async":
+        raise ConfigError(
+            "schedule=async does not promise the same bits: its rows depend on timing. Verify sync or concurrent"
+        )
+    chosen = [(name, place(name, config.placement)) for name in placements]
+    steps = updates * config.num_envs * config.unroll  # with dead rows the budget lasts a little longer
+    config = replace(config, total_steps=max(config.total_steps, steps), stop_at_return=None)
+    parts = parts or Parts()
+    reference: list[Fingerprint] = []
+    for print_ in _fingerprints(replace(config, placement=place(REFERENCE, config.placement)), parts, None):
+        reference.append(print_)
+        if len(reference) == updates:
+            break
+    yield Outcome(REFERENCE, len(reference), digest=_digest(reference[-1]))
+    for name, placement in chosen:
+        try:
+            there = replace(config, placement=placement)
+            yield _compare(name, reference, _fingerprints(there, parts, Jitter(delay)))
+        except ConfigError as error:
+            yield Outcome(name, 0, refused=str(error))
+
+
+def place(name: str, placement: Placement) -> Placement:
+    """The placement that `thread:2` and the like mean, over the rest of `placement`.
+
+    Raises:
+        ConfigError: It means nothing.
+    """
+    kind, _, count = name.partition(":")
+    if kind == "inline" and not count:
+        return replace(placement, collectors="inline", workers=1)
+    if kind == "thread" and count.isdecimal() and int(count):
+        return replace(placement, collectors="thread", workers=int(count))
+    if kind == "process" and count.isdecimal() and int(count):
+        return replace(placement, collectors="process", workers=int(count))
+    raise ConfigError(f"unknown placement {name!r}: expected inline, thread:N or process:N, as in thread:2")
+
+
+def first_difference(update: int, expected: Fingerprint, found: Fingerprint) -> str | None:
+    """The first difference in the order of cause and effect, in words; None if there is none."""
+    for path, hashes in expected.state0.items():
+        slots = np.flatnonzero(hashes != found.state0[path])
+        if len(slots):
+            return f"update {update}, before row 0, slot {slots[0]}: recurrent state {path}".rstrip()
+    places = [
+        (int(row), rank, int(slot), name)
+        for rank, name in enumerate(expected.cells)
+        for row, slot in np.argwhere(expected.cells[name] != found.cells[name])[:1]
+    ]
+    if places:
+        row, _, slot, name = min(places)
+        return f"update {update}, row {row}, slot {slot}: {name}"
+    if expected.episodes != found.episodes:
+        return f"update {update}: the episodes that ended"
+    for name, digest in expected.tensors.items():
+        if found.tensors[name] != digest:
+            return f"update {update}, after learning: {name}"
+    return None
+
+
+def _compare(name: str, reference: Sequence[Fingerprint], found: Iterator[Fingerprint]) -> Outcome:
+    update, print_ = 0, reference[-1]
+    for update, (expected, print_) in enumerate(zip(reference, found, strict=False), start=1):
+        difference = first_difference(update, expected, print_)
+        if difference is not None:
+            return Outcome(name, update, difference, digest=_digest(print_))
+    if update < len(reference):
+        return Outcome(name, update, f"the run ended after update {update}, the reference did not")
+    return Outcome(name, update, digest=_digest(print_))
+
+
+def _fingerprints(config: Config, parts: Parts, jitter: Jitter | None) -> Iterator[Fingerprint]:
+    with closing(Training(config, parts.env, parts.torso, parts.policy, jitter=jitter)) as training:
+        for report in training:
+            yield _fingerprint(report, training.state()[0])
+
+
+def _fingerprint(report: Report, tensors: Mapping[str, Tensor]) -> Fingerprint:
+    columns = _columns(report.trajectory)
+    return Fingerprint(
+        cells={name: _cells(column, 2) for name, column in columns.items()},
+        state0={path: _cells(leaf, 1) for path, leaf in tree.items(report.trajectory.state0)},
+        episodes=report.episodes,
+        tensors={name: hashlib.blake2b(_bytes(value), digest_size=8).hexdigest() for name, value in tensors.items()},
+    )
+
+
+def _columns(trajectory: Trajectory) -> dict[str, Tensor]:
+    """All columns of a slab `[T or T+1, B, ...]` by name, causes first."""
+    found: dict[str, Tensor] = {}
+    for name in _CAUSES:
+        value: Any = getattr(trajectory, name)
+        found |= {f"{name} {path}".rstrip(): leaf for path, leaf in tree.items(value)}
+    return found
+
+
+def _cells(tensor: Tensor, dims: int) -> NDArray[np.uint64]:
+    """A hash of what every index of the first `dims` dimensions holds, uint64.
+
+    It is the sum of the 8-byte words, each times an odd number of its own, so that no change of one word is missed.
+    """
+    leading = tuple(tensor.shape[:dims])
+    flat = np.frombuffer(_bytes(tensor), np.uint8).reshape(*leading, -1)
+    padded = np.zeros((*leading, -(-flat.shape[-1] // 8) * 8), np.uint8)
+    padded[..., : flat.shape[-1]] = flat
+    words = padded.view(np.uint64)
+    factors = np.random.default_rng(0).integers(0, 2**63, words.shape[-1], np.uint64) * np.uint64(2) + np.uint64(1)
+    with np.errstate(over="ignore"):
+        return (words * factors).sum(axis=-1, dtype=np.uint64)
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+
+
+def _digest(print_: Fingerprint) -> str:
+    """One hash of all weights."""
+    return hashlib.blake2b(repr(sorted(print_.tensors.items())).encode(), digest_size=6).hexdigest()
