@@ -127,7 +127,7 @@ def test_an_agent_that_cannot_be_saved_says_why(tmp_path: Path, monkeypatch: pyt
 
     agent = _agent(BOX, spaces.Discrete(3))
     monkeypatch.setattr(Path, "write_text", full)
-    with pytest.raises(CheckpointError, match=r"cannot write .*saved: No space left on device \([\d.]+ MB free\)$"):
+    with pytest.raises(CheckpointError, match=r"cannot write .*saved: No space left on device \([\d.]+ .B free\)$"):
         agent.save(tmp_path / "saved")
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from PIL import Image
 from slipstream.envs import EnvError
 from slipstream.run import presets, video
 from slipstream.run.agent import Agent
+from slipstream.run.checkpoint import CheckpointError
 from slipstream.types import EnvSpec
 
 
@@ -145,3 +147,45 @@ def test_mp4_without_its_package_says_what_to_install(monkeypatch: pytest.Monkey
     assert (video.suffix("auto"), video.suffix("gif")) == (".gif", ".gif")
     with pytest.raises(ImportError, match=r'pip install "slipstream\[video\]"'):
         video.suffix("mp4")
+
+
+class Unpainted(Painted):
+    error: Exception
+
+    def render(self) -> Any:
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (
+            gymnasium.error.DependencyNotInstalled("pygame is not installed, run `pip install gymnasium[classic]`"),
+            ImportError,
+            'callable:it cannot be rendered, a package is missing: pip install "slipstream[video]"',
+        ),
+        (RuntimeError("no display"), EnvError, "callable:it cannot be rendered: RuntimeError: no display"),
+    ],
+)
+def test_what_cannot_be_rendered_says_why_and_leaves_no_file(
+    tmp_path: Path, error: Exception, kind: type[Exception], message: str
+) -> None:
+    agent = _agent(Painted, _spec_of(Painted))
+    Unpainted.error = error
+    agent.env = Unpainted
+    for name in ("x.gif", "x.mp4"):
+        with pytest.raises(kind) as caught:
+            video.record(agent, tmp_path / name)
+        assert str(caught.value) == message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_video_that_cannot_be_written_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, *arguments: Any) -> None:
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(video, "_write_gif", full)
+    with pytest.raises(CheckpointError, match=r"cannot write .*x\.gif: No space left on device \("):
+        video.record(_agent(Painted, _spec_of(Painted)), tmp_path / "x.gif")
+    assert list(tmp_path.iterdir()) == []

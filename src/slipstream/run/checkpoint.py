@@ -50,7 +50,8 @@ def writing(place: Path) -> Generator[None]:
     try:
         yield
     except OSError as error:
-        raise CheckpointError(f"cannot write {place}: {error.strerror or error} ({_free(place)})") from error
+        reason = str(error.strerror or error).partition("\n")[0]
+        raise CheckpointError(f"cannot write {place}: {reason} ({_free(place)})") from error
 
 
 @dataclass(frozen=True)
@@ -369,11 +370,15 @@ def _write_problem(root: Path, steps: int, needed: int, error: OSError) -> str:
     older = f"the checkpoint at step {kept[0].name} is kept" if kept else "there is no older checkpoint"
     return (
         f"cannot write the checkpoint at step {steps} in {root}: {error.strerror or error} "
-        f"({needed / 1e6:.1f} MB needed, {_free(root)}); {older}"
+        f"({_size(needed)} needed, {_free(root)}); {older}"
     )
 
 
 def _free(place: Path) -> str:
     """What is left on the disk that `place` is on, or would be on."""
     there = next(path for path in (place, *place.absolute().parents) if path.exists())
-    return f"{shutil.disk_usage(there).free / 1e6:.1f} MB free"
+    return f"{_size(shutil.disk_usage(there).free)} free"
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:.1f} MB" if count >= 100_000 else f"{count / 1e3:.1f} kB"

@@ -18,6 +18,7 @@ import json
 import platform
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -29,6 +30,7 @@ from typing import Any, TextIO
 import torch
 import yaml
 
+from slipstream.run.checkpoint import writing
 from slipstream.run.config import Config, from_plain
 from slipstream.run.settings import ConfigError, plain
 from slipstream.run.training import cores
@@ -78,10 +80,15 @@ class RunDirectory:
         return from_plain(read_yaml(self.path / "config.yaml"))
 
     def write_config(self, config: Config) -> None:
-        """Replaces config.yaml, whole or not at all."""
+        """Replaces config.yaml, whole or not at all.
+
+        Raises:
+            CheckpointError: If it can't be written.
+        """
         temporary = self.path / "config.yaml.tmp"
-        temporary.write_text(to_yaml(config))
-        temporary.replace(self.path / "config.yaml")
+        with writing(self.path / "config.yaml"):
+            temporary.write_text(to_yaml(config))
+            temporary.replace(self.path / "config.yaml")
 
     def lock(self) -> RunLock:
         """Keeps a second trainer out of this directory for as long as the lock is held."""
@@ -120,12 +127,20 @@ def create(config: Config, command: Sequence[str]) -> RunDirectory:
     """Makes the directory of a new run, which never is one that exists.
 
     Raises:
-        OSError: If it can't be written.
+        ConfigError: If it can't be written; nothing is left of it then.
     """
-    path = _new_directory(config)
-    (path / "config.yaml").write_text(to_yaml(config))
-    (path / "command.txt").write_text(shlex.join(command) + "\n")
-    (path / "env.json").write_text(json.dumps(surroundings(), indent=1) + "\n")
+    root = Path(config.log.dir)
+    try:
+        path = _new_directory(root, config)
+    except OSError as error:
+        raise ConfigError(_no_place(root, error)) from error
+    try:
+        (path / "config.yaml").write_text(to_yaml(config))
+        (path / "command.txt").write_text(shlex.join(command) + "\n")
+        (path / "env.json").write_text(json.dumps(surroundings(), indent=1) + "\n")
+    except OSError as error:
+        shutil.rmtree(path, ignore_errors=True)
+        raise ConfigError(_no_place(root, error)) from error
     return RunDirectory(path)
 
 
@@ -165,10 +180,16 @@ def surroundings() -> dict[str, Any]:
     }
 
 
-def _new_directory(config: Config) -> Path:
+def _no_place(root: Path, error: OSError) -> str:
+    """Why there can be no run in `root`: what stands in its way, or what the system says."""
+    files = [path for path in (root, *root.parents) if path.exists() and not path.is_dir()]
+    reason = f"{files[0]} is a file" if files else error.strerror or str(error)
+    return f"log.dir: no run can be written in {root}: {reason}; choose another place with --log.dir DIRECTORY"
+
+
+def _new_directory(root: Path, config: Config) -> Path:
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     name = re.sub(r"[^\w.+-]+", "-", config.env)
-    root = Path(config.log.dir)
     root.mkdir(parents=True, exist_ok=True)
     base = f"{name}__{config.algo.name}__{config.seed}__{stamp}"
     for suffix in ("", *(f"-{number}" for number in range(2, 1000))):

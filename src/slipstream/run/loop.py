@@ -303,7 +303,7 @@ def _leave_note(error: Exception, run: RunDirectory) -> None:
         error.add_note(f"traceback:  {run.path / 'error.txt'}")
     except OSError as problem:
         error.add_note(f"traceback:  not written, {problem.strerror or problem}")
-    if run.checkpoints.is_dir():
+    if any(run.checkpoints.glob("[0-9]*")):
         error.add_note(f"resume:     slipstream resume {run.path}")
 
 

@@ -23,6 +23,7 @@ from slipstream import dice, slab
 from slipstream.envs import EnvError, EnvOptions, make_envs
 from slipstream.envs.envpool import PREFIX
 from slipstream.envs.make import GymFactory
+from slipstream.envs.slot import error_line
 from slipstream.run import checkpoint
 from slipstream.run.agent import Agent
 from slipstream.run.config import Config
@@ -142,18 +143,22 @@ def record(
 
     Raises:
         EnvError: If the environment can neither be rendered nor shown by its observations.
-        CheckpointError: If it no longer has the spaces that the agent was trained on.
+        ImportError: If a package is missing for that; the message has the pip line.
+        CheckpointError: If it no longer has the spaces that the agent was trained on, or the file can't be written.
     """
     stage = make_stage(agent.config, agent.env)
     try:
         checkpoint.require_spaces(str(agent.run), agent.spec, stage.envs.spec)
         branch = dice.env_seed(agent.config.seed if seed is None else seed, "watch", episode)
         playback = Playback(agent, stage, branch, greedy, max_steps)
-        path.parent.mkdir(parents=True, exist_ok=True)
         write = _write_mp4 if path.suffix == ".mp4" else _write_gif
-        with one_math_thread():
+        with checkpoint.writing(path), one_math_thread():
+            path.parent.mkdir(parents=True, exist_ok=True)
             write(path, iter(playback), stage.fps)
         return Recording(path, playback.reward, playback.steps, playback.ended)
+    except BaseException:
+        path.unlink(missing_ok=True)  # half a video
+        raise
     finally:
         stage.close()
 
@@ -203,7 +208,11 @@ def make_stage(config: Config, env: Callable[[], gymnasium.Env[Any, Any]] | None
         try:
             frame = np.asarray(made[-1].render())
         except gymnasium.error.DependencyNotInstalled as error:
-            raise ImportError(f"{config.env} cannot be rendered: {error}") from error
+            remedy = 'pip install "slipstream[video]"' if "pygame" in str(error) else str(error)
+            raise ImportError(f"{config.env} cannot be rendered, a package is missing: {remedy}") from error
+        except Exception as error:
+            advice = "; without a display, set MUJOCO_GL=egl or osmesa" if "mujoco" in type(error).__module__ else ""
+            raise EnvError(f"{config.env} cannot be rendered: {error_line(error)}{advice}") from error
         if frame.ndim != 3 or frame.dtype != np.uint8:
             raise EnvError(f"{config.env}: render() must return uint8 [H, W, 3], got {frame.dtype} {frame.shape}")
         return frame
