@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from slipstream.envs import EnvOptions, check_env
+from slipstream.envs import EnvOptions, check_env, make_envs
 from slipstream.envs.toy import Catch
 
 
@@ -23,6 +23,23 @@ def test_sound_environments_have_no_findings(env: str) -> None:
 def test_sound_vector_environments_have_no_findings() -> None:
     for mode in (AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP):
         assert check_env(lambda: SyncVectorEnv([Catch] * 3, autoreset_mode=mode), steps=61) == []  # noqa: B023
+
+
+class Scalar(Catch):
+    """An action that is one float."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.action_space = gymnasium.spaces.Box(-1.0, 1.0, ())
+
+
+def test_an_action_space_without_a_dimension_is_refused() -> None:
+    (finding,) = check_env(Scalar)
+    assert finding.severity == "error"
+    assert "Scalar: action space Box(-1.0, 1.0, (), float32) has no dimension; declare Box" in finding.problem
+    for workers in (0, 1):
+        with pytest.raises(ValueError, match="has no dimension; declare Box"):
+            make_envs(Scalar, 2, workers=workers)
 
 
 class GlobalDice(Catch):

@@ -31,6 +31,7 @@ def test_unsupported_observations_are_named(space: gymnasium.Space[Any], message
         (gym.MultiBinary(3), r"env: action space MultiBinary\(3\) is not supported; expected Discrete, MultiDiscrete"),
         (gym.Dict({"a": gym.Discrete(2)}), "action space Dict"),
         (gym.Box(0, 5, (2,), np.int64), "must be of floats"),
+        (gym.Box(-1, 1, ()), r"has no dimension; declare Box\(low, high, \(1,\)\), take action\[0\]"),
         (gym.MultiDiscrete(np.array([[2, 3], [4, 5]])), "2-dimensional nvec"),
     ],
 )

@@ -46,6 +46,10 @@ def check_action_space(space: Space[Any], name: str) -> None:
             raise ValueError(
                 f"{name}: action space {space} has dtype {space.dtype}; a Box of actions must be of floats"
             )
+        if space.shape == ():
+            raise ValueError(
+                f"{name}: action space {space} has no dimension; declare Box(low, high, (1,)), take action[0]"
+            )
     elif not isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
         raise ValueError(
             f"{name}: action space {space} is not supported; expected Discrete, MultiDiscrete or Box. "
