@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from slipstream.algos import ALGORITHMS
 from slipstream.envs import AtariOptions
 from slipstream.envs.options import PROTOCOLS
 from slipstream.run import checkpoint, cli, metrics, verbs
@@ -231,7 +232,7 @@ def test_help(capsys: pytest.CaptureFixture[str], verb: str) -> None:
         assert "--n-envs (--num-envs)" in text
         assert "--config FILE|RUN" in text
     if verb == "train":
-        assert "a2c, ppo" in text
+        assert ", ".join(sorted(ALGORITHMS)) in text
     if verb.startswith("train ppo"):
         assert "--stop-at-return {None}|FLOAT" in text
         for flag in ("--algo.clip-range", "--net.hidden", "--placement.workers", "--log.eval-every", "--total-steps"):

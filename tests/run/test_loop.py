@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import resource
 import signal
 import stat
@@ -91,6 +92,23 @@ def test_every_evaluation_has_its_checkpoint(tmp_path: Path) -> None:
     assert {steps: checkpoint.read(run.checkpoints / str(steps)).score for steps in _steps(run)} == rows
 
 
+def test_the_same_seed_gives_the_same_rows_but_for_the_clock(tmp_path: Path) -> None:
+    def rows(name: str, **changes: Any) -> list[dict[str, Any]]:
+        settings = {"log__eval_every": 80, "log__eval_episodes": 2, "net__normalize_obs": True, **changes}
+        found = metrics.read(train(tmp_path / name, num_envs=4, lanes=2, algo__batch_size=14, **settings).run.metrics)
+        counters = ("time/steps", "time/frames", "time/updates", "time/episodes")
+        return [
+            {key: value for key, value in row.items() if key in counters or not key.startswith(metrics.CLOCK)}
+            for row in found
+        ]
+
+    first = rows("first")
+    assert {key.partition("/")[0] for row in first for key in row} == {"time", "rollout", "train", "lag", "eval"}
+    assert rows("second") == first
+    assert rows("placed otherwise", placement__workers=2, placement__env_workers=1) == first
+    assert rows("another seed", seed=2) != first
+
+
 def test_two_runs_never_share_a_directory(tmp_path: Path) -> None:
     first, second = train(tmp_path, total_steps=20), train(tmp_path, total_steps=20)
     assert first.run.path != second.run.path
@@ -101,6 +119,25 @@ def test_bad_input_leaves_no_directory(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="unknown environment"):
         train(tmp_path, env="CartPol-v1")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    for root in (tmp_path / "file", tmp_path / "file" / "below"):
+        message = f"log.dir: no run can be written in {root}: {tmp_path / 'file'} is a file; choose another place"
+        with pytest.raises(ConfigError, match=re.escape(message)):
+            train(root, total_steps=21)
+    original = Path.write_text
+
+    def full(self: Path, text: str) -> int:
+        if self.name == "command.txt":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return original(self, text)
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(ConfigError, match=r"no run can be written in .*: No space left on device; choose"):
+        train(tmp_path / "runs", total_steps=21)
+    assert list((tmp_path / "runs").iterdir()) == []
 
 
 def test_resume_continues_counters_anneal_and_metrics(tmp_path: Path) -> None:

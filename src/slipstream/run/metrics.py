@@ -1,6 +1,8 @@
 """Metrics on disk: one JSON object per row in metrics.jsonl, keyed by step, and the same numbers for TensorBoard.
 
-Names follow Stable-Baselines3 where it has one. A *step* is one agent decision, a *frame* one emulator frame.
+Names follow Stable-Baselines3 where it has one. A *step* is one agent decision, a *frame* one emulator frame. The clock
+enters into `time/*` and `wait/*` and nothing else: two runs with one seed have the same rows but for these (under the
+schedule `async`, which is not deterministic, all differ).
 
     time/steps, time/frames, time/updates, time/episodes      counters
     time/seconds                                              wall-clock of training, summed over resumed parts
@@ -9,7 +11,7 @@ Names follow Stable-Baselines3 where it has one. A *step* is one agent decision,
     rollout/ep_rew_mean, ep_rew_std, ep_len_mean              raw return and length in steps of the last 100 episodes
     train/*                                                   means over the updates since the row before
     lag/mean, lag/max                                         versions between acting and learning (sync: 0); mean, max
-    wait/env                                                  share of collecting spent on waiting for environments
+    wait/*                                                    shares of time spent on waiting (env: for environments)
     eval/*                                                    the evaluation at this step
 
 With `env_options.decorrelate_steps` the first training episode of every slot begins in its middle, so `rollout/*` has
@@ -31,6 +33,9 @@ from torch import Tensor
 
 from slipstream.run.progress import Mark, Progress, crossed, spread
 from slipstream.types import Report
+
+CLOCK = ("time/", "wait/")
+"""Prefixes of what depends on the machine's speed; `time/` has the counters as well, which do not."""
 
 
 class Metrics:
