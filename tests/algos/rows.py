@@ -5,9 +5,10 @@ from __future__ import annotations
 import gymnasium
 import numpy as np
 import torch
+from torch import Tensor
 
 from slipstream import slab, tree
-from slipstream.algos.algorithm import Evaluation
+from slipstream.algos.algorithm import Algorithm, Batch, Evaluate, Evaluation
 from slipstream.nets.policy import ActorCritic, Network, make_actor_critic
 from slipstream.types import EnvSpec, Trajectory
 
@@ -50,3 +51,46 @@ def trajectory(actor: ActorCritic, action_space: gymnasium.Space[object] | None 
             alive = filled.valid[row].unsqueeze(-1)
             state = tree.map(lambda leaf, alive=alive: leaf * alive, act.state)
     return filled
+
+
+def off_policy(actor: ActorCritic, action_space: gymnasium.Space[object] | None = None, seed: int = 0) -> Trajectory:
+    """A slab whose acting policy was another one, row by row, and with a life loss; dead rows hold nonsense."""
+    filled = trajectory(actor, action_space, seed)
+    noise = torch.randn(filled.log_prob.shape, generator=torch.Generator().manual_seed(seed + 100))
+    filled.log_prob.add_(0.7 * noise)
+    filled.terminated[2, 3] = True
+    assert filled.valid[3, 3]
+    dead = ~filled.valid
+    assert dead.any()
+    filled.log_prob[dead], filled.reward[dead] = -3.0, 50.0
+    return filled
+
+
+def evaluation(target: ActorCritic, shown: Trajectory) -> Evaluation:
+    """The slab under `target`, in one piece."""
+    with torch.no_grad():
+        rows = whole(shown, {}, bootstraps=True)
+        out = target.unroll(rows.obs, rows.state0, rows.first)
+        action = torch.cat([shown.action, shown.action[-1:]])
+        return Evaluation(out.distribution.log_prob(action)[:-1], out.value)
+
+
+def whole(shown: Trajectory, columns: dict[str, Tensor], *, bootstraps: bool) -> Batch:
+    """All of the slab as one minibatch."""
+    first = torch.zeros(ROWS + 1, COLUMNS, dtype=torch.bool)
+    first[1:] = ~shown.valid
+    last = ROWS + 1 if bootstraps else ROWS
+    weight = shown.valid / shown.valid.sum()
+    return Batch(shown.obs[:last], shown.action, shown.log_prob, first[:last], shown.state0, weight, columns)
+
+
+def gradient(
+    algorithm: Algorithm, student: ActorCritic, shown: Trajectory, evaluate: Evaluate = unused
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Gradient by parameter, and metrics, of the whole slab as one minibatch."""
+    prepared = algorithm.prepare(shown, shown.reward, evaluate)
+    batch = whole(shown, prepared.columns, bootstraps=algorithm.bootstraps)
+    loss, metrics = algorithm.loss(student, batch, 0.0)
+    names, parameters = zip(*student.named_parameters(), strict=True)
+    gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)
+    return dict(zip(names, gradients, strict=True)), metrics | prepared.metrics

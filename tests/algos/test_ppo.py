@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from slipstream.algos import PPO
-from slipstream.algos.algorithm import Batch, ShardShape
-from slipstream.algos.ppo import items_per_minibatch
+from slipstream.algos.algorithm import Batch, ShardShape, items_per_minibatch
 from slipstream.nets.policy import ActorCritic
 from tests.algos import rows
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from slipstream.algos import A2C, PPO
+from slipstream.algos import A2C, APPO, IMPALA, PPO
 from slipstream.nets.policy import Network
 
 SHARED = [
@@ -24,9 +24,9 @@ SHARED = [
 ]
 
 
-@pytest.mark.parametrize("algorithm", [A2C(), PPO()], ids=["a2c", "ppo"])
+@pytest.mark.parametrize("algorithm", [A2C(), APPO(), IMPALA(), PPO()], ids=["a2c", "appo", "impala", "ppo"])
 @pytest.mark.parametrize(("name", "value", "message"), SHARED)
-def test_shared_ranges(algorithm: A2C | PPO, name: str, value: float, message: str) -> None:
+def test_shared_ranges(algorithm: A2C | APPO | IMPALA | PPO, name: str, value: float, message: str) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         replace(algorithm, **{name: value})
 
@@ -44,6 +44,41 @@ def test_shared_ranges(algorithm: A2C | PPO, name: str, value: float, message: s
 def test_ranges_of_ppo(name: str, value: float, message: str) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         replace(PPO(), **{name: value})
+
+
+VTRACE = [
+    ("rho_bar", 0.0, "algo.rho_bar must be above 0, got 0.0"),
+    ("c_bar", -1.0, "algo.c_bar must be above 0, got -1.0"),
+    ("rho_pg_bar", math.nan, "algo.rho_pg_bar must be above 0, got nan"),
+]
+
+
+@pytest.mark.parametrize("algorithm", [APPO(), IMPALA()], ids=["appo", "impala"])
+@pytest.mark.parametrize(("name", "value", "message"), VTRACE)
+def test_ranges_of_vtrace(algorithm: APPO | IMPALA, name: str, value: float, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        replace(algorithm, **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("epochs", 0, "algo.epochs must be at least 1, got 0"),
+        ("batch_size", 0, "algo.batch_size must be at least 1, got 0"),
+        ("target_period", 0, "algo.target_period must be at least 1, got 0"),
+        ("ratio_cap", 0.5, "algo.ratio_cap must be at least 1, got 0.5"),
+        ("kl_coef", -0.1, "algo.kl_coef must be at least 0, got -0.1"),
+        ("clip_range", 0.0, "algo.clip_range must be above 0, got 0.0"),
+    ],
+)
+def test_ranges_of_appo(name: str, value: float, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        replace(APPO(), **{name: value})
+
+
+def test_ranges_of_impala() -> None:
+    with pytest.raises(ValueError, match=r"^algo\.loss_scale must be above 0, got 0\.0$"):
+        IMPALA(loss_scale=0.0)
 
 
 def test_ranges_of_a2c() -> None:

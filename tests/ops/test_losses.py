@@ -102,6 +102,18 @@ def test_normalised_advantage_of_a_single_valid_row_is_zero():
     assert got.tolist() == [0.0, 0.0]
 
 
+def test_weighted_advantages_are_centred_beneath_their_weight():
+    """Adding a constant to all advantages before they are weighted changes nothing, whatever the weights."""
+    advantage, rho, valid = rows(0, 5, 3), rows(1, 5, 3).exp(), torch.ones(5, 3, dtype=torch.bool)
+    valid[2, 1] = False
+    got = losses.normalize_advantage(rho * advantage, valid, rho)
+    torch.testing.assert_close(losses.normalize_advantage(rho * (advantage + 4.0), valid, rho), got)
+    assert got[valid].sum().item() == pytest.approx(0.0, abs=1e-5)
+    assert got[valid].square().mean().item() == pytest.approx(1.0, rel=1e-5)
+    ones = torch.ones(5, 3)
+    assert torch.equal(losses.normalize_advantage(advantage, valid, ones), losses.normalize_advantage(advantage, valid))
+
+
 def test_explained_variance():
     target, valid = rows(0), torch.ones(N, dtype=torch.bool)
     assert losses.explained_variance(target, target, valid).item() == 1.0
@@ -124,3 +136,11 @@ def test_expected_approx_kl_is_the_kl():
 def test_clip_fraction_counts_ratios_outside():
     log_ratio = torch.tensor([0.7, 0.79, 0.81, 1.0, 1.19, 1.21, 9.0]).log()
     assert losses.clip_fraction(log_ratio, 0.2).tolist() == [1, 1, 0, 0, 0, 1, 1]
+
+
+def test_ratios_are_truncated_and_counted():
+    log_ratio = torch.tensor([-2.0, 0.0, 1e-6, math.log(1.5), math.log(1.6), 200.0])
+    assert losses.truncated_ratio(log_ratio, 1.5).tolist() == pytest.approx([math.exp(-2), 1, 1, 1.5, 1.5, 1.5])
+    assert losses.truncated(log_ratio, 1.5).tolist() == [0, 0, 0, 0, 1, 1]
+    assert losses.truncated(log_ratio, 1.0).tolist() == [0, 0, 0, 1, 1, 1]
+    assert losses.truncated(log_ratio, math.inf).tolist() == [0] * 6

@@ -3,8 +3,8 @@
 One gradient step per slab: n-step advantages from the values computed while acting, policy gradient, value regression
 and an entropy bonus. It is PPO with one epoch of one minibatch, whose ratio is 1, and GAE with lambda = 1.
 
-Where the acting policy is one update old (schedule `concurrent`), the gradient is evaluated at the parameters that acted
-and applied to the newer ones (HTS-RL, Liu et al., 2020):
+Where the acting policy is one update old (schedule `concurrent`), the gradient is evaluated at the parameters that
+acted and applied to the newer ones (HTS-RL, Liu et al., 2020):
 
     theta[j+1] = theta[j] - lr * grad L(theta, rows of theta[j-1]) at theta = theta[j-1]
 
@@ -98,15 +98,12 @@ class A2C:
         policy_loss = losses.policy_gradient_loss(log_prob, batch.columns["advantage"])
         value_loss = losses.value_loss(out.value, batch.columns["return"])
 
-        def mean(row: Tensor) -> Tensor:
-            return (row * batch.weight).sum()
-
-        loss = self.loss_scale * mean(policy_loss + self.vf_coef * value_loss - self.ent_coef * entropy)
+        loss = self.loss_scale * batch.mean(policy_loss + self.vf_coef * value_loss - self.ent_coef * entropy)
         with torch.no_grad():
             metrics = {
-                "policy_loss": mean(policy_loss),
-                "value_loss": mean(value_loss),
-                "entropy": mean(entropy),
+                "policy_loss": batch.mean(policy_loss),
+                "value_loss": batch.mean(value_loss),
+                "entropy": batch.mean(entropy),
             }
         return loss, metrics
 

@@ -49,6 +49,10 @@ class Batch:
     weight: Tensor
     columns: dict[str, Tensor]
 
+    def mean(self, rows: Tensor) -> Tensor:
+        """This shard's part of the mean of `rows` over the minibatch's valid rows, a scalar."""
+        return (rows * self.weight).sum()
+
 
 class Evaluation(NamedTuple):
     """A slab in the eyes of the target policy.
@@ -229,3 +233,35 @@ def advantage_columns(
 def anneal(initial: float, progress: float, annealed: bool) -> float:
     """Linear decay to 0 at the end of the run, or the constant."""
     return initial * (1.0 - progress) if annealed else initial
+
+
+def shuffled_minibatches(
+    epochs: int, batch_size: int, shape: ShardShape, permute: Callable[[int, int], Tensor]
+) -> Iterator[Tensor]:
+    """`epochs` times all items of the shard in a new order, in equal parts of `batch_size / shards` rows.
+
+    Raises:
+        ValueError: If the rows can't be shared out equally; it names batch sizes that can.
+    """
+    size = items_per_minibatch(batch_size, shape)
+    for epoch in range(epochs):
+        yield from permute(epoch, shape.items).split(size)
+
+
+def items_per_minibatch(batch_size: int, shape: ShardShape) -> int:
+    """Items that each shard gives to a minibatch of `batch_size` rows.
+
+    Raises:
+        ValueError: If the rows can't be shared out equally; it names batch sizes that can.
+    """
+    unit = shape.shards * shape.rows_per_item
+    size, rest = divmod(batch_size, unit)
+    if rest or size <= 0 or shape.items % size:
+        possible = [unit * part for part in range(1, shape.items + 1) if shape.items % part == 0]
+        nearest = sorted(sorted(possible, key=lambda value: abs(value - batch_size))[:4])
+        kind = "whole columns (the policy is recurrent)" if shape.recurrent else "rows"
+        raise ValueError(
+            f"algo.batch_size={batch_size} does not share out equally: an update has {shape.shards} shards of "
+            f"{shape.items} {kind}. Nearest sizes that do: {', '.join(str(value) for value in nearest)}"
+        )
+    return size

@@ -20,7 +20,16 @@ import torch
 from torch import Tensor, nn
 
 from slipstream import ranges
-from slipstream.algos.algorithm import Batch, Correction, Evaluate, Prepared, ShardShape, advantage_columns, anneal
+from slipstream.algos.algorithm import (
+    Batch,
+    Correction,
+    Evaluate,
+    Prepared,
+    ShardShape,
+    advantage_columns,
+    anneal,
+    shuffled_minibatches,
+)
 from slipstream.nets.policy import ActorCritic, Network, Policy, make_actor_critic
 from slipstream.ops import losses
 from slipstream.optimizers import OptimizerKind
@@ -99,9 +108,7 @@ class PPO:
 
     def minibatches(self, shape: ShardShape, permute: Callable[[int, int], Tensor]) -> Iterator[Tensor]:
         """`epochs` times all items of the shard in a new order, in equal parts of `batch_size / shards` rows."""
-        size = items_per_minibatch(self.batch_size, shape)
-        for epoch in range(self.epochs):
-            yield from permute(epoch, shape.items).split(size)
+        return shuffled_minibatches(self.epochs, self.batch_size, shape, permute)
 
     def loss(self, policy: Policy, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         """Paper's equation 9: L = L_clip + vf_coef L_value - ent_coef H, as a weighted sum over rows."""
@@ -115,18 +122,15 @@ class PPO:
         else:
             value_loss = losses.value_loss(out.value, target)
 
-        def mean(row: Tensor) -> Tensor:
-            return (row * batch.weight).sum()
-
-        loss = mean(policy_loss + self.vf_coef * value_loss - self.ent_coef * entropy)
+        loss = batch.mean(policy_loss + self.vf_coef * value_loss - self.ent_coef * entropy)
         with torch.no_grad():
             log_ratio = log_prob - batch.log_prob
             metrics = {
-                "policy_loss": mean(policy_loss),
-                "value_loss": mean(value_loss),
-                "entropy": mean(entropy),
-                "approx_kl": mean(losses.approx_kl(log_ratio)),
-                "clip_fraction": mean(losses.clip_fraction(log_ratio, clip)),
+                "policy_loss": batch.mean(policy_loss),
+                "value_loss": batch.mean(value_loss),
+                "entropy": batch.mean(entropy),
+                "approx_kl": batch.mean(losses.approx_kl(log_ratio)),
+                "clip_fraction": batch.mean(losses.clip_fraction(log_ratio, clip)),
             }
         return loss, metrics
 
@@ -137,22 +141,3 @@ class PPO:
     def stop(self, metrics: dict[str, Tensor]) -> bool:
         """Whether the policy has moved further than `target_kl` allows."""
         return self.target_kl > 0 and float(metrics["approx_kl"]) > 1.5 * self.target_kl
-
-
-def items_per_minibatch(batch_size: int, shape: ShardShape) -> int:
-    """Items that each shard gives to a minibatch of `batch_size` rows.
-
-    Raises:
-        ValueError: If the rows can't be shared out equally; it names batch sizes that can.
-    """
-    unit = shape.shards * shape.rows_per_item
-    size, rest = divmod(batch_size, unit)
-    if rest or size <= 0 or shape.items % size:
-        possible = [unit * part for part in range(1, shape.items + 1) if shape.items % part == 0]
-        nearest = sorted(sorted(possible, key=lambda value: abs(value - batch_size))[:4])
-        kind = "whole columns (the policy is recurrent)" if shape.recurrent else "rows"
-        raise ValueError(
-            f"algo.batch_size={batch_size} does not share out equally: an update has {shape.shards} shards of "
-            f"{shape.items} {kind}. Nearest sizes that do: {', '.join(str(value) for value in nearest)}"
-        )
-    return size

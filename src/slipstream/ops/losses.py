@@ -7,10 +7,13 @@ the update.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 _TINY = 1e-8
+_ROUNDING = 1e-4
 
 
 def policy_gradient_loss(log_prob: Tensor, advantage: Tensor) -> Tensor:
@@ -92,22 +95,30 @@ def weighted_mean(rows: Tensor, weight: Tensor) -> Tensor:
     return (torch.where(weight > 0, rows, 0.0) * weight).sum() / torch.where(total > 0, total, 1.0)
 
 
-def normalize_advantage(advantage: Tensor, valid: Tensor) -> Tensor:
+def normalize_advantage(advantage: Tensor, valid: Tensor, rho: Tensor | None = None) -> Tensor:
     """Advantage with mean 0 and standard deviation 1 over the valid rows of the whole update.
 
     The standard deviation is the population's, so one valid row gives 0, not NaN. To be applied before minibatches are
     drawn: otherwise the update depends on how it is cut.
 
+    Advantages that carry an importance weight, `rho_t a_t` (V-trace), are centred beneath it. A constant times rho has
+    no policy gradient in expectation and may be taken off; a bare constant has one, towards or away from mu.
+
+        rho_t (a_t - sum_s rho_s a_s / sum_s rho_s),    divided by its root mean square
+
     Args:
         advantage: float32, any shape.
         valid: bool, the same shape.
+        rho: float32, the same shape, positive; the weight that `advantage` carries, none for 1.
 
     Returns:
         float32, the same shape; 0 on dead rows.
     """
-    mean = weighted_mean(advantage, valid)
-    std = weighted_mean((advantage - mean).square(), valid).sqrt()
-    return torch.where(valid, (advantage - mean) / (std + _TINY), 0.0)
+    rho = torch.ones_like(advantage) if rho is None else rho
+    mean = weighted_mean(advantage, valid) / weighted_mean(rho, valid).clamp(min=_TINY)
+    centred = advantage - rho * mean
+    std = weighted_mean(centred.square(), valid).sqrt()
+    return torch.where(valid, centred / (std + _TINY), 0.0)
 
 
 def explained_variance(value: Tensor, target: Tensor, valid: Tensor) -> Tensor:
@@ -151,6 +162,32 @@ def clip_fraction(log_ratio: Tensor, clip: float) -> Tensor:
         float32 `[N]`, 1 where it has; its mean over rows is the share.
     """
     return (torch.expm1(log_ratio).abs() > clip).float()
+
+
+def truncated_ratio(log_ratio: Tensor, cap: float) -> Tensor:
+    """Importance weight `min(cap, pi(a|o) / mu(a|o))`: rho and c of V-trace.
+
+    Args:
+        log_ratio: float32 `[N]`, log pi - log mu.
+        cap: rho_bar or c_bar of the paper.
+
+    Returns:
+        float32 `[N]`.
+    """
+    return log_ratio.exp().clamp(max=cap)
+
+
+def truncated(log_ratio: Tensor, cap: float) -> Tensor:
+    """Rows whose ratio exceeds `cap`, by more than rounding does (on-policy the ratio is 1, and so is the usual cap).
+
+    Args:
+        log_ratio: float32 `[N]`, log pi - log mu.
+        cap: rho_bar or c_bar of the paper.
+
+    Returns:
+        float32 `[N]`, 1 where it does; its mean over rows is the share.
+    """
+    return (log_ratio > math.log(cap) + _ROUNDING).float()
 
 
 def _variance(rows: Tensor, valid: Tensor) -> Tensor:

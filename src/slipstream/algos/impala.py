@@ -1,0 +1,133 @@
+"""IMPALA: the V-trace actor-critic (Espeholt et al., 2018, arXiv 1802.01561), one gradient step per slab.
+
+Rows come from a policy mu that is older than the learned pi, by any number of updates. Both heads are evaluated once
+at the learned parameters, V-trace turns those values and the ratios pi/mu into targets and advantages, which are
+constants of the same step (`ops/returns.py` has the recursion):
+
+    L = -log pi(a|o) A  +  vf_coef 0.5 (vs - V)^2  -  beta H        A = min(rho_pg_bar, pi/mu) (r + gamma vs' - V)
+
+On-policy all ratios are 1 and the gradient is A2C's with the same `gae_lambda` and advantages as they are.
+
+Deviation: the published code sums over the rows of a batch, here is the mean over the valid ones, so that learning rate
+and clip norm do not depend on the batch's size. `loss_scale` = num_envs * unroll restores the sum, which matters for
+`max_grad_norm` and, with RMSProp, for `eps`: the paper's Atari agent is `optimizer="rmsprop_tf"`, `eps=0.01`,
+`loss_scale=640` (32 unrolls of 20 rows), `max_grad_norm=40` and lr = 0.0006 annealed to 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from slipstream import ranges
+from slipstream.algos.algorithm import Batch, Correction, Evaluate, Prepared, ShardShape, anneal
+from slipstream.nets.policy import ActorCritic, Network, Policy, make_actor_critic
+from slipstream.ops import losses
+from slipstream.ops.returns import VTraceOptions, vtrace
+from slipstream.optimizers import OptimizerKind
+from slipstream.types import EnvSpec, Trajectory
+
+
+@dataclass(frozen=True)
+class IMPALA:
+    """Hyperparameters of IMPALA.
+
+    Attributes:
+        lr: Learning rate (alpha).
+        anneal_lr: Whether the learning rate falls linearly to 0 over the run.
+        gamma: Discount.
+        gae_lambda: Lambda of V-trace; on-policy it is that of GAE, and 1 gives n-step returns.
+        rho_bar: Cap of the ratio pi/mu that weighs a TD error; decides which policy the values are of.
+        c_bar: Cap of the ratio in the trace; decides how fast the values get there.
+        rho_pg_bar: Cap of the ratio that weighs the policy gradient.
+        ent_coef: Weight of the entropy bonus (beta), per nat.
+        vf_coef: Weight of the value loss 0.5 (vs - V)^2.
+        loss_scale: Factor on the whole loss, a mean over rows; the rows of an update (num_envs * unroll) turn it into
+            the paper's sum.
+        max_grad_norm: Global norm to which the gradient is clipped.
+        optimizer: Rule of the gradient step.
+        eps: Epsilon of the optimiser.
+    """
+
+    name: ClassVar[str] = "impala"
+    correction: ClassVar[Correction] = "vtrace"
+    max_lag: ClassVar[int | None] = None
+    bootstraps: ClassVar[bool] = True
+
+    lr: float = 6e-4
+    anneal_lr: bool = True
+    gamma: float = 0.99
+    gae_lambda: float = 1.0
+    rho_bar: float = 1.0
+    c_bar: float = 1.0
+    rho_pg_bar: float = 1.0
+    ent_coef: float = 0.01
+    vf_coef: float = 0.5
+    loss_scale: float = 1.0
+    max_grad_norm: float = 0.5
+    optimizer: OptimizerKind = "adam"
+    eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        """Refuses numbers that mean nothing."""
+        ranges.at_least(self, "algo.", 0, "lr", "ent_coef", "vf_coef", "eps")
+        ranges.above(self, "algo.", 0, "rho_bar", "c_bar", "rho_pg_bar", "loss_scale", "max_grad_norm")
+        ranges.between(self, "algo.", 0, 1, "gamma", "gae_lambda")
+
+    @property
+    def target_period(self) -> int:
+        """1: there is no target policy."""
+        return 1
+
+    def make_policy(self, spec: EnvSpec, network: Network, torso: nn.Module | None, seed: int) -> ActorCritic:
+        """An actor-critic with initial weights drawn from `seed`."""
+        return make_actor_critic(spec, network, torso, seed)
+
+    def prepare(self, trajectory: Trajectory, reward: Tensor, evaluate: Evaluate) -> Prepared:
+        """Only what V-trace will ask for: the targets depend on the values that `loss` computes."""
+        columns = {"reward": reward, "terminated": trajectory.terminated, "valid": trajectory.valid}
+        return Prepared(columns, {})
+
+    def minibatches(self, shape: ShardShape, permute: Callable[[int, int], Tensor]) -> Iterator[None]:
+        """The whole shard, once."""
+        yield None
+
+    def loss(self, policy: Policy, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
+        """loss_scale * [ -log pi(a|o) A + vf_coef 0.5 (vs - V)^2 - beta H ], as a weighted sum over rows.
+
+        `batch` has whole columns: observations `[T+1, b]`, everything else `[T, b]`.
+        """
+        out = policy.unroll(batch.obs, batch.state0, batch.first)
+        # Row T is there for its value. It has no action yet, any one will do for a log-probability that is cut off.
+        action = torch.cat([batch.action, batch.action[-1:]])
+        log_prob, entropy = out.distribution.log_prob(action)[:-1], out.distribution.entropy()[:-1]
+        log_ratio = log_prob.detach() - batch.log_prob
+        reward, terminated, valid = (batch.columns[name] for name in ("reward", "terminated", "valid"))
+        options = VTraceOptions(self.rho_bar, self.c_bar, self.rho_pg_bar, self.gae_lambda)
+        target = vtrace(log_ratio, reward, out.value.detach(), terminated, valid, self.gamma, options)
+
+        policy_loss = losses.policy_gradient_loss(log_prob, target.pg_advantage)
+        value_loss = losses.value_loss(out.value[:-1], target.vs)
+        loss = self.loss_scale * batch.mean(policy_loss + self.vf_coef * value_loss - self.ent_coef * entropy)
+        with torch.no_grad():
+            metrics = {
+                "policy_loss": batch.mean(policy_loss),
+                "value_loss": batch.mean(value_loss),
+                "entropy": batch.mean(entropy),
+                "approx_kl": batch.mean(losses.approx_kl(log_ratio)),
+                "rho_mean": batch.mean(losses.truncated_ratio(log_ratio, self.rho_bar)),
+                "rho_clipped": batch.mean(losses.truncated(log_ratio, self.rho_bar)),
+            }
+        return loss, metrics
+
+    def learning_rate(self, progress: float, num_envs: int) -> float:
+        """Constant, or linear to 0."""
+        return anneal(self.lr, progress, self.anneal_lr)
+
+    def stop(self, metrics: dict[str, Tensor]) -> bool:
+        """Never: there is one minibatch."""
+        return False
