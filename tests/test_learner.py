@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from slipstream.algos import A2C, PPO
-from slipstream.algos.algorithm import Algorithm, Batch
+from slipstream.algos import A2C, APPO, IMPALA, PPO
+from slipstream.algos.algorithm import Algorithm, Batch, Evaluate, Evaluation, Prepared
 from slipstream.crew import Crew
 from slipstream.learner import Learner, RewardTransform
 from slipstream.nets.policy import ActorCritic, Network, make_actor_critic
@@ -81,6 +81,11 @@ def updated(
     return parameters(policy)
 
 
+def as_if_older(slab: Trajectory) -> None:
+    """Makes the acting policy another one, row by row."""
+    slab.log_prob.add_(0.5 * torch.randn(slab.log_prob.shape, generator=torch.Generator().manual_seed(2)))
+
+
 @pytest.mark.parametrize("core", ["none", "lstm", "gru"])
 @pytest.mark.parametrize("space", SPACES)
 def test_number_of_workers_changes_no_bit(crew: Callable[[int], Crew], core: str, space: str) -> None:
@@ -93,16 +98,41 @@ def test_number_of_workers_changes_no_bit(crew: Callable[[int], Crew], core: str
     assert torch.equal(results[0], results[2])
 
 
+ONE_BATCH = {"epochs": 1, "batch_size": rows.ROWS * rows.COLUMNS}
+OFF_POLICY = [IMPALA(), APPO(**ONE_BATCH), APPO(target_period=2, kl_coef=0.5, **ONE_BATCH)]
+
+
 @pytest.mark.parametrize("core", ["none", "lstm"])
-def test_shards_add_up_to_the_gradient_of_the_whole(crew: Callable[[int], Crew], core: str) -> None:
+@pytest.mark.parametrize("algorithm", [A2C(), *OFF_POLICY], ids=["a2c", "impala", "appo", "appo, target"])
+def test_shards_add_up_to_the_gradient_of_the_whole(
+    crew: Callable[[int], Crew], algorithm: Algorithm, core: str
+) -> None:
+    """Also for rows of another policy, whose V-trace is computed shard by shard."""
     network = Network(hidden=(11,), core=core, core_size=5)
-    whole = updated(A2C(), crew(1), shards=1, network=network)
+    whole = updated(algorithm, crew(1), shards=1, network=network, change=as_if_older)
     for shards in (2, 3, 6):
-        torch.testing.assert_close(updated(A2C(), crew(1), shards=shards, network=network), whole, rtol=1e-5, atol=1e-6)
+        parts = updated(algorithm, crew(1), shards=shards, network=network, change=as_if_older)
+        torch.testing.assert_close(parts, whole, rtol=1e-5, atol=2e-6)
 
 
 @pytest.mark.parametrize("core", ["none", "gru"])
-@pytest.mark.parametrize("algorithm", [A2C(), PPO(epochs=2, batch_size=rows.ROWS * 2)], ids=["a2c", "ppo"])
+@pytest.mark.parametrize(
+    "algorithm", [IMPALA(), APPO(target_period=2, epochs=2, batch_size=rows.ROWS * 3)], ids=["impala", "appo"]
+)
+def test_number_of_workers_changes_no_bit_of_vtrace(
+    crew: Callable[[int], Crew], algorithm: Algorithm, core: str
+) -> None:
+    network = Network(hidden=(11,), core=core, core_size=5, normalize_obs=True)
+    one, two = (updated(algorithm, crew(workers), shards=3, network=network, change=as_if_older) for workers in (1, 2))
+    assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("core", ["none", "gru"])
+@pytest.mark.parametrize(
+    "algorithm",
+    [A2C(), IMPALA(), PPO(epochs=2, batch_size=rows.ROWS * 2), APPO(epochs=2, batch_size=rows.ROWS * 2)],
+    ids=["a2c", "impala", "ppo", "appo"],
+)
 def test_dead_rows_teach_nothing(crew: Callable[[int], Crew], algorithm: Algorithm, core: str) -> None:
     """What a dead row did (its action was ignored) must not reach the parameters."""
 
@@ -122,6 +152,26 @@ def test_ppo_with_one_minibatch_is_a2c(crew: Callable[[int], Crew]) -> None:
     shared = {"gae_lambda": 0.9, "max_grad_norm": 0.5, "optimizer": "adam", "anneal_lr": False, "lr": 1e-3}
     ppo = PPO(epochs=1, batch_size=rows.ROWS * rows.COLUMNS, normalize_advantage=False, **shared)
     torch.testing.assert_close(updated(ppo, crew(1)), updated(A2C(**shared), crew(1)), rtol=1e-5, atol=1e-7)
+
+
+SHARED = {"gamma": 0.98, "lr": 1e-3, "anneal_lr": False, "max_grad_norm": 0.5, "ent_coef": 0.02}
+
+
+@pytest.mark.parametrize("core", ["none", "lstm"])
+@pytest.mark.parametrize("space", SPACES)
+def test_vtrace_at_lag_0_is_what_it_generalises(crew: Callable[[int], Crew], core: str, space: str) -> None:
+    """IMPALA is A2C and APPO is PPO, through everything that the learner does."""
+    network = Network(hidden=(11,), core=core, core_size=5)
+
+    def result(algorithm: Algorithm) -> Tensor:
+        return updated(algorithm, crew(1), shards=2, network=network, space=SPACES[space])
+
+    rmsprop = {"optimizer": "rmsprop_tf", "eps": 1e-3, "gae_lambda": 0.9}
+    torch.testing.assert_close(
+        result(IMPALA(**rmsprop, **SHARED)), result(A2C(**rmsprop, **SHARED)), rtol=1e-5, atol=1e-6
+    )
+    passes = {"epochs": 2, "batch_size": rows.ROWS * 2, "gae_lambda": 0.9, "eps": 1e-3}
+    torch.testing.assert_close(result(APPO(**passes, **SHARED)), result(PPO(**passes, **SHARED)), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("core", ["none", "lstm", "gru"])
@@ -174,10 +224,82 @@ def test_non_finite_gradient_is_refused_and_parameters_stay(crew: Callable[[int]
     assert torch.equal(parameters(policy), before)
 
 
+class Watched(APPO):
+    """APPO that keeps what it is told about the target policy."""
+
+    def prepare(self, trajectory: Trajectory, reward: Tensor, evaluate: Evaluate) -> Prepared:
+        told = evaluate()
+        seen.append(told)
+        return super().prepare(trajectory, reward, lambda: told)
+
+
+seen: list[Evaluation] = []
+
+
+@pytest.mark.parametrize("period", [1, 2, 3])
+def test_target_policy_is_refreshed_by_updates(crew: Callable[[int], Crew], period: int) -> None:
+    """It is the policy as it was before updates 1, 1 + period, ...; the slab is shown to it whole, in shards or not."""
+    seen.clear()
+    network = Network(hidden=(11,), core="gru", core_size=5, normalize_obs=True)
+    policy = rows.policy(network)
+    student = learner(Watched(target_period=period, **ONE_BATCH), policy, crew(2), shards=3)
+    target = copy.deepcopy(policy)
+    for update in range(7):
+        if update % period == 0:
+            target = copy.deepcopy(policy)
+        slab = rows.trajectory(policy, seed=update)
+        expected = rows.evaluation(target, slab)
+        student.step(slab)
+        for name, column in expected._asdict().items():
+            torch.testing.assert_close(getattr(seen[update], name), column, rtol=1e-5, atol=1e-6)
+        if update % period:
+            assert not torch.allclose(expected.value, rows.evaluation(policy, slab).value, atol=1e-4)
+    assert len(seen) == 7
+
+
+def test_a_loaded_target_policy_is_the_one_that_was_saved(crew: Callable[[int], Crew]) -> None:
+    """Between two refreshes the target is neither the first policy nor the newest."""
+    algorithm = APPO(target_period=3, epochs=2, batch_size=rows.ROWS * 2)
+    straight = rows.policy()
+    student = learner(algorithm, straight, crew(1))
+    for update in range(5):
+        student.step(rows.trajectory(straight, seed=update))
+    tensors, facts = student.state()
+    tensors = {name: value.clone() for name, value in tensors.items()}
+    resumed = rows.policy()
+    successor = learner(algorithm, resumed, crew(1))
+    successor.load(tensors, facts)
+    for update in range(5, 8):
+        slab = rows.trajectory(straight, seed=update)
+        student.step(slab)
+        successor.step(slab)
+        assert torch.equal(parameters(resumed), parameters(straight)), update
+    before = tensors | {name: tensors[name.replace("target.", "policy.")] for name in tensors if "target." in name}
+    forgetful = learner(algorithm, rows.policy(), crew(1))
+    forgetful.load(before, facts)
+    forgetful.step(rows.trajectory(straight, seed=5))
+    successor.load(tensors, facts)
+    successor.step(rows.trajectory(straight, seed=5))
+    assert not torch.equal(parameters(forgetful.policy), parameters(successor.policy)), "the test is to need the target"
+
+
+def test_skipped_rows_are_counted_and_teach_nothing(crew: Callable[[int], Crew]) -> None:
+    policy = rows.policy()
+    student = learner(A2C(), policy, crew(1))
+    slab, before = rows.trajectory(policy), parameters(policy)
+    student.skip(slab)
+    assert (student.steps, student.version) == (int(slab.valid.sum()), 0)
+    assert student.steps < rows.ROWS * rows.COLUMNS
+    assert torch.equal(parameters(policy), before)
+
+
 @pytest.mark.parametrize("optimizer", ["adam", "rmsprop", "rmsprop_tf"])
-def test_a_loaded_learner_goes_on_as_if_never_stopped(crew: Callable[[int], Crew], optimizer: str) -> None:
+@pytest.mark.parametrize("kind", [A2C, IMPALA])
+def test_a_loaded_learner_goes_on_as_if_never_stopped(
+    crew: Callable[[int], Crew], kind: type[A2C] | type[IMPALA], optimizer: str
+) -> None:
     network = Network(hidden=(11,), normalize_obs=True)
-    algorithm = A2C(optimizer=optimizer)
+    algorithm = kind(optimizer=optimizer)
     straight = rows.policy(network)
     student = learner(algorithm, straight, crew(1), reward="scale")
     student.step(rows.trajectory(straight, seed=0))

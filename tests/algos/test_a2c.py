@@ -128,3 +128,37 @@ def test_paac_learning_rate_is_linear_in_environments_and_falls_to_zero() -> Non
     assert PAAC.learning_rate(0.0, 32) == pytest.approx(0.0224)
     assert PAAC.learning_rate(0.5, 32) == pytest.approx(0.0112)
     assert PAAC.learning_rate(1.0, 32) == 0.0
+
+
+@pytest.mark.parametrize("shards", [1, 2, 3])
+def test_delayed_gradient_is_that_of_the_policy_that_acted(shards: int) -> None:
+    """theta[j+1] = theta[j] - the step that PAAC would take at theta[j-1]: no part of the gradient sees theta[j]."""
+    slab = rows.trajectory(rows.policy())
+    slab.reward.mul_(3.0)
+    torch.manual_seed(5)
+    acted, student = Tabular(), Tabular()
+    with torch.no_grad():
+        for each in (acted, student):
+            each.policy_head.weight.mul_(2.0)
+            each.value_head.weight.mul_(8.0)
+    slab.extras["value"].copy_(acted.unroll(slab.obs, (), None).value.detach())
+
+    def numbers(policy: Tabular) -> tuple[np.ndarray, np.ndarray]:
+        policy_weight, value_weight = policy.policy_head.weight, policy.value_head.weight[0]
+        return policy_weight.detach().numpy().astype(float), value_weight.detach().numpy().astype(float)
+
+    old, new = numbers(acted), numbers(student)
+    crew = Crew(1)
+    learner = Learner(
+        PAAC, student, crew, num_envs=rows.COLUMNS, shards=shards, total_steps=10**6, seed=1, reward="clip"
+    )
+    learner.step(slab, behaviour=acted)
+    crew.close()
+    reward = slab.reward.clamp(-1.0, 1.0).numpy().astype(float)
+    stepped = paac_update(old, slab, reward, lr=7e-4 * rows.COLUMNS)
+    elsewhere = paac_update(new, slab, reward, lr=7e-4 * rows.COLUMNS)
+    for part in range(2):
+        expected = new[part] + (stepped[part] - old[part])
+        np.testing.assert_allclose(numbers(student)[part], expected, rtol=2e-5, atol=1e-7)
+        assert not np.allclose(elsewhere[part], expected, rtol=1e-3), "the test is to tell the two gradients apart"
+        assert np.array_equal(numbers(acted)[part], old[part])

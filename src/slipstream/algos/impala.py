@@ -68,7 +68,7 @@ class IMPALA:
     ent_coef: float = 0.01
     vf_coef: float = 0.5
     loss_scale: float = 1.0
-    max_grad_norm: float = 0.5
+    max_grad_norm: float = 10.0
     optimizer: OptimizerKind = "adam"
     eps: float = 1e-5
 
