@@ -48,7 +48,7 @@ def _run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, list[str
     ("words", "code", "message"),
     [
         ("trian", 2, "unknown verb 'trian'. Did you mean train?"),
-        ("train", 2, "ALGO is missing: slipstream train a2c|ppo --env ENV"),
+        ("train", 2, f"ALGO is missing: slipstream train {'|'.join(sorted(ALGORITHMS))} --env ENV"),
         ("train pop --env CartPole-v1", 2, "unknown algorithm 'pop'. Did you mean ppo?"),
         ("train ppo", 2, "--env is missing: slipstream train ppo --env ENV (slipstream envs lists them)"),
         ("train ppo x --env CartPole-v1", 2, "unexpected argument 'x'; see slipstream train ppo --help"),
@@ -210,7 +210,7 @@ def test_a_protocol_given_with_a_file_replaces_the_one_written_out_there(
 
 def test_lists(capsys: pytest.CaptureFixture[str]) -> None:
     assert "  CartPole-v1" in _run(capsys, "envs", "cartpole")[1]
-    assert [line.split()[0] for line in _run(capsys, "algos")[1]] == ["a2c", "ppo"]
+    assert [line.split()[0] for line in _run(capsys, "algos")[1]] == list(ALGORITHMS)
     assert _run(capsys, "presets", "a2c", "classic")[1][0] == "# a2c on classic"
     assert _run(capsys)[1][0].startswith("slipstream: fast parallel")
 

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import io
+import time
 
+import pytest
 from rich.console import Console
 
 from slipstream.run.console import Display, clock, plain_line, stages_text
@@ -23,27 +25,41 @@ def _lines(total_steps: int, every: int, steps: list[int]) -> list[str]:
 def test_plain_lines_come_by_step_with_first_and_last() -> None:
     lines = _lines(100, 30, [5, 10, 29, 31, 40, 59, 61, 99, 101])
     assert lines[0] == "ppo on made-up-v1"
-    assert [line.split(" steps")[0] for line in lines[1:]] == ["5/100", "31/100", "61/100", "99/100", "101/100"]
+    assert [line.split(" | ")[1].strip() for line in lines[1:]] == [f"{n} steps" for n in (5, 31, 61, 99, 101)]
 
 
-def test_by_default_a_run_has_fifty_lines() -> None:
-    assert len(_lines(100_000, 0, list(range(100, 100_001, 100)))) == 1 + 1 + 50
+@pytest.mark.parametrize(("total", "lines"), [(1_000, 20), (2_000_000, 20), (10_000_000, 100)])
+def test_a_run_has_twenty_lines_or_one_every_100_000_steps(total: int, lines: int) -> None:
+    every = total // 200
+    assert len(_lines(total, 0, list(range(every, total + 1, every)))) == 1 + 1 + lines
 
 
-def test_a_line_is_not_broken_and_says_steps_and_frames() -> None:
-    line = _lines(100, 30, [5])[1]
-    assert "5/100 steps (5%)" in line
-    assert "return 1 ± 0 (1 episodes, 7 steps long)" in line
-    assert "steps/s" in line
-    assert "frames/s" in line
-    assert "left" in line
-
-
-def test_without_an_episode() -> None:
-    progress = Progress(100, 1)
-    progress(report(1, 5))
-    assert "no episode has ended yet" in plain_line(progress)
-    assert "frames/s" not in plain_line(progress)
+def test_all_lines_have_the_same_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    progress = Progress(1_200_000, 4, evaluates=True)
+    returns = [(), (-20.25, -20.75), (1234.5,) * 7]
+    lines: list[str] = []
+    for update, steps in enumerate([700, 168_790, 1_200_100]):
+        now[0] += (1.0, 300.0, 2_000.0)[update]
+        progress(report(update + 1, steps, returns[update]))
+        if update == 2:
+            progress.evaluation, progress.evaluated_at = {"eval/mean_reward": 17.25, "eval/std_reward": 1.0}, steps
+        lines.append(plain_line(progress))
+    cells = [line.split(" | ") for line in lines]
+    assert [[len(cell) for cell in row] for row in cells] == [[len(cell) for cell in cells[0]]] * 3
+    assert cells[0][:6] == [
+        "  0%",
+        "      700 steps",
+        "      0 episodes",
+        "return        - ± -     ",
+        "length       -",
+        "eval        -",
+    ]
+    assert cells[1][3:5] == ["return    -20.5 ± 0.25  ", "length       7"]
+    assert cells[2][5] == "eval    17.25"
+    assert all(row[6].endswith(" steps/s") and row[7].endswith(" left") for row in cells)
+    assert all(row[8].startswith("env ") and ", infer " in row[8] and ", learn " in row[8] for row in cells)
 
 
 def test_shares_of_time() -> None:

@@ -67,7 +67,8 @@ class Log:
         dir: Directory of all runs.
         tensorboard: Whether to write TensorBoard events beside metrics.jsonl.
         metrics_every: Steps between two rows of metrics.
-        console_every: Steps between two lines when the output is not a terminal; 0 for a fiftieth of the run.
+        console_every: Steps between two lines when the output is not a terminal; 0 for a twentieth of the run, at most
+            100,000.
         checkpoint_every: Steps between two checkpoints; one is also written after every evaluation, at the end and on
             Ctrl-C.
         keep_last: Newest checkpoints to keep; the best one is kept beside them: by its evaluation, or by the mean

@@ -15,8 +15,11 @@ from torch import Tensor
 from slipstream.run.progress import WINDOW, Mark, Progress, crossed, spread
 from slipstream.types import Report
 
-_PLAIN_LINES = 50
-"""Lines of a whole run without a terminal, unless the user sets the distance."""
+_PLAIN_LINES = 20
+_PLAIN_STEPS = 100_000
+"""Without a terminal a run has this many lines, or one every so many steps, unless the user sets the distance."""
+
+_STAGES = ("collect", "learn", "env", "infer")
 
 _REFRESH_SECONDS = 0.25
 
@@ -29,13 +32,13 @@ class Display:
     Args:
         progress: The run's counters.
         title: One line that names the run.
-        every: Steps between two plain lines; 0 for a fiftieth of the run.
+        every: Steps between two plain lines; 0 for a twentieth of the run, at most 100,000.
         console: Where to write.
     """
 
     def __init__(self, progress: Progress, title: str, every: int, console: Console) -> None:
         self._progress, self._title, self._console = progress, title, console
-        self._every = every or max(1, progress.total_steps // _PLAIN_LINES)
+        self._every = every or max(1, min(progress.total_steps // _PLAIN_LINES, _PLAIN_STEPS))
         self._shown_at = float("-inf")
         self._live: Live | None = None
         if console.is_terminal:
@@ -87,17 +90,33 @@ class Display:
 
 
 def plain_line(progress: Progress) -> str:
-    """One line without a terminal: where the run is, how well it does, how fast it goes and where the time goes."""
+    """One line without a terminal: where the run is, how well it does, how fast it goes and where the time goes.
+
+    The columns are the same in all lines of a run, and of the same width, so that the eye can run down them.
+    """
+    total = f"{progress.total_steps:,}"
     share = min(1.0, progress.steps / progress.total_steps)
+    first, last = progress.recent()
+    speed = (last.steps - first.steps) / max(last.seconds - first.seconds, 1e-9)
+    passed = _shares(first, last)
+    mean = std = length = "-"
+    if progress.returns:
+        returns, lengths = spread(progress.returns), spread(progress.lengths)
+        mean, std, length = f"{returns.mean:.4g}", f"{returns.std:.3g}", f"{lengths.mean:,.0f}"
     parts = [
-        f"{progress.steps:,}/{progress.total_steps:,} steps ({share:.0%})",
-        f"return {return_text(progress)}",
-        speed_text(progress),
-        f"{clock(progress.seconds_left())} left",
-        stages_text(*progress.recent()),
+        f"{share:4.0%}",
+        f"{progress.steps:>{len(total)},} steps",
+        f"{progress.episodes:>7,} episodes",
+        f"return {mean:>8} ± {std:<6}",
+        f"length {length:>7}",
+        f"{speed:>6,.0f} steps/s",
+        f"{clock(progress.seconds_left()):>7} left",
+        f"env {passed['env']:>3.0%}, infer {passed['infer']:>3.0%}, learn {passed['learn']:>3.0%}",
     ]
-    if progress.evaluation:
-        parts.insert(2, f"eval {_evaluation_text(progress)}")
+    if progress.evaluates:
+        result = progress.evaluation
+        shown = f"{result['eval/mean_reward']:.4g}" if result else "-"
+        parts.insert(5, f"eval {shown:>8}")
     return " | ".join(parts)
 
 
@@ -121,16 +140,24 @@ def speed_text(progress: Progress) -> str:
 
 def stages_text(first: Mark, last: Mark) -> str:
     """Shares of the time between two marks; env and infer are how collecting divides up."""
-    passed = {stage: seconds - first.stages.get(stage, 0.0) for stage, seconds in last.stages.items()}
+    passed = _shares(first, last)
+    collect, learn, env, infer = (passed[name] for name in ("collect", "learn", "env", "infer"))
+    split = f" (env {env:.0%}, infer {infer:.0%})" if env + infer > 0 else ""
+    return f"collect {collect:.0%}{split}, learn {learn:.0%}, other {max(0.0, 1.0 - collect - learn):.0%}"
+
+
+def _shares(first: Mark, last: Mark) -> dict[str, float]:
+    """Shares of the time between two marks by stage; `env` and `infer` (summed over workers) share out `collect`."""
     elapsed = max(last.seconds - first.seconds, 1e-9)
-    collect, learn = passed.get("collect", 0.0), passed.get("learn", 0.0)
-    inside = passed.get("env", 0.0) + passed.get("infer", 0.0)
-    split = ""
-    if inside > 0:
-        env = passed.get("env", 0.0) / inside
-        split = f" (env {env * collect / elapsed:.0%}, infer {(1 - env) * collect / elapsed:.0%})"
-    other = max(0.0, 1.0 - (collect + learn) / elapsed)
-    return f"collect {collect / elapsed:.0%}{split}, learn {learn / elapsed:.0%}, other {other:.0%}"
+    passed = {name: last.stages.get(name, 0.0) - first.stages.get(name, 0.0) for name in _STAGES}
+    inside = max(passed["env"] + passed["infer"], 1e-9)
+    collect, learn = passed["collect"] / elapsed, passed["learn"] / elapsed
+    return {
+        "collect": collect,
+        "learn": learn,
+        "env": collect * passed["env"] / inside,
+        "infer": collect * passed["infer"] / inside,
+    }
 
 
 def _evaluation_text(progress: Progress) -> str:

@@ -230,8 +230,9 @@ def _train_help(default: Config) -> int:
 def _finish(trained: Trained) -> int:
     """What to do with the run, as commands that can be pasted."""
     path, progress = trained.run.path, trained.progress
+    frames = f" ({progress.steps * progress.frames_per_step:,} frames)" if progress.frames_per_step > 1 else ""
     _out.print(
-        f"Trained for {progress.steps:,} steps ({progress.steps * progress.frames_per_step:,} frames) "
+        f"Trained for {progress.steps:,} steps{frames} "
         f"in {clock(progress.mark().seconds)}: return {return_text(progress)}\n"
         f"run:       {path}\n"
         f"evaluate:  slipstream eval {path} --episodes 30\n"
