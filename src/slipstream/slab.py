@@ -17,19 +17,27 @@ from slipstream.types import EnvSpec, Trajectory
 def allocate(spec: EnvSpec, policy: Policy, rows: int, *, pin: bool = False) -> Trajectory:
     """An empty slab of `rows` rows and `spec.num_envs` columns.
 
-    Shapes and dtypes of the policy's columns (actions, states, extras) come from one `act` on a dummy batch.
-
     Args:
         spec: Spaces and slots.
         policy: Any policy; only its output shapes matter here.
         rows: T.
         pin: Whether to use page-locked memory, for asynchronous copies to a GPU.
     """
+
+    def zeros(leaf: Tensor) -> Tensor:
+        return torch.zeros(leaf.shape, dtype=leaf.dtype, pin_memory=pin)
+
+    trajectory = Trajectory(**tree.map(zeros, layout(spec, policy, rows)))
+    trajectory.slot.copy_(torch.arange(spec.num_envs))
+    return trajectory
+
+
+def layout(spec: EnvSpec, policy: Policy, rows: int) -> Tree:
+    """What a slab consists of: by the names of `Trajectory`, trees of tensors without memory (on the meta device).
+
+    Shapes and dtypes of the policy's columns (actions, states, extras) come from one `act` on a dummy batch.
+    """
     columns = spec.num_envs
-
-    def empty(leading: tuple[int, ...], like: Tensor) -> Tensor:
-        return torch.zeros((*leading, *like.shape[1:]), dtype=like.dtype, pin_memory=pin)
-
     obs = dummy_observations(spec.observation_space, 1)
     device = next(iter(policy.parameters())).device
     with torch.no_grad():
@@ -39,22 +47,25 @@ def allocate(spec: EnvSpec, policy: Policy, rows: int, *, pin: bool = False) -> 
             torch.zeros(1, policy.dice_width, device=device),
         )
 
-    def flag() -> Tensor:
-        return torch.zeros(rows, columns, dtype=torch.bool, pin_memory=pin)
+    def meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
 
-    return Trajectory(
-        obs=tree.map(lambda leaf: empty((rows + 1, columns), leaf), obs),
-        action=empty((rows, columns), act.action),
-        log_prob=empty((rows, columns), act.log_prob),
-        reward=torch.zeros(rows, columns, pin_memory=pin),
-        terminated=flag(),
-        truncated=flag(),
-        valid=flag(),
-        version=torch.zeros(rows, columns, dtype=torch.int32, pin_memory=pin),
-        slot=torch.arange(columns),
-        state0=tree.map(lambda leaf: empty((columns,), leaf), policy.initial_state(1)),
-        extras={name: empty((rows + 1, columns), value) for name, value in act.extras.items()},
-    )
+    def like(leading: tuple[int, ...], leaf: Tensor) -> Tensor:
+        return meta(*leading, *leaf.shape[1:], dtype=leaf.dtype)
+
+    return {
+        "obs": tree.map(lambda leaf: like((rows + 1, columns), leaf), obs),
+        "action": like((rows, columns), act.action),
+        "log_prob": like((rows, columns), act.log_prob),
+        "reward": meta(rows, columns),
+        "terminated": meta(rows, columns, dtype=torch.bool),
+        "truncated": meta(rows, columns, dtype=torch.bool),
+        "valid": meta(rows, columns, dtype=torch.bool),
+        "version": meta(rows, columns, dtype=torch.int32),
+        "slot": meta(columns, dtype=torch.int64),
+        "state0": tree.map(lambda leaf: like((columns,), leaf), policy.initial_state(1)),
+        "extras": {name: like((rows + 1, columns), value) for name, value in act.extras.items()},
+    }
 
 
 def columns(trajectory: Trajectory, part: slice) -> Trajectory:

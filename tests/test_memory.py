@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+import os
+
+import psutil
+import torch
+
+from slipstream import memory, process, tree
+
+LAYOUT = {
+    "b": (torch.empty(3, 5, dtype=torch.bool, device="meta"), torch.empty(7, dtype=torch.uint8, device="meta")),
+    "a": torch.empty(2, 3, device="meta"),
+    "scalar": torch.empty((), dtype=torch.int64, device="meta"),
+    "nothing": torch.empty(0, 4, device="meta"),
+}
+
+
+def test_both_sides_see_the_same_numbers_and_nothing_is_left() -> None:
+    fds, names = psutil.Process().num_fds(), set(os.listdir("/dev/shm"))
+    fd = process.anonymous_file()
+    one, other = memory.share(fd, LAYOUT), memory.share(fd, LAYOUT)
+    os.close(fd)
+    leaves = tree.leaves(one)
+    assert not any(leaf.any() for leaf in leaves)
+    for number, leaf in enumerate(leaves, 1):
+        leaf.fill_(number)
+    for leaf, same, like in zip(leaves, tree.leaves(other), tree.leaves(LAYOUT), strict=True):
+        assert (same.shape, same.dtype) == (like.shape, like.dtype)
+        assert torch.equal(leaf, same)
+        assert leaf.data_ptr() % 64 == 0
+    assert set(os.listdir("/dev/shm")) == names
+    del one, other, leaves, leaf, same
+    assert psutil.Process().num_fds() == fds
