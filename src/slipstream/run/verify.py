@@ -7,6 +7,7 @@ named: update, row, slot and tensor.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
@@ -154,7 +155,8 @@ def _compare(name: str, reference: Sequence[Fingerprint], found: Iterator[Finger
 
 
 def _fingerprints(config: Config, parts: Parts, jitter: Jitter | None) -> Iterator[Fingerprint]:
-    with closing(Training(config, parts.env, parts.torso, parts.policy, jitter=jitter)) as training:
+    torso, policy = copy.deepcopy((parts.torso, parts.policy))  # every run starts from the same weights
+    with closing(Training(config, parts.env, torso, policy, jitter=jitter)) as training:
         for report in training:
             yield _fingerprint(report, training.state()[0])
 

@@ -1,0 +1,89 @@
+"""The determinism contract in a table: algorithms x schedules x environments x lanes, each under seven placements.
+
+    python benchmarks/verify.py [--updates 20] [--delay 0.002] [--only TEXT] [--output benchmarks/results/verify.json]
+
+Every cell is one configuration, run inline without delays and then under the other placements with random delays in
+environments and workers; after every update all cells of the trajectory and all tensors of the learner are compared.
+The output is written after every cell, and cells that are in it already are not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from slipstream.run.presets import configure
+from slipstream.run.verify import PLACEMENTS, verify
+
+ALGORITHMS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ppo": ("ppo", {"algo.epochs": 2, "algo.batch_size": 32}),
+    "a2c": ("a2c", {}),
+    "recurrent ppo": ("ppo", {"algo.epochs": 2, "algo.batch_size": 32, "net.core": "lstm", "net.core_size": 32}),
+    "impala": ("impala", {}),
+    "appo": ("appo", {"algo.epochs": 2, "algo.batch_size": 32}),
+}
+ENVS: dict[str, dict[str, Any]] = {
+    "ALE/Pong-v5": {"net.torso": "nips_cnn"},
+    "CartPole-v1": {},
+    "envpool:gfootball/academy_empty_goal_close-v1": {"net.torso": "nips_cnn"},
+}
+LANES = (1, 2, 4, 8)
+SLOTS, ROWS = 8, 8
+
+
+def cells() -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Name, environment and settings of every cell."""
+    for env, env_settings in ENVS.items():
+        for name, (algo, settings) in ALGORITHMS.items():
+            for schedule in ("sync", "concurrent"):
+                for lanes in LANES:
+                    size = {"num_envs": SLOTS, "unroll": ROWS, "lanes": lanes, "schedule": schedule}
+                    # Shards are one per lane by default; the gradient of a minibatch must share out over them.
+                    yield (
+                        f"{name}, {schedule}, {env}, {lanes} lanes",
+                        algo,
+                        {"env": env, **size, **env_settings, **settings},
+                    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--updates", type=int, default=20)
+    parser.add_argument("--delay", type=float, default=0.002)
+    parser.add_argument("--only", default="")
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/verify.json"))
+    args = parser.parse_args()
+
+    result = json.loads(args.output.read_text()) if args.output.exists() else {"cells": {}}
+    result |= {
+        "command": " ".join(["python", *sys.argv]),
+        "machine": {"processor": platform.processor() or platform.machine()},
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "updates": args.updates,
+        "delay_seconds": args.delay,
+    }
+    for name, algo, settings in cells():
+        if args.only not in name or name in result["cells"]:
+            continue
+        start = time.perf_counter()
+        env = settings.pop("env")
+        config = configure(algo, env, settings)
+        outcomes = [asdict(outcome) for outcome in verify(config, args.updates, PLACEMENTS, args.delay)]
+        result["cells"][name] = outcomes
+        verdicts = {outcome["difference"] or outcome["refused"] or "identical" for outcome in outcomes}
+        print(f"{name}: {'; '.join(sorted(verdicts))} ({time.perf_counter() - start:.0f} s)", flush=True)
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        args.output.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from slipstream.run.config import Config, ConfigError, Placement
+from slipstream.run.loop import Parts
+from slipstream.run.presets import configure
+from slipstream.run.verify import Outcome, place, verify
+
+UPDATES, DELAY = 3, 0.001
+
+
+def config(env: str = "toy:catch", schedule: str = "sync", **settings: object) -> Config:
+    size = {"num_envs": 6, "unroll": 5, "lanes": 3, "schedule": schedule, "algo.batch_size": 15, "algo.epochs": 2}
+    return configure("ppo", env, {**size, **settings})
+
+
+def in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
+class Planted(gymnasium.Env[NDArray[np.float32], np.int64]):
+    """Shows where it is stepped, from its eighth step on: the bug that `verify` is there to find."""
+
+    def __init__(self) -> None:
+        self.observation_space = spaces.Box(-1.0, 1.0, (2,), np.float32)
+        self.action_space = spaces.Discrete(2)
+        self._steps = 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, object] | None = None):
+        super().reset(seed=seed)
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action: np.int64):
+        self._steps += 1
+        seen = float(self._steps >= 8 and not in_main_thread())
+        return np.array([0.5, seen], np.float32), 0.0, False, False, {}
+
+
+class PlantedTorso(nn.Module):
+    """Learns a little differently outside the main thread."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(2, 3)
+
+    def forward(self, obs: Tensor) -> Tensor:
+        features = self.linear(obs)
+        return features * 1.001 if torch.is_grad_enabled() and not in_main_thread() else features
+
+
+@pytest.mark.parametrize("schedule", ["sync", "concurrent"])
+def test_threads_and_delays_change_nothing(schedule: str) -> None:
+    outcomes = list(verify(config(schedule=schedule), UPDATES, ("thread:1", "thread:2", "thread:4"), DELAY))
+    assert [outcome.placement for outcome in outcomes] == ["inline", "thread:1", "thread:2", "thread:4"]
+    assert all(outcome.updates == UPDATES and outcome.difference is None for outcome in outcomes)
+    assert len({outcome.digest for outcome in outcomes}) == 1
+
+
+def test_a_planted_bug_in_the_environment_is_found_and_named() -> None:
+    """Step 8 is the answer to row 2 of the second update, and is seen in row 3 of it."""
+    planted = config("callable:planted", unroll=5)
+    outcomes = list(verify(planted, UPDATES, ("thread:2",), DELAY, Parts(env=Planted)))
+    assert outcomes[1].difference == "update 2, row 3, slot 0: obs"
+    assert outcomes[1].updates == 2
+
+
+def test_a_planted_bug_in_learning_is_found_and_named() -> None:
+    planted = config("callable:planted")
+    still = Parts(env=lambda: gymnasium.wrappers.TimeLimit(Quiet(), 4), torso=PlantedTorso())
+    outcomes = list(verify(planted, UPDATES, ("thread:2",), DELAY, still))
+    difference = outcomes[1].difference
+    assert difference is not None
+    assert difference.startswith("update 1, after learning: ")
+
+
+class Quiet(Planted):
+    def step(self, action: np.int64):
+        return np.array([0.5, float(action)], np.float32), float(action), False, False, {}
+
+
+def test_async_is_refused() -> None:
+    appo = configure("appo", "toy:catch", {"schedule": "async"})
+    with pytest.raises(ConfigError, match="async does not promise"):
+        next(verify(appo, UPDATES, ("thread:2",), DELAY))
+
+
+@pytest.mark.parametrize("name", ["", "thread", "thread:0", "inline:2", "gpu", "process:"])
+def test_unknown_placements_are_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match="unknown placement"):
+        place(name, Placement())
+
+
+def test_a_placement_keeps_the_rest() -> None:
+    base = Placement(env_workers=3)
+    assert place("thread:2", base) == replace(base, collectors="thread", workers=2)
+    assert place("inline", base) == replace(base, collectors="inline", workers=1)
+
+
+def test_the_reference_comes_first_and_has_no_difference() -> None:
+    outcomes = list(verify(config(), 1, (), DELAY))
+    assert outcomes == [Outcome("inline", 1, digest=outcomes[0].digest)]
