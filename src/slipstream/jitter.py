@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from numpy.typing import NDArray
@@ -56,6 +57,11 @@ class JitteredEnvs:
         """Steps a lane, perhaps after a delay."""
         self._jitter()
         self._envs.send(action, lane)
+
+    def wait(self, lanes: Sequence[int]) -> list[int]:
+        """Waits for whichever lane answers first, and perhaps a little longer."""
+        self._jitter()
+        return self._envs.wait(lanes)
 
     def recv(self, lane: int) -> EnvStep:
         """Waits for a lane, and perhaps a little longer."""

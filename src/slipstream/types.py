@@ -15,7 +15,7 @@ ignored and its successor is the reset observation.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -96,6 +96,8 @@ class Envs(Protocol):
         while True:
             envs.send(action, lane)         # returns at once where the backend has its own threads or processes
             step = envs.recv(lane)          # waits for all slots of the lane
+
+    Whoever has several lanes under way may ask `wait` which of them can be received without waiting.
     """
 
     @property
@@ -116,6 +118,17 @@ class Envs(Protocol):
         Args:
             action: `[B, *A]`, int64 for Discrete and MultiDiscrete, float32 for Box (clipped to the bounds here).
             lane: The lane to step.
+        """
+        ...
+
+    def wait(self, lanes: Sequence[int]) -> list[int]:
+        """Waits until at least one of `lanes` has answered its last `reset` or `send`.
+
+        Args:
+            lanes: Lanes of the caller, at least one.
+
+        Returns:
+            Some of them, at least one, whose `recv` will not wait (it may raise what went wrong).
         """
         ...
 

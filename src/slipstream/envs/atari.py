@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import gymnasium
 import numpy as np
 from ale_py.vector_env import AtariVectorEnv
@@ -9,6 +11,7 @@ from numpy.typing import NDArray
 
 from slipstream import dice
 from slipstream.envs.options import AtariProtocol
+from slipstream.envs.receivers import Receivers
 from slipstream.envs.slot import check_lanes, random_start
 from slipstream.envs.spaces import Actions
 from slipstream.types import BoolArray, EnvSpec, EnvStep
@@ -48,6 +51,7 @@ class AtariEnvs:
     ) -> None:
         size = num_envs // check_lanes(num_envs, lanes)
         self._lanes = [_Lane(_make(game, protocol, size, threads), protocol, lane * size) for lane in range(lanes)]
+        self._receivers = Receivers(self._lanes)
         self._decorrelate_steps = decorrelate_steps
         env = self._lanes[0].env
         self._spec = EnvSpec(
@@ -68,7 +72,8 @@ class AtariEnvs:
 
     def reset(self, seed: int) -> None:
         """Starts every slot from its own seed, a function of (seed, slot) only."""
-        for lane in self._lanes:
+        for number, lane in enumerate(self._lanes):
+            self._receivers.settle(number)
             if self._decorrelate_steps:
                 lane.decorrelate(seed, self._decorrelate_steps, self._actions)
             else:
@@ -80,18 +85,25 @@ class AtariEnvs:
         Raises:
             ValueError: Actions of the wrong shape, dtype or range.
         """
+        self._receivers.settle(lane)
         self._lanes[lane].send(self._actions.encode(action))
+
+    def wait(self, lanes: Sequence[int]) -> list[int]:
+        """Waits until at least one of `lanes` has answered, in a thread per lane that blocks in the native wait."""
+        return self._receivers.wait(lanes)
 
     def recv(self, lane: int) -> EnvStep:
         """Waits for the answer to the lane's last `reset` or `send`; the arrays are fresh and stay untouched."""
-        return self._lanes[lane].recv()
+        self._receivers.settle(lane)
+        return self._lanes[lane].row()
 
     def close(self) -> None:
         """Ends the threads and frees the emulators; the second call does nothing."""
+        self._receivers.close()
         for lane in self._lanes:
             lane.env.close()
         # The emulators are freed with the last reference: ALE's own close does nothing.
-        self._lanes = []
+        self._lanes.clear()
 
 
 class _Lane:
@@ -103,27 +115,25 @@ class _Lane:
         self._slots = range(first_slot, first_slot + env.num_envs)
         self._lives = np.zeros(env.num_envs, np.int32)
         self._step: EnvStep | None = None
-        self._due = False
+        self.due = False
 
     def reset(self, seed: int) -> None:
-        self._settle()
         obs, info = self.env.reset(seed=self._seeds(seed))
         self._start(obs, info)
 
     def send(self, action: NDArray[np.int64]) -> None:
-        self._settle()
         self.env.send(action)
-        self._due = True
+        self.due = True
 
-    def recv(self) -> EnvStep:
-        self._settle()
+    def settle(self) -> None:
+        """Waits for the answer that is due, if one is."""
+        if self.due:
+            self._step, self.due = self._receive(), False
+
+    def row(self) -> EnvStep:
+        """The newest answer that was taken."""
         assert self._step is not None, "recv before reset"
         return self._step
-
-    def _settle(self) -> None:
-        """Waits for the answer that is due, if one is."""
-        if self._due:
-            self._step, self._due = self._receive(), False
 
     def _receive(self) -> EnvStep:
         answer: _Answer = self.env.recv()
@@ -139,7 +149,6 @@ class _Lane:
 
     def decorrelate(self, seed: int, most: int, actions: Actions) -> None:
         """Resets the slots one after the other, so that each has played its own number of random steps at the end."""
-        self._settle()
         starts = [random_start(seed, slot, most) for slot in self._slots]
         steps = np.array([count for count, _ in starts])
         seeds = self._seeds(seed)

@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import logging
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium
@@ -17,6 +18,7 @@ from slipstream import dice, tree
 from slipstream.envs import spaces
 from slipstream.envs.factory import unknown_id
 from slipstream.envs.options import AtariProtocol, EnvOptions
+from slipstream.envs.receivers import Receivers
 from slipstream.envs.rows import EnvError, check_finite
 from slipstream.envs.slot import check_lanes, random_start
 from slipstream.envs.spaces import Actions
@@ -81,6 +83,7 @@ class EnvPoolEnvs:
         self._life_loss = protocol is not None and protocol.life_loss
         self._task, self._config, self._decorrelate_steps = task, config, options.decorrelate_steps
         self._lanes: list[_Lane] = []
+        self._receivers = Receivers(self._lanes)
 
     @property
     def spec(self) -> EnvSpec:
@@ -104,7 +107,12 @@ class EnvPoolEnvs:
         Raises:
             ValueError: Actions of the wrong shape, dtype or range.
         """
+        self._receivers.settle(lane)
         self._lanes[lane].send(self._actions.encode(action))
+
+    def wait(self, lanes: Sequence[int]) -> list[int]:
+        """Waits until at least one of `lanes` has answered, in a thread per lane that blocks in the native wait."""
+        return self._receivers.wait(lanes)
 
     def recv(self, lane: int) -> EnvStep:
         """Waits for the answer to the lane's last `reset` or `send`; the arrays are fresh and stay untouched.
@@ -112,10 +120,12 @@ class EnvPoolEnvs:
         Raises:
             EnvError: A reward or observation is not finite or not as the spaces promise.
         """
-        return self._lanes[lane].recv()
+        self._receivers.settle(lane)
+        return self._lanes[lane].row()
 
     def close(self) -> None:
         """Ends the pools; may be called twice."""
+        self._receivers.close()
         for lane in self._lanes:
             lane.pool.close()
         self._lanes.clear()
@@ -129,7 +139,7 @@ class _Lane:
         self._spec, self._first_slot, self._life_loss = spec, first_slot, life_loss
         self._spaces = space_tree(spec.observation_space)
         self._lives = np.zeros(spec.lane_size, np.int32)
-        self._count, self._due = 0, False
+        self._count, self.due = 0, False
         self._step: EnvStep | None = None
 
     def start(self, seed: int, decorrelate_steps: int, actions: Actions) -> None:
@@ -143,11 +153,15 @@ class _Lane:
 
     def send(self, action: NDArray[Any]) -> None:
         self.pool.send(action)
-        self._count, self._due = self._count + 1, True
+        self._count, self.due = self._count + 1, True
 
-    def recv(self) -> EnvStep:
-        if self._due:
-            self._step, self._due = self._receive(), False
+    def settle(self) -> None:
+        """Waits for the answer that is due, if one is."""
+        if self.due:
+            self._step, self.due = self._receive(), False
+
+    def row(self) -> EnvStep:
+        """The newest answer that was taken."""
         assert self._step is not None
         return self._step
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from typing import Any
 
@@ -65,6 +66,10 @@ class GymEnvs:
         self._counts[lane] += 1
         for slot, single in zip(self._slots[self._spec.slots(lane)], actions, strict=True):
             slot.step(single)
+
+    def wait(self, lanes: Sequence[int]) -> list[int]:
+        """All of `lanes`: they have answered when `send` returns."""
+        return list(lanes)
 
     def recv(self, lane: int) -> EnvStep:
         """The row of the last `reset` or `send`.

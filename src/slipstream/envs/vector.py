@@ -96,6 +96,10 @@ class VectorEnvs:
         """
         self._lanes[lane].step(self._actions.encode(action))
 
+    def wait(self, lanes: Sequence[int]) -> list[int]:
+        """All of `lanes`: they have answered when `send` returns."""
+        return list(lanes)
+
     def recv(self, lane: int) -> EnvStep:
         """The row of the last `reset` or `send`.
 

@@ -20,6 +20,7 @@ import subprocess
 import sys
 import time
 import weakref
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -69,7 +70,8 @@ class WorkerEnvs:
             self._spec = source_spec(source, env, num_envs, lanes)
             self._actions = Actions(env.action_space, self._spec.lane_size, source.id)
         self._timeout = timeout_seconds
-        self._counts, self._waiting = [0] * lanes, [False] * lanes
+        self._counts = [0] * lanes
+        self._due: list[_Due] = [{} for _ in range(lanes)]
         self._workers: list[_Worker] = []
         self._finalizer = weakref.finalize(self, _stop, self._workers)
         members = [slots for slots in _spread(self._spec, workers) if any(slots)]
@@ -80,7 +82,7 @@ class WorkerEnvs:
             for index, slots in enumerate(members):
                 setup = Setup(source, env.observation_space, like, num_envs, len(members), index, slots)
                 self._workers.append(_start(setup, memory))
-            self._wait(0, self._workers, max(timeout_seconds, _START_SECONDS))
+            self._read([{w.answers[0]: w for w in self._workers}], max(timeout_seconds, _START_SECONDS))
         except BaseException:
             self.close()
             raise
@@ -113,6 +115,17 @@ class WorkerEnvs:
         self._counts[lane] += 1
         self._command(lane, lane, 0)
 
+    def wait(self, lanes: Sequence[int]) -> list[int]:
+        """Waits until at least one of `lanes` has the answers of all its workers.
+
+        Raises:
+            EnvError: An environment of one of the lanes raised, or a worker died or hangs.
+        """
+        self._require_open()
+        due = [self._due[lane] for lane in lanes]
+        self._read(due, self._timeout)
+        return [lane for lane, missing in zip(lanes, due, strict=True) if not missing]
+
     def recv(self, lane: int) -> EnvStep:
         """Waits for the workers' answers to the lane's last `reset` or `send`.
 
@@ -131,7 +144,7 @@ class WorkerEnvs:
 
     def _command(self, lane: int, number: int, seed: int) -> None:
         message = COMMAND.pack(number, seed)
-        self._waiting[lane] = True
+        self._due[lane] = {worker.answers[lane]: worker for worker in self._lane_workers[lane]}
         for worker in self._lane_workers[lane]:
             try:
                 os.write(worker.commands, message)
@@ -140,35 +153,40 @@ class WorkerEnvs:
 
     def _settle(self, lane: int) -> None:
         """Waits for the answers that are still due to `lane`."""
+        self._require_open()
+        self._read([self._due[lane]], self._timeout)
+
+    def _require_open(self) -> None:
         if not self._workers:
             raise EnvError(f"{self._spec.id}: the environments are closed")
-        if self._waiting[lane]:
-            self._wait(lane, self._lane_workers[lane], self._timeout)
-            self._waiting[lane] = False
 
-    def _wait(self, lane: int, workers: list[_Worker], timeout: float) -> None:
-        """Reads one answer for `lane` from each worker, or raises if any worker at all dies meanwhile."""
-        due = {worker.answers[lane]: worker for worker in workers}
+    def _read(self, due: list[_Due], timeout: float) -> None:
+        """Reads answers until one of `due` is empty, or raises if any worker at all dies meanwhile."""
+        if not all(due):
+            return
+        home = {fd: lane for lane in due for fd in lane}
         deadline = time.monotonic() + timeout
         poll = select.poll()
-        for fd in due:
+        for fd in home:
             poll.register(fd, select.POLLIN)
         for worker in self._workers:
             if worker.pidfd is not None:
                 poll.register(worker.pidfd, select.POLLIN)
-        while due:
+        while all(due):
             ready = [fd for fd, _ in poll.poll(max(0.0, deadline - time.monotonic()) * 1000.0)]
             if not ready:
-                raise self._hang(list(due.values()), timeout)
+                late = {worker.index: worker for lane in due for worker in lane.values()}
+                raise self._hang(list(late.values()), timeout)
             for fd in ready:
-                if fd in due:
-                    self._read(due.pop(fd), fd)
+                if fd in home:
+                    self._check(home[fd].pop(fd), fd)
                     poll.unregister(fd)
             for worker in self._workers:
                 if worker.pidfd in ready:
                     raise self._death(worker)
 
-    def _read(self, worker: _Worker, fd: int) -> None:
+    def _check(self, worker: _Worker, fd: int) -> None:
+        """Reads one answer, and raises what it reports."""
         if self._bytes(worker, fd, 1) != FAILED:
             return
         told = json.loads(self._bytes(worker, fd, int.from_bytes(self._bytes(worker, fd, 4), "little")))
@@ -228,6 +246,10 @@ class _Worker:
     lifeline: int
     stack: int
     slots: tuple[tuple[int, ...], ...]
+
+
+_Due = dict[int, _Worker]
+"""Workers whose answers to a lane are due, by the descriptor that they come from."""
 
 
 def _spread(spec: EnvSpec, workers: int) -> list[tuple[tuple[int, ...], ...]]:
