@@ -53,7 +53,9 @@ class EnvStep(NamedTuple):
 class EnvSpec:
     """What the rest of the library may know about a set of environments.
 
-    Slots are numbered `0 .. num_envs-1`; lane `l` owns the slots `l*lane_size .. (l+1)*lane_size - 1`.
+    Its columns are numbered `0 .. num_envs-1`; lane `l` owns the columns `l*lane_size .. (l+1)*lane_size - 1`. Where
+    several sets of environments share a run, column c is the run's slot `first_slot + c`, and seeds and messages go by
+    slots.
 
     Attributes:
         id: What the user typed (`ALE/Pong-v5`, `envpool:gfootball/...`), or the name of a callable.
@@ -64,6 +66,7 @@ class EnvSpec:
         frames_per_step: Emulator frames per agent decision (4 on Atari with frame skip 4, otherwise 1).
         deterministic: Whether the same seed and actions give the same observations; False makes the run say so.
         family: Preset family: `atari`, `gfootball`, `classic`, `mujoco`, `toy` or `other`.
+        first_slot: Slot of column 0, in a set that is a part of a run's environments.
     """
 
     id: str
@@ -74,15 +77,21 @@ class EnvSpec:
     frames_per_step: int = 1
     deterministic: bool = True
     family: str = "other"
+    first_slot: int = 0
 
     @property
     def lane_size(self) -> int:
         """Slots per lane."""
         return self.num_envs // self.lanes
 
-    def slots(self, lane: int) -> slice:
-        """Columns of the slab that `lane` owns."""
+    def columns(self, lane: int) -> slice:
+        """Columns of this set that `lane` owns."""
         return slice(lane * self.lane_size, (lane + 1) * self.lane_size)
+
+    def slots(self, lane: int) -> range:
+        """Slots of the run that `lane` owns."""
+        first = self.first_slot + lane * self.lane_size
+        return range(first, first + self.lane_size)
 
 
 class Envs(Protocol):

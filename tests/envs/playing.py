@@ -34,7 +34,7 @@ def random_actions(envs: Envs, steps: int) -> NDArray[Any]:
     """Actions `[T, N, *A]`: those of a slot depend on the slot alone."""
     actions = spaces.Actions(envs.spec.action_space, 1, "test")
     columns: list[NDArray[Any]] = []
-    for slot in range(envs.spec.num_envs):
+    for slot in range(envs.spec.first_slot, envs.spec.first_slot + envs.spec.num_envs):
         generator = np.random.Generator(np.random.Philox(dice.seed_sequence(7, "test", slot)))
         columns.append(np.stack([actions.sample(generator) for _ in range(steps)]))
     return np.stack(columns, axis=1)
@@ -50,7 +50,7 @@ def play(envs: Envs, steps: int, seed: int = 5, backwards: bool = False, close: 
         rows = [_row(envs)]
         for action in actions:
             for lane in order:
-                envs.send(action[envs.spec.slots(lane)], lane)
+                envs.send(action[envs.spec.columns(lane)], lane)
             rows.append(_row(envs))
     finally:
         if close:

@@ -166,7 +166,7 @@ class Kept(VectorWrapper[Any, Any, Any, Any, Any]):
     [
         ("size", 4, 2, None, "has 3 environments, but a lane has 2 slots"),
         ("raises", 4, 2, None, "making the environment of slot 2 failed: OSError: no display"),
-        ("single", 4, 2, None, "expected another vector environment for lane 1, got CartPoleEnv"),
+        ("single", 4, 2, None, "expected another vector environment for slot 2, got CartPoleEnv"),
         ("mode", 4, 2, None, "metadata"),
         ("none", 4, 3, None, "lanes must divide num_envs"),
         ("none", 4, 2, EnvOptions(frame_stack=2), "frame_stack is not for vector environments"),

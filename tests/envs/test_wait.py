@@ -58,14 +58,14 @@ def test_a_lane_without_the_answers_of_all_workers_is_not_ready() -> None:
         envs.reset(5)
         for lane in (0, 1):
             envs.recv(lane)
-        lanes_of = {worker.index: {lane for lane in (0, 1) if worker.slots[lane]} for worker in envs._workers}
+        lanes_of = {worker.index: {lane for lane in (0, 1) if worker.columns[lane]} for worker in envs._workers}
         stopped = next(worker for worker in envs._workers if len(lanes_of[worker.index]) == 1)
         (late,) = lanes_of[stopped.index]
-        os.kill(stopped.process.pid, signal.SIGSTOP)
+        os.kill(stopped.child.pid, signal.SIGSTOP)
         for lane in (0, 1):
             envs.send(np.zeros(2, np.int64), lane)
         assert envs.wait([0, 1]) == [1 - late]
-        os.kill(stopped.process.pid, signal.SIGCONT)
+        os.kill(stopped.child.pid, signal.SIGCONT)
         assert envs.wait([late]) == [late]
     finally:
         envs.close()

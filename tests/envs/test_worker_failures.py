@@ -49,7 +49,7 @@ def fail(options: EnvOptions, env: str | Callable[[], gymnasium.Env[Any, Any]] =
     shm = set(os.listdir("/dev/shm"))
     envs = make_envs(env, 4, 2, options, workers=2)
     assert isinstance(envs, WorkerEnvs)
-    pids = [worker.process.pid for worker in envs._workers]
+    pids = [worker.child.pid for worker in envs._workers]
     try:
         envs.reset(0)
         sent: list[float] = []
@@ -110,7 +110,7 @@ def test_faults_are_reported_where_the_kernel_refuses_pidfds(fault: str, words: 
 def test_workers_play_and_end_where_the_kernel_refuses_pidfds() -> None:
     envs = make_envs("CartPole-v1", 4, 2, workers=2)
     assert isinstance(envs, WorkerEnvs)
-    pids = [worker.process.pid for worker in envs._workers]
+    pids = [worker.child.pid for worker in envs._workers]
     assert_equal(play(envs, 13), play(make_envs("CartPole-v1", 4, 2), 13))
     assert gone(pids)
 
@@ -203,7 +203,7 @@ def test_close_kills_what_does_not_end() -> None:
     driver = os.getpid()
     envs = make_envs(Stubborn, 2, workers=2)
     assert isinstance(envs, WorkerEnvs)
-    pids = [worker.process.pid for worker in envs._workers]
+    pids = [worker.child.pid for worker in envs._workers]
     start = time.monotonic()
     envs.close()
     assert time.monotonic() - start < LIMIT
@@ -220,7 +220,7 @@ def test_close_ends_the_processes_that_environments_started() -> None:
     driver = os.getpid()
     envs = make_envs(Parent, 2, workers=1)
     assert isinstance(envs, WorkerEnvs)
-    worker = psutil.Process(envs._workers[0].process.pid)
+    worker = psutil.Process(envs._workers[0].child.pid)
     pids = [worker.pid, *(child.pid for child in worker.children())]
     assert len(pids) == 3
     envs.close()
@@ -248,7 +248,7 @@ thread.join()
 envs[0].reset(0)
 envs[0].recv(0)
 envs[0].send(np.zeros(2, np.int64), 0)
-print(*(worker.process.pid for worker in envs[0]._workers), flush=True)
+print(*(worker.child.pid for worker in envs[0]._workers), flush=True)
 if sys.argv[1] == "exit":
     sys.exit(3)
 envs[0].recv(0)

@@ -59,7 +59,7 @@ def test_threads_use_different_lanes_at_once() -> None:
 
     def run(lane: int) -> None:
         for action in actions:
-            envs.send(action[envs.spec.slots(lane)], lane)
+            envs.send(action[envs.spec.columns(lane)], lane)
             rows[lane].append(envs.recv(lane).obs.copy())
 
     envs.reset(5)
@@ -70,13 +70,13 @@ def test_threads_use_different_lanes_at_once() -> None:
         thread.join()
     envs.close()
     for lane in range(3):
-        assert (np.stack(rows[lane]) == expected.obs[1:, envs.spec.slots(lane)]).all()
+        assert (np.stack(rows[lane]) == expected.obs[1:, envs.spec.columns(lane)]).all()
 
 
 def test_slots_of_every_lane_are_spread_and_idle_workers_not_started() -> None:
     envs = make_envs("CartPole-v1", 8, 2, workers=2)
     assert isinstance(envs, WorkerEnvs)
-    assert [worker.slots for worker in envs._workers] == [((0, 1), (6, 7)), ((2, 3), (4, 5))]
+    assert [worker.columns for worker in envs._workers] == [((0, 1), (6, 7)), ((2, 3), (4, 5))]
     envs.close()
     few = make_envs("CartPole-v1", 2, 1, workers=4)
     assert isinstance(few, WorkerEnvs)
@@ -89,7 +89,7 @@ def test_nothing_changes_in_the_driver() -> None:
     envs = make_envs("CartPole-v1", 4, 2, workers=2)
     assert isinstance(envs, WorkerEnvs)
     assert set(os.listdir("/dev/shm")) == before[2]
-    pids = [worker.process.pid for worker in envs._workers]
+    pids = [worker.child.pid for worker in envs._workers]
     envs.close()
     envs.close()
     del envs  # with the arrays goes the mapping, which holds a descriptor
@@ -100,7 +100,7 @@ def test_nothing_changes_in_the_driver() -> None:
 def test_garbage_collection_ends_the_workers() -> None:
     envs = make_envs("CartPole-v1", 2, workers=2)
     assert isinstance(envs, WorkerEnvs)
-    pids = [worker.process.pid for worker in envs._workers]
+    pids = [worker.child.pid for worker in envs._workers]
     del envs
     assert not any(psutil.pid_exists(pid) for pid in pids)
 

@@ -37,6 +37,7 @@ class AtariEnvs:
         lanes: Lanes; divides `num_envs`.
         threads: Native threads per lane; 0 lets ALE choose (one per slot, at most one per core).
         decorrelate_steps: As in `EnvOptions`.
+        first_slot: Slot of column 0.
     """
 
     def __init__(
@@ -48,9 +49,11 @@ class AtariEnvs:
         lanes: int = 1,
         threads: int = 0,
         decorrelate_steps: int = 0,
+        first_slot: int = 0,
     ) -> None:
         size = num_envs // check_lanes(num_envs, lanes)
-        self._lanes = [_Lane(_make(game, protocol, size, threads), protocol, lane * size) for lane in range(lanes)]
+        starts = range(first_slot, first_slot + num_envs, size)
+        self._lanes = [_Lane(_make(game, protocol, size, threads), protocol, start) for start in starts]
         self._receivers = Receivers(self._lanes)
         self._decorrelate_steps = decorrelate_steps
         env = self._lanes[0].env
@@ -62,6 +65,7 @@ class AtariEnvs:
             lanes=lanes,
             frames_per_step=protocol.frame_skip,
             family="atari",
+            first_slot=first_slot,
         )
         self._actions = Actions(env.single_action_space, size, id)
 

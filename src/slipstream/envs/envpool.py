@@ -56,13 +56,16 @@ class EnvPoolEnvs:
         options: Choices. For Atari games `options.atari` counts; at least one no-op frame is played at the start
             (`noop_max` in `[1, noop_max]` here) and frames are always max-pooled.
         threads: Native threads per lane; 0 lets EnvPool choose (one per slot, at most one per core).
+        first_slot: Slot of column 0.
 
     Raises:
         ImportError: EnvPool is not installed.
         ValueError: An unknown id or option, an unsupported space, or lanes that don't divide `num_envs`.
     """
 
-    def __init__(self, id: str, num_envs: int, lanes: int, options: EnvOptions, threads: int = 0) -> None:
+    def __init__(
+        self, id: str, num_envs: int, lanes: int, options: EnvOptions, threads: int = 0, first_slot: int = 0
+    ) -> None:
         task = id.removeprefix(PREFIX)
         size = num_envs // check_lanes(num_envs, lanes)
         family = envpool_family(id)
@@ -78,6 +81,7 @@ class EnvPoolEnvs:
             lanes=lanes,
             frames_per_step=protocol.frame_skip if protocol else 1,
             family=family,
+            first_slot=first_slot,
         )
         self._actions = Actions(action_space, size, id)
         self._life_loss = protocol is not None and protocol.life_loss
@@ -94,10 +98,10 @@ class EnvPoolEnvs:
         """Makes pools whose slots are seeded by (seed, slot) and starts them."""
         self.close()
         for lane in range(self._spec.lanes):
-            part = self._spec.slots(lane)
-            seeds = [dice.env_seed(seed, "env", slot) for slot in range(part.start, part.stop)]
+            slots = self._spec.slots(lane)
+            seeds = [dice.env_seed(seed, "env", slot) for slot in slots]
             pool = _make(self._task, {**self._config, "seed": seeds})
-            self._lanes.append(_Lane(pool, self._spec, part.start, self._life_loss))
+            self._lanes.append(_Lane(pool, self._spec, slots.start, self._life_loss))
         for lane in self._lanes:
             lane.start(seed, self._decorrelate_steps, self._actions)
 

@@ -25,22 +25,23 @@ class GymEnvs:
         source: What to make.
         num_envs: Slots.
         lanes: Lanes; divides `num_envs`.
+        first_slot: Slot of column 0.
 
     Raises:
         EnvError: An environment could not be made; those made before are closed.
         ValueError: An unsupported space, or lanes that don't divide `num_envs`.
     """
 
-    def __init__(self, source: Source, num_envs: int, lanes: int = 1) -> None:
+    def __init__(self, source: Source, num_envs: int, lanes: int = 1, first_slot: int = 0) -> None:
         with ExitStack() as undo:
-            first = undo.enter_context(closing(source.make(0)))
-            self._spec = source_spec(source, first, num_envs, lanes)
-            others = [undo.enter_context(closing(source.make(slot))) for slot in range(1, num_envs)]
+            first = undo.enter_context(closing(source.make(first_slot)))
+            self._spec = source_spec(source, first, num_envs, lanes, first_slot)
+            others = [undo.enter_context(closing(source.make(first_slot + c))) for c in range(1, num_envs)]
             rows = Rows.empty(first.observation_space, num_envs)
-            self._slots = make_slots(source, range(num_envs), rows, [first, *others])
+            self._slots = make_slots(source, range(num_envs), rows, [first, *others], first_slot)
             undo.pop_all()
         self._actions = Actions(first.action_space, self._spec.lane_size, source.id)
-        self._steps = [as_step(rows.part(self._spec.slots(lane))) for lane in range(lanes)]
+        self._steps = [as_step(rows.part(self._spec.columns(lane))) for lane in range(lanes)]
         self._counts = [0] * lanes
         self._closed = False
 
@@ -64,7 +65,7 @@ class GymEnvs:
         """
         actions = self._actions.encode(action)
         self._counts[lane] += 1
-        for slot, single in zip(self._slots[self._spec.slots(lane)], actions, strict=True):
+        for slot, single in zip(self._slots[self._spec.columns(lane)], actions, strict=True):
             slot.step(single)
 
     def wait(self, lanes: Sequence[int]) -> list[int]:
@@ -89,7 +90,9 @@ class GymEnvs:
                 slot.close()
 
 
-def source_spec(source: Source, env: gymnasium.Env[Any, Any], num_envs: int, lanes: int) -> EnvSpec:
+def source_spec(
+    source: Source, env: gymnasium.Env[Any, Any], num_envs: int, lanes: int, first_slot: int = 0
+) -> EnvSpec:
     """The spec of `num_envs` environments like `env`.
 
     Raises:
@@ -105,6 +108,7 @@ def source_spec(source: Source, env: gymnasium.Env[Any, Any], num_envs: int, lan
         lanes=check_lanes(num_envs, lanes),
         deterministic=source.deterministic,
         family=source.family,
+        first_slot=first_slot,
     )
 
 

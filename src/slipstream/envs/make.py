@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
@@ -16,10 +17,10 @@ from slipstream.envs import atari, envpool, toy
 from slipstream.envs.factory import EnvFactory, GymFactory, gym_family, require_maker, toy_class, unknown_id
 from slipstream.envs.gym import GymEnvs
 from slipstream.envs.options import AtariProtocol, EnvOptions
-from slipstream.envs.slot import Source
+from slipstream.envs.slot import Source, check_lanes
 from slipstream.envs.vector import VectorEnvs
 from slipstream.envs.workers import WorkerEnvs
-from slipstream.types import Envs
+from slipstream.types import Envs, EnvSpec
 
 _log = logging.getLogger(__name__)
 
@@ -31,6 +32,7 @@ def make_envs(
     options: EnvOptions | None = None,
     workers: int = 0,
     threads: int = 0,
+    first_slot: int = 0,
 ) -> Envs:
     """Environments behind the one protocol, chosen by what `env` is.
 
@@ -45,6 +47,7 @@ def make_envs(
         options: Choices; defaults if None.
         workers: Worker processes for Gymnasium environments; 0 steps them in this process. Others ignore it.
         threads: Native threads per lane for ALE and EnvPool; 0 chooses. Others ignore it.
+        first_slot: Slot of the first environment, if they are a part of a run's environments.
 
     Raises:
         ValueError: Neither an id nor a callable, an unknown id (the nearest ones are named), an option that the
@@ -55,25 +58,40 @@ def make_envs(
     require_maker(env)
     options = options or EnvOptions()
     if not isinstance(env, str):
-        vector = _vector(env)
+        vector = _vector(env, first_slot)
         if vector is not None:
-            return _vector_envs(env, vector, num_envs, lanes, options, workers)
+            return _vector_envs(env, vector, num_envs, lanes, options, workers, first_slot)
     elif env.startswith(envpool.PREFIX):
-        return envpool.EnvPoolEnvs(env, num_envs, lanes, options, threads)
+        return envpool.EnvPoolEnvs(env, num_envs, lanes, options, threads, first_slot)
     else:
         game = atari.atari_game(env)
         if game is not None:
             protocol = atari_protocol(env, options)
-            return atari.AtariEnvs(env, game, protocol, num_envs, lanes, threads, options.decorrelate_steps)
+            steps = options.decorrelate_steps
+            return atari.AtariEnvs(env, game, protocol, num_envs, lanes, threads, steps, first_slot)
     source = gym_source(env, options)
     if workers:
-        return WorkerEnvs(source, num_envs, lanes, workers, options.timeout_seconds)
-    return GymEnvs(source, num_envs, lanes)
+        return WorkerEnvs(source, num_envs, lanes, workers, options.timeout_seconds, first_slot)
+    return GymEnvs(source, num_envs, lanes, first_slot)
 
 
-def _vector(env: Callable[[], object]) -> VectorEnv[Any, Any, Any] | None:
+def env_spec(env: str | EnvFactory, num_envs: int, lanes: int = 1, options: EnvOptions | None = None) -> EnvSpec:
+    """The spec that `make_envs` would give, from one environment (or one lane's vector environment) that is closed.
+
+    Args and errors are those of `make_envs`.
+    """
+    require_maker(env)
+    size = num_envs // check_lanes(num_envs, lanes)
+    vector = None if isinstance(env, str) else _vector(env, 0)
+    if vector is not None:
+        vector.close()
+    with closing(make_envs(env, 1 if vector is None else size, 1, options, threads=1)) as envs:
+        return replace(envs.spec, num_envs=num_envs, lanes=lanes)
+
+
+def _vector(env: Callable[[], object], first_slot: int) -> VectorEnv[Any, Any, Any] | None:
     """The vector environment that a callable makes, or None if it makes something else, which is closed again."""
-    made = Source(env, _name(env)).call(0)
+    made = Source(env, _name(env)).call(first_slot)
     if isinstance(made, VectorEnv):
         return made
     if isinstance(made, gymnasium.Env):
@@ -88,6 +106,7 @@ def _vector_envs(
     lanes: int,
     options: EnvOptions,
     workers: int,
+    first_slot: int,
 ) -> Envs:
     refused = {
         "workers": workers,
@@ -100,7 +119,7 @@ def _vector_envs(
         if value:
             first.close()
             raise ValueError(f"{_name(env)}: {name} is not for vector environments; build it into the callable")
-    return VectorEnvs(env, first, _name(env), num_envs, lanes)
+    return VectorEnvs(env, first, _name(env), num_envs, lanes, first_slot)
 
 
 def _name(env: Callable[[], object]) -> str:

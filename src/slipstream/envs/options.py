@@ -110,7 +110,7 @@ class EnvOptions:
         decorrelate_steps: Before the first row every slot plays a random number, in `[0, decorrelate_steps]`, of random
             steps, so that slots don't go through their episodes in step. A function of (seed, slot); 0 switches it off.
             The first episode of a slot is then seen, and reported, from its middle on.
-        timeout_seconds: How long worker processes may take for resetting or stepping a lane.
+        timeout_seconds: How long worker and collector processes may take for resetting or stepping a lane.
         kwargs: Further arguments of the environment: of `gymnasium.make(id, ...)`, of an EnvPool family, of a toy.
     """
 

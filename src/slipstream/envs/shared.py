@@ -1,16 +1,10 @@
-"""Anonymous shared memory: rows and actions of all slots, mapped by the driver and its workers.
-
-It has no name in the file system (`memfd`, passed on as a file descriptor), so the kernel frees it with the last
-process that maps it, whoever dies how; and the size of `/dev/shm` does not limit it.
-"""
+"""Shared memory: rows and actions of all slots, mapped by the driver and its workers."""
 
 from __future__ import annotations
 
 import math
 import mmap
 import os
-import sys
-import tempfile
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +25,7 @@ class Shared:
     Attributes:
         rows: One row of all slots.
         action: `[num_envs, *A]` in the environment's terms.
-        busy: int64 `[workers]`, the slot that a worker is stepping now, for the message if it dies there.
+        busy: int64 `[workers]`, the column that a worker is stepping now, for the message if it dies there.
     """
 
     rows: Rows
@@ -43,7 +37,7 @@ def map_shared(fd: int, obs_space: Space[Any], action: NDArray[Any], num_envs: i
     """Maps the file `fd`, which is made large enough first; every process that passes the same arguments sees the same.
 
     Args:
-        fd: From `anonymous_file`.
+        fd: From `process.anonymous_file`.
         obs_space: Space of one observation.
         action: Any array with the shape `[*A]` and dtype of one action.
         num_envs: Slots.
@@ -64,20 +58,3 @@ def map_shared(fd: int, obs_space: Space[Any], action: NDArray[Any], num_envs: i
 
     obs = tree.map(take, template.obs)
     return Shared(Rows(obs, next(left), next(left), next(left), next(left)), next(left), next(left))
-
-
-def anonymous_file(content: bytes = b"") -> int:
-    """A file descriptor of a file without a name, holding `content`, its position at the end."""
-    if sys.platform == "linux":
-        fd = os.memfd_create("slipstream", os.MFD_CLOEXEC)
-    else:
-        with tempfile.TemporaryFile() as file:
-            fd = os.dup(file.fileno())
-    with os.fdopen(os.dup(fd), "wb") as file:
-        file.write(content)
-    return fd
-
-
-def read_file(fd: int) -> bytes:
-    """Everything that is in the file, from its start."""
-    return os.pread(fd, os.fstat(fd).st_size, 0)

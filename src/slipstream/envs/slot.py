@@ -79,13 +79,14 @@ class Slot:
     Args:
         source: What the environment was made by, for seeds and messages.
         env: The environment.
-        index: The slot.
-        rows: Memory for all slots, of which it writes column `index`.
+        index: The slot, for seeds and messages.
+        rows: Memory for several slots.
+        column: The slot's column in `rows`.
     """
 
-    def __init__(self, source: Source, env: gymnasium.Env[Any, Any], index: int, rows: Rows) -> None:
+    def __init__(self, source: Source, env: gymnasium.Env[Any, Any], index: int, rows: Rows, column: int) -> None:
         self._env: Any = env  # its answers are not trusted to have the types they should have
-        self._source, self.index = source, index
+        self._source, self._index, self.column = source, index, column
         self._rows = rows
         self._write = spaces.observation_writer(env.observation_space, rows.obs)
         self._seed = self._episode = self._step = 0
@@ -113,7 +114,7 @@ class Slot:
         self._env.close()
 
     def _put(self, obs: Any, reward: float, terminated: bool, truncated: bool) -> None:
-        rows, column = self._rows, self.index
+        rows, column = self._rows, self.column
         try:
             self._write(column, obs)
         except ValueError as error:
@@ -125,7 +126,7 @@ class Slot:
 
     def _begin(self) -> Any:
         self._episode += 1
-        seed = dice.env_seed(self._seed, "env", self.index, self._episode)
+        seed = dice.env_seed(self._seed, "env", self._index, self._episode)
         try:
             answer = self._env.reset(seed=seed)
         except Exception as error:
@@ -154,7 +155,7 @@ class Slot:
 
     def _decorrelate(self, obs: Any) -> Any:
         """Plays the slot's random steps; returns an observation from which the episode goes on."""
-        steps, generator = random_start(self._seed, self.index, self._source.decorrelate_steps)
+        steps, generator = random_start(self._seed, self._index, self._source.decorrelate_steps)
         actions = spaces.Actions(self._env.action_space, 1, self._source.id)
         for _ in range(steps):
             action = actions.encode(actions.sample(generator)[None])[0]
@@ -164,7 +165,7 @@ class Slot:
         return obs
 
     def _place(self) -> str:
-        return f"{self._source.id}: slot {self.index}, step {self._step}, episode {self._episode}"
+        return f"{self._source.id}: slot {self._index}, step {self._step}, episode {self._episode}"
 
 
 def random_start(seed: int, slot: int, most: int) -> tuple[int, np.random.Generator]:
@@ -174,21 +175,28 @@ def random_start(seed: int, slot: int, most: int) -> tuple[int, np.random.Genera
 
 
 def make_slots(
-    source: Source, indices: Sequence[int], rows: Rows, envs: Sequence[gymnasium.Env[Any, Any]]
+    source: Source, columns: Sequence[int], rows: Rows, envs: Sequence[gymnasium.Env[Any, Any]], first_slot: int
 ) -> list[Slot]:
     """Slots over environments that must all have the spaces of the first.
+
+    Args:
+        source: What the environments were made by.
+        columns: Their columns in `rows`.
+        rows: Memory for all columns.
+        envs: The environments.
+        first_slot: Slot of column 0.
 
     Raises:
         EnvError: An environment has other spaces than the first.
     """
     first = envs[0]
-    for index, env in zip(indices, envs, strict=True):
+    for column, env in zip(columns, envs, strict=True):
         if env.observation_space != first.observation_space or env.action_space != first.action_space:
             raise EnvError(
-                f"{source.id}: slot {index} has spaces {env.observation_space} and {env.action_space}, but slot "
-                f"{indices[0]} has {first.observation_space} and {first.action_space}"
+                f"{source.id}: slot {first_slot + column} has spaces {env.observation_space} and {env.action_space}, "
+                f"but slot {first_slot + columns[0]} has {first.observation_space} and {first.action_space}"
             )
-    return [Slot(source, env, index, rows) for index, env in zip(indices, envs, strict=True)]
+    return [Slot(source, env, first_slot + column, rows, column) for column, env in zip(columns, envs, strict=True)]
 
 
 def error_line(error: BaseException) -> str:

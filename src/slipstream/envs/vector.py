@@ -45,6 +45,7 @@ class VectorEnvs:
         id: Name, for messages.
         num_envs: Slots.
         lanes: Lanes; divides `num_envs`.
+        first_slot: Slot of column 0.
 
     Raises:
         EnvError: The callable raised.
@@ -52,12 +53,15 @@ class VectorEnvs:
             unsupported space.
     """
 
-    def __init__(self, factory: Callable[[], object], first: Vector, id: str, num_envs: int, lanes: int) -> None:
+    def __init__(
+        self, factory: Callable[[], object], first: Vector, id: str, num_envs: int, lanes: int, first_slot: int = 0
+    ) -> None:
         with ExitStack() as undo:
             undo.enter_context(closing(first))
             size = num_envs // check_lanes(num_envs, lanes)
             source = Source(factory, id)
-            others = (undo.enter_context(closing(_made(source, lane, size))) for lane in range(1, lanes))
+            starts = range(first_slot, first_slot + num_envs, size)
+            others = (undo.enter_context(closing(_made(source, start))) for start in starts[1:])
             vectors = [first, *others]
             for vector in vectors:
                 if vector.num_envs != size:
@@ -67,7 +71,7 @@ class VectorEnvs:
                     )
             spaces.check_observation_space(first.single_observation_space, id)
             self._actions = Actions(first.single_action_space, size, id)
-            self._lanes = [_Lane(vector, id, lane * size) for lane, vector in enumerate(vectors)]
+            self._lanes = [_Lane(vector, id, start) for start, vector in zip(starts, vectors, strict=True)]
             undo.pop_all()
         self._spec = EnvSpec(
             id=id,
@@ -75,6 +79,7 @@ class VectorEnvs:
             action_space=spaces.policy_action_space(first.single_action_space),
             num_envs=num_envs,
             lanes=lanes,
+            first_slot=first_slot,
         )
 
     @property
@@ -215,11 +220,13 @@ class _Lane:
         )
 
 
-def _made(source: Source, lane: int, size: int) -> Vector:
-    """The vector environment of a further lane."""
-    made = source.call(lane * size)
+def _made(source: Source, start: int) -> Vector:
+    """The vector environment of a further lane, from slot `start` on."""
+    made = source.call(start)
     if not isinstance(made, VectorEnv):
-        raise ValueError(f"{source.id}: expected another vector environment for lane {lane}, got {type(made).__name__}")
+        raise ValueError(
+            f"{source.id}: expected another vector environment for slot {start}, got {type(made).__name__}"
+        )
     return made
 
 
