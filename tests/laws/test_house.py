@@ -33,11 +33,14 @@ FORBIDDEN = re.compile(
     r"|torch\.(manual_seed|seed|default_generator|cuda\.manual_seed(_all)?|cuda\.seed(_all)?"
     r"|rand|randn|randint|randperm|rand_like|randn_like|normal|multinomial|bernoulli))(\..*)?"
 )
-# cloudpickle carries the user's callable from the driver to its own workers, over an anonymous file, and nothing else.
+# cloudpickle carries the user's callable and policy from the driver to its own processes, over an anonymous file, and
+# nothing else.
 # torch's global generator is borrowed, seeded and given back where initial weights are drawn.
 EXCEPTIONS = {
     ("cloudpickle.dumps", "envs/workers.py"),
     ("cloudpickle.loads", "envs/worker_process.py"),
+    ("cloudpickle.dumps", "remote.py"),
+    ("cloudpickle.loads", "remote_process.py"),
     ("torch.default_generator.manual_seed", "nets/initialize.py"),
 }
 

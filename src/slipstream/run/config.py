@@ -42,14 +42,17 @@ class Placement:
     """Where the work runs: it decides the speed of a run, never its result.
 
     Attributes:
-        collectors: Who collects: threads, or the learner's own thread (inline), for debugging.
-        workers: Threads that act and threads that differentiate, each with one math thread; 0 for one per core.
-        env_workers: Processes that step environments of this machine's Python; 0 to step them in the workers.
+        collectors: Who collects: threads; processes, each with its own environments and policy, on the CPU; or the
+            learner's own thread (inline), for debugging.
+        workers: Threads or processes that act, at most one per lane, and threads that differentiate, each with one math
+            thread; 0 for one per core.
+        env_workers: Processes that step environments of this machine's Python; 0 to step them where they are acted in.
+            Collector processes share them out, and have one each at least.
         env_threads: Threads of native environments (ALE, EnvPool), per lane; 0 lets them choose.
         device: Where networks run; auto is the GPU if there is one.
     """
 
-    collectors: Literal["inline", "thread"] = "thread"
+    collectors: Literal["inline", "thread", "process"] = "thread"
     workers: int = 0
     env_workers: int = 0
     env_threads: int = 0
@@ -224,7 +227,7 @@ def _covers(config: Config) -> None:
             "--schedule concurrent, or an algorithm with V-trace (appo, impala)"
         )
     if config.schedule == "async" and config.placement.collectors == "inline":
-        raise ConfigError("schedule=async needs collectors of their own: use --placement.collectors thread")
+        raise ConfigError("schedule=async needs collectors of their own: use --placement.collectors thread or process")
 
 
 def _divides(config: Config, part: str, whole: str) -> None:

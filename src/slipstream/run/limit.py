@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -62,25 +62,29 @@ class Stages:
 def measure(config: Config, seconds: float = 3.0) -> Stages:
     """Measures the stages of `config` one after the other, about `seconds` each, in environments of its own.
 
-    CPU time of this process is counted, so the environments must not be in worker processes.
+    CPU time of this process is counted, so the environments must not be in worker processes, and everything is done
+    here whoever collects in the run.
 
     Raises:
         ValueError: If `config.placement.env_workers` is not 0.
     """
     if config.placement.env_workers:
         raise ValueError("the limit is measured with the environments in this process: set placement.env_workers=0")
-    training = Training(config)
+    training = Training(replace(config, placement=replace(config.placement, collectors="thread")))
     try:
         reports = iter(training)
         next(reports)  # warms up, and fills the slab
         spec, size = training.spec, training.spec.lane_size
         actions = _random_actions(spec)
 
+        envs = training.envs
+        assert envs is not None
+
         def step_lanes() -> int:
             for lane in range(spec.lanes):
-                training.envs.send(actions, lane)
+                envs.send(actions, lane)
             for lane in range(spec.lanes):
-                training.envs.recv(lane)
+                envs.recv(lane)
             return spec.num_envs
 
         device = training.device

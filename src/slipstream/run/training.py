@@ -13,18 +13,22 @@ import torch
 from torch import Tensor, nn
 
 from slipstream import dice, slab
-from slipstream.collector import Collector
+from slipstream.collector import Collector, Collects
 from slipstream.crew import Crew
 from slipstream.envs import make_envs
+from slipstream.envs.make import env_spec
 from slipstream.jitter import Jitter, JitteredEnvs
 from slipstream.learner import Learner
 from slipstream.nets.check import check_policy
 from slipstream.nets.policy import Policy
-from slipstream.run.config import Config
+from slipstream.remote import Remotes, Work
+from slipstream.run.config import Config, ConfigError
 from slipstream.schedules import SCHEDULES, Parts
 from slipstream.schedules.asynchronous import slabs_needed
 from slipstream.types import Envs, Report
 from slipstream.weights import Bulletin, Replica
+
+EnvMaker = Callable[[], gymnasium.Env[Any, Any]]
 
 
 class Training:
@@ -41,7 +45,7 @@ class Training:
         spec: Spaces and slots of the environments.
         policy: Acts and learns; updated in place.
         learner: Owner of the policy's optimiser and counters.
-        envs: The environments.
+        envs: The environments; None where collector processes have them.
         slabs: What collectors fill and the learner reads; several where the two overlap.
         device: Where the policy lives.
     """
@@ -49,7 +53,7 @@ class Training:
     def __init__(
         self,
         config: Config,
-        env: Callable[[], gymnasium.Env[Any, Any]] | None = None,
+        env: EnvMaker | None = None,
         torso: nn.Module | None = None,
         policy: Policy | None = None,
         jitter: Jitter | None = None,
@@ -58,17 +62,15 @@ class Training:
         place = config.placement
         self.device = _device(place.device)
         lanes = config.lanes
-        self.envs: Envs = make_envs(
-            env or config.env,
-            config.num_envs,
-            lanes,
-            config.env_options,
-            workers=place.env_workers,
-            threads=place.env_threads,
-        )
+        remote = place.collectors == "process"
+        if remote and self.device.type != "cpu":
+            raise ConfigError(
+                "placement.collectors=process acts on the CPU, so that its bits would not be those of a GPU: use "
+                "--placement.device cpu, or --placement.collectors thread with --placement.env-workers"
+            )
+        self._remotes: Remotes | None = None
+        self.envs: Envs | None = None if remote else self._make_envs(env, jitter)
         inline, workers = place.collectors == "inline", place.workers or cores()
-        if jitter is not None:
-            self.envs = JitteredEnvs(self.envs, jitter)
         self._crew = Crew(1 if inline else workers, before=jitter)
         # Where collecting and learning overlap, both have as many threads as there are cores: the system gives a core
         # that one side leaves idle to the other.
@@ -76,7 +78,8 @@ class Training:
             self._crew if config.schedule == "sync" else Crew(self._crew.workers, inline=inline, before=jitter)
         )
         try:
-            self.spec = self.envs.spec
+            given = env or config.env
+            self.spec = self.envs.spec if self.envs else env_spec(given, config.num_envs, lanes, config.env_options)
             if policy is None:
                 policy = config.algo.make_policy(self.spec, config.net, torso, config.seed)
             else:
@@ -93,8 +96,12 @@ class Training:
                 reward=config.reward,
             )
             self.learner.check(config.unroll)
-            pin = self.device.type == "cuda"
-            self.slabs = [slab.allocate(self.spec, self.policy, config.unroll, pin=pin) for _ in range(_slabs(config))]
+            if remote:
+                self._remotes = Remotes(self._work(given, jitter), self._shares())
+                self.slabs = self._remotes.slabs
+            else:
+                pin, count = self.device.type == "cuda", _slabs(config)
+                self.slabs = [slab.allocate(self.spec, self.policy, config.unroll, pin=pin) for _ in range(count)]
         except BaseException:
             self.close()
             raise
@@ -104,12 +111,12 @@ class Training:
         config = self._config
         seed, version = config.seed, self.learner.version
         self.learner.restart_episodes()
-        self.envs.reset(seed if version == 0 else dice.env_seed(seed, "resume", version))
-        bulletin = None if config.schedule == "sync" else Bulletin()
-        delayed = config.algo.correction == "delayed_gradient" and bulletin is not None
+        bulletin = self._bulletin()
+        collectors = self._begin(seed if version == 0 else dice.env_seed(seed, "resume", version), bulletin)
+        delayed = config.algo.correction == "delayed_gradient" and config.schedule != "sync"
         parts = Parts(
             actors=self._actors,
-            collectors=[self._collector(lanes, bulletin) for lanes in self._shares()],
+            collectors=collectors,
             learner=self.learner,
             slabs=self.slabs,
             bulletin=bulletin,
@@ -138,32 +145,85 @@ class Training:
         self.learner.load(tensors, facts)
 
     def close(self) -> None:
-        """Ends environments and threads."""
-        self.envs.close()
+        """Ends environments, processes and threads."""
+        if self._remotes is not None:
+            self._remotes.close()
+        if self.envs is not None:
+            self.envs.close()
         self._actors.close()
         self._crew.close()
 
-    def _collector(self, lanes: Sequence[int], bulletin: Bulletin | None) -> Collector:
+    def _make_envs(self, env: EnvMaker | None, jitter: Jitter | None) -> Envs:
+        """The environments of a run whose collectors are in this process."""
+        config, place = self._config, self._config.placement
+        envs = make_envs(
+            env or config.env,
+            config.num_envs,
+            config.lanes,
+            config.env_options,
+            workers=place.env_workers,
+            threads=place.env_threads,
+        )
+        return envs if jitter is None else JitteredEnvs(envs, jitter)
+
+    def _work(self, env: str | EnvMaker, jitter: Jitter | None) -> Work:
+        """What collector processes are to do."""
+        config = self._config
+        return Work(
+            env=env,
+            options=config.env_options,
+            workers=config.placement.env_workers,
+            threads=config.placement.env_threads,
+            spec=self.spec,
+            policy=self.policy,
+            rows=config.unroll,
+            slabs=_slabs(config),
+            seed=config.seed,
+            every_row=_every_row(config),
+            delay=0.0 if jitter is None else jitter.seconds,
+        )
+
+    def _bulletin(self) -> Bulletin | None:
+        """Where collectors find weights, unless they act with the learner's own policy."""
+        if self._remotes is not None:
+            return Bulletin([self._remotes.ring.publish])
+        return None if self._config.schedule == "sync" else Bulletin()
+
+    def _begin(self, seed: int, bulletin: Bulletin | None) -> Sequence[Collects]:
+        """The collectors, with all environments reset from `seed`."""
+        if self._remotes is not None:
+            self._remotes.begin(seed, self.learner.version * self._config.unroll)
+            return self._remotes.collectors
+        assert self.envs is not None
+        self.envs.reset(seed)
+        return [self._collector(self.envs, lanes, bulletin) for lanes in self._shares()]
+
+    def _collector(self, envs: Envs, lanes: Sequence[int], bulletin: Bulletin | None) -> Collector:
         """A collector that acts with the learner's own policy, or with a copy that follows the bulletin."""
         config = self._config
         replica = None if bulletin is None else Replica(copy.deepcopy(self.policy), bulletin)
         return Collector(
-            self.envs,
+            envs,
             lanes,
             replica.policy if replica else self.policy,
             self.slabs,
             config.seed,
             replica.refresh if replica else lambda: self.learner.version,
-            every_row=config.schedule == "async" and config.refresh == "row",
+            every_row=_every_row(config),
             row=self.learner.version * config.unroll,
             device=self.device,
         )
 
     def _shares(self) -> list[range]:
-        """Lanes of each collector: every worker takes each n-th lane."""
+        """Lanes of each collector: neighbours, shared out as evenly as possible."""
         lanes = self.spec.lanes
         count = min(self._actors.workers, lanes)
-        return [range(first, lanes, count) for first in range(count)]
+        return [range(lanes * n // count, lanes * (n + 1) // count) for n in range(count)]
+
+
+def _every_row(config: Config) -> bool:
+    """Whether collectors take over new weights before every row, rather than before every unroll."""
+    return config.schedule == "async" and config.refresh == "row"
 
 
 def _slabs(config: Config) -> int:

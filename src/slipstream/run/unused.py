@@ -65,7 +65,8 @@ def _rules(config: Config, spec: EnvSpec, own_torso: bool, own_policy: bool) -> 
     threads = max(config.lanes, config.shards)
 
     yield Rule("env_options.atari", (), spec.family != "atari", f"{name} is no Atari game")
-    yield Rule("env_options", ("timeout_seconds",), not place.env_workers, "it is for placement.env_workers")
+    idle = not place.env_workers and place.collectors != "process"
+    yield Rule("env_options", ("timeout_seconds",), idle, "it is for processes: placement.env_workers or collectors")
     yield Rule("placement", ("env_threads",), not native, f"{name} is stepped in Python; see placement.env_workers")
     yield Rule("placement", ("env_workers",), native, f"{name} is stepped by native threads; see placement.env_threads")
     idle = not native and place.env_workers > config.num_envs

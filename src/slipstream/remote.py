@@ -1,0 +1,327 @@
+"""Collectors in other processes, as the driver sees them: the same bits, on cores of their own.
+
+    driver thread of collector p            process p (`remote_process`): its lanes, environments and policy
+    begin                                ->  resets its environments
+    publish: weights into the ring          takes the newest weights before an unroll (or before every row)
+    collect(places)                      ->  fills the places of its lanes in the shared slabs
+    waits for the answer or its end      <-  steps, episodes and seconds; or an error
+
+Who waits for whom: `collect` waits for its own process only, and notices at once if that dies; an error of one process
+stops the others at their next row and is raised in all of them. Processes wait for commands. If the driver dies, the
+kernel ends them (`process`). Slabs, weights and status share one mapping without a name, which goes with the last of
+them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import threading
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import cloudpickle
+
+from slipstream import process
+from slipstream.collector import Collected, Stopped
+from slipstream.envs import EnvOptions
+from slipstream.envs.rows import EnvError
+from slipstream.nets.policy import Policy
+from slipstream.process import Child, ChildDied, ChildFailed
+from slipstream.remote_process import Setup, Shared, Status
+from slipstream.types import EnvSpec, Episode, Place, Trajectory
+from slipstream.weights import Ring
+
+_SLICE_SECONDS = 0.5
+_GRACE_SECONDS = 1.0  # for an answer after `stop`
+_ERRORS = {kind.__name__: kind for kind in (EnvError, ImportError, ValueError)}
+
+
+@dataclass(frozen=True)
+class Work:
+    """What collector processes are to do.
+
+    Attributes:
+        env: Id or callable, as for `make_envs`; callables travel by cloudpickle.
+        options: As for `make_envs`.
+        workers: Processes that step environments, shared out among the collectors, one each at least; 0 for none.
+        threads: Native threads per lane.
+        spec: Of all environments of the run.
+        policy: On the CPU; only its structure counts.
+        rows: T.
+        slabs: Number of slabs.
+        seed: The run's seed.
+        every_row: Whether to take over new weights before every row, rather than before every unroll.
+        delay: Longest random delay before a lane is stepped, in seconds.
+    """
+
+    env: str | Callable[[], Any]
+    options: EnvOptions
+    workers: int
+    threads: int
+    spec: EnvSpec
+    policy: Policy
+    rows: int
+    slabs: int
+    seed: int
+    every_row: bool = False
+    delay: float = 0.0
+
+
+class Remotes:
+    """Collector processes, started and ended together.
+
+    Args:
+        work: What they are to do.
+        shares: The lanes of each, without gaps.
+
+    Attributes:
+        collectors: One per process, in the order of `shares`.
+        slabs: What they fill.
+        ring: Where they find new weights.
+
+    Raises:
+        EnvError: A process could not make its environments, or died.
+        ImportError: A package is missing.
+        ValueError: As from `make_envs`.
+    """
+
+    def __init__(self, work: Work, shares: Sequence[range]) -> None:
+        layout = Shared.layout(work.spec, work.policy, work.rows, work.slabs, len(shares))
+        children: list[Child] = []
+        self._finalizer = weakref.finalize(self, process.stop, children)
+        self.collectors: list[RemoteCollector] = []
+        memory = process.anonymous_file()
+        try:
+            shared = Shared.over(memory, layout)
+            self.slabs: list[Trajectory] = shared.slabs
+            self.ring: Ring = shared.ring
+            fate = _Fate([Status(cells) for cells in shared.status])
+            for index, lanes in enumerate(shares):
+                setup = Setup(
+                    index=index,
+                    env=work.env,
+                    options=work.options,
+                    workers=max(work.workers // len(shares), 1) if work.workers else 0,
+                    threads=work.threads,
+                    spec=_share(work.spec, lanes),
+                    policy=work.policy,
+                    seed=work.seed,
+                    every_row=work.every_row,
+                    layout=layout,
+                    delay=work.delay,
+                )
+                children.append(process.start("slipstream.remote_process", _pickled(setup), memory))
+                timeout = work.options.timeout_seconds
+                self.collectors.append(RemoteCollector(children[-1], fate, index, setup.spec, lanes, timeout))
+            for collector in self.collectors:
+                collector.ready()
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            os.close(memory)
+
+    def begin(self, seed: int, row: int) -> None:
+        """Has all processes reset their environments and start collecting afresh; returns at once.
+
+        Args:
+            seed: For the environments.
+            row: Rows that every slot has collected before.
+        """
+        for collector in self.collectors:
+            collector.begin(seed, row)
+
+    def close(self) -> None:
+        """Ends the processes within a few seconds; the second call does nothing."""
+        for collector in self.collectors:
+            collector.stop()
+        for collector in self.collectors:
+            collector.close()
+        self._finalizer()
+
+
+class RemoteCollector:
+    """The driver's end of a collector process; satisfies `Collects`.
+
+    Args:
+        child: The process.
+        fate: What it shares with the other processes.
+        index: Its number.
+        spec: Its environments.
+        lanes: Its lanes, as the run numbers them.
+        timeout: Seconds that resetting or stepping may take before the run is given up.
+    """
+
+    def __init__(self, child: Child, fate: _Fate, index: int, spec: EnvSpec, lanes: range, timeout: float) -> None:
+        self.lanes = tuple(lanes)
+        self._child, self._fate, self._spec, self._timeout = child, fate, spec, timeout
+        self._status = fate.statuses[index]
+        self._used = threading.Lock()  # by whoever waits for the answer
+        self._due = self._open = True
+
+    @property
+    def pid(self) -> int:
+        """Number of the process."""
+        return self._child.pid
+
+    def ready(self) -> None:
+        """Waits until the process has made its environments.
+
+        Raises:
+            EnvError: It could not, or died.
+            ImportError: A package is missing.
+            ValueError: As from `make_envs`.
+        """
+        with self._used:
+            self._receive(max(self._timeout, process.START_SECONDS))
+
+    def begin(self, seed: int, row: int) -> None:
+        """Has the process reset its environments and start afresh; returns at once, but for an answer still due.
+
+        Raises:
+            EnvError: The process is dead, or still busy with what it was told before.
+        """
+        with self._used:
+            if self._due:
+                self._receive(self._timeout)
+            self._status.stop = False
+            self._tell({"begin": {"seed": seed, "row": row}})
+
+    def collect(self, places: Sequence[Place]) -> Collected:
+        """Fills one unroll of every lane, in the order of `lanes`, and waits until it is done.
+
+        Raises:
+            EnvError: An environment raised (with the traceback of the process), or this or another process died or
+                hangs.
+            Stopped: After `stop`.
+        """
+        with self._used:
+            if not self._open:
+                raise EnvError(f"{self._spec.id}: the collector processes are closed")
+            if self._due:
+                self._receive(self._timeout)
+            self._tell({"collect": [list(place) for place in places]})
+            answer = self._receive(self._timeout)
+        if not answer:
+            raise self._fate.error or Stopped
+        told = json.loads(answer)
+        episodes = tuple(Episode(**episode) for episode in told["episodes"])
+        return Collected(told["steps"], episodes, told["env_seconds"], told["infer_seconds"])
+
+    def stop(self) -> None:
+        """Has a `collect` under way in another thread, and every later one until `begin`, raise `Stopped`."""
+        self._status.stop = True
+
+    def close(self) -> None:
+        """Waits, for a few seconds at most, until nobody waits for the process; call after `stop`."""
+        if self._used.acquire(timeout=_GRACE_SECONDS + 2 * _SLICE_SECONDS):
+            self._open = False
+            self._used.release()
+
+    def _tell(self, command: dict[str, object]) -> None:
+        try:
+            self._child.tell(json.dumps(command).encode() + b"\n")
+        except ChildDied:
+            raise self._fate.fail(self._death()) from None
+        self._due = True
+
+    def _receive(self, timeout: float) -> bytes:
+        """The answer that is due, or the error that it reports.
+
+        Gives up when the process has done nothing for `timeout` seconds, or does not answer soon after `stop`.
+        """
+        child, status = self._child, self._status
+        (fd,) = child.answers
+        poll = select.poll()
+        for source in (fd, child.pidfd):
+            if source is not None:
+                poll.register(source, select.POLLIN)
+        beats, moved, stopped = status.beats, time.monotonic(), None
+        while True:
+            ready = [source for source, _ in poll.poll(_SLICE_SECONDS * 1000.0)]
+            if fd in ready:
+                return self._read(fd)
+            if ready:
+                raise self._fate.fail(self._death())
+            now = time.monotonic()
+            if status.beats != beats:
+                beats, moved = status.beats, now
+            elif now - moved > timeout:
+                raise self._fate.fail(self._hang(timeout))
+            if status.stop:
+                stopped = stopped or now
+                if now - stopped > _GRACE_SECONDS:
+                    raise self._fate.error or Stopped
+
+    def _read(self, fd: int) -> bytes:
+        self._due = False
+        try:
+            return self._child.read(fd)
+        except ChildDied:
+            raise self._fate.fail(self._death()) from None
+        except ChildFailed as error:
+            text = f"{error}\n\nin collector process {self.pid}:\n{error.traceback}"
+            raise self._fate.fail(_ERRORS.get(error.kind, RuntimeError)(text)) from None
+
+    def _death(self) -> EnvError:
+        how, stack = self._child.obituary()
+        text = f"{self._spec.id}: {self._name()} {how} while {self._doing()}"
+        return EnvError(f"{text}\n\n{stack}" if stack else text)
+
+    def _hang(self, timeout: float) -> EnvError:
+        text = f"{self._spec.id}: {self._name()} has done nothing for {timeout:g} seconds, while {self._doing()}"
+        return EnvError(f"{text}\n\n{self._child.stack_now()}")
+
+    def _name(self) -> str:
+        first, size = self._spec.first_slot, self._spec.num_envs
+        return f"collector process {self.pid} (slots {first} to {first + size - 1})"
+
+    def _doing(self) -> str:
+        lane, step = self._status.place
+        if lane < 0:
+            return "making or resetting its environments"
+        slots = self._spec.slots(lane)
+        return f"busy with slots {slots.start} to {slots.stop - 1}, step {step}"
+
+
+class _Fate:
+    """What the processes of a run share: if one fails, all stop, and its error is everyone's.
+
+    Args:
+        statuses: Of all processes.
+    """
+
+    def __init__(self, statuses: Sequence[Status]) -> None:
+        self.statuses = statuses
+        self.error: Exception | None = None
+        self._changing = threading.Lock()
+
+    def fail(self, error: Exception) -> Exception:
+        """Stops all processes, and returns the first error."""
+        with self._changing:
+            self.error = self.error or error
+        for status in self.statuses:
+            status.stop = True
+        return self.error
+
+
+def _pickled(setup: Setup) -> bytes:
+    try:
+        return cloudpickle.dumps(setup)
+    except Exception as error:
+        raise ValueError(
+            f"{setup.spec.id}: collector processes need an environment and a policy that cloudpickle can carry; "
+            f"{type(error).__name__}: {error}. Pass functions that make what can't be carried, or use "
+            "--placement.collectors thread"
+        ) from error
+
+
+def _share(spec: EnvSpec, lanes: range) -> EnvSpec:
+    """The part of a run's environments that owns some of its lanes."""
+    first = spec.first_slot + lanes.start * spec.lane_size
+    return replace(spec, num_envs=len(lanes) * spec.lane_size, lanes=len(lanes), first_slot=first)

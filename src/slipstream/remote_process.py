@@ -1,0 +1,250 @@
+"""The life of a collector process: its own environments, its own policy, the same `Collector` as everywhere.
+
+Commands and answers are lines of JSON on pipes. Rows, weights and the state of affairs are in shared memory.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import cloudpickle
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from slipstream import memory, process, slab
+from slipstream.collector import Collector, Stopped
+from slipstream.envs import EnvOptions, make_envs
+from slipstream.envs.rows import EnvError
+from slipstream.jitter import Jitter, JitteredEnvs
+from slipstream.nets.policy import Policy
+from slipstream.tree import Tree
+from slipstream.types import Envs, EnvSpec, EnvStep, Place, Trajectory
+from slipstream.weights import Ring, RingReplica
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a collector process is told once.
+
+    Attributes:
+        index: Its number.
+        env: Id or callable, as for `make_envs`.
+        options: As for `make_envs`.
+        workers: Processes that step its environments; 0 for none.
+        threads: Native threads per lane.
+        spec: Its share of the run's environments, as the driver saw them.
+        policy: Only its structure counts; weights come through the ring.
+        seed: The run's seed.
+        every_row: Whether to take over new weights before every row.
+        layout: Of the shared memory, from `layout`.
+        delay: Longest random delay before a lane is stepped, in seconds.
+    """
+
+    index: int
+    env: str | Callable[[], Any]
+    options: EnvOptions
+    workers: int
+    threads: int
+    spec: EnvSpec
+    policy: Policy
+    seed: int
+    every_row: bool
+    layout: Tree
+    delay: float
+
+
+class Shared(NamedTuple):
+    """What driver and collector processes both see.
+
+    Attributes:
+        slabs: As `Parts.slabs`.
+        ring: Weights; the driver publishes.
+        status: int64 `[P, 4]`, one row per process, see `Status`.
+    """
+
+    slabs: list[Trajectory]
+    ring: Ring
+    status: NDArray[np.int64]
+
+    @staticmethod
+    def layout(spec: EnvSpec, policy: Policy, rows: int, slabs: int, processes: int) -> Tree:
+        """Trees of tensors without memory for `memory.share`."""
+        return {
+            "slabs": (slab.layout(spec, policy, rows),) * slabs,
+            "ring": Ring.layout(policy),
+            "status": torch.empty(processes, len(Status.EMPTY), dtype=torch.int64, device="meta"),
+        }
+
+    @staticmethod
+    def over(fd: int, layout: Tree) -> Shared:
+        """Maps the file."""
+        mapped = memory.share(fd, layout)
+        status: Tensor = mapped["status"]
+        return Shared([Trajectory(**part) for part in mapped["slabs"]], Ring(mapped["ring"]), status.numpy())
+
+
+class Status:
+    """A process's row of shared numbers: whether it should stop, that it lives, and what it is doing.
+
+    Args:
+        cells: int64 `[4]`: stop (the driver's to set), beats, lane, step of the lane.
+    """
+
+    EMPTY = (0, 0, -1, 0)
+
+    def __init__(self, cells: NDArray[np.int64]) -> None:
+        self._cells = cells
+
+    def set(self, lane: int, step: int) -> None:
+        """Notes what is being done; a lane below 0 is none."""
+        self._cells[2], self._cells[3] = lane, step
+        self._cells[1] += 1
+
+    @property
+    def beats(self) -> int:
+        """Rises with everything that is done."""
+        return int(self._cells[1])
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Lane and step that it is busy with."""
+        return int(self._cells[2]), int(self._cells[3])
+
+    @property
+    def stop(self) -> bool:
+        """Whether it should stop at its next row."""
+        return bool(self._cells[0])
+
+    @stop.setter
+    def stop(self, value: bool) -> None:
+        self._cells[0] = value
+
+
+class WatchedEnvs:
+    """Environments that note in shared memory what they do, and stop when told to; `Envs` in everything else.
+
+    Args:
+        envs: The environments.
+        status: Where to note it.
+    """
+
+    def __init__(self, envs: Envs, status: Status) -> None:
+        self._envs, self._status = envs, status
+        self._counts = [0] * envs.spec.lanes
+
+    @property
+    def spec(self) -> EnvSpec:
+        """Spaces, slots and lanes."""
+        return self._envs.spec
+
+    def reset(self, seed: int) -> None:
+        """Starts every slot."""
+        self._counts = [0] * self.spec.lanes
+        self._status.set(-1, 0)
+        self._envs.reset(seed)
+
+    def send(self, action: NDArray[Any], lane: int) -> None:
+        """Steps a lane.
+
+        Raises:
+            Stopped: The driver wants no more rows.
+        """
+        if self._status.stop:
+            raise Stopped
+        self._counts[lane] += 1
+        self._status.set(lane, self._counts[lane])
+        self._envs.send(action, lane)
+
+    def wait(self, lanes: Sequence[int]) -> list[int]:
+        """Waits for any of several lanes."""
+        return self._envs.wait(lanes)
+
+    def recv(self, lane: int) -> EnvStep:
+        """Waits for a lane."""
+        self._status.set(lane, self._counts[lane])
+        return self._envs.recv(lane)
+
+    def close(self) -> None:
+        """Releases what the environments hold."""
+        self._envs.close()
+
+
+def main() -> None:
+    """Entry point of the process."""
+    fds = process.enter()
+    torch.set_num_threads(1)
+    actor = _Actor()
+    answer = partial(process.answer, fds.answers[0])
+    if answer(partial(actor.make, fds)):
+        with open(fds.commands, "rb") as commands:
+            for line in commands:
+                answer(partial(actor.obey, json.loads(line)))
+    actor.close()
+    process.leave()
+
+
+class _Actor:
+    """What the process holds."""
+
+    def __init__(self) -> None:
+        self._envs: Envs | None = None
+
+    def make(self, fds: process.Descriptors) -> None:
+        """Makes environments and policy."""
+        setup: Setup = cloudpickle.loads(process.read_file(fds.setup))
+        spec = setup.spec
+        self._setup, self._shared = setup, Shared.over(fds.memory, setup.layout)
+        self._status = Status(self._shared.status[setup.index])
+        self._replica = RingReplica(setup.policy, self._shared.ring)
+        envs = make_envs(
+            setup.env,
+            spec.num_envs,
+            spec.lanes,
+            setup.options,
+            workers=setup.workers,
+            threads=setup.threads,
+            first_slot=spec.first_slot,
+        )
+        self._envs = WatchedEnvs(envs, self._status)
+        if envs.spec != spec:
+            raise EnvError(f"{spec.id}: in a collector process the environments are {envs.spec}, in the driver {spec}")
+        if setup.delay:
+            self._envs = JitteredEnvs(self._envs, Jitter(setup.delay))
+
+    def obey(self, command: dict[str, Any]) -> bytes | None:
+        """Does what the driver says."""
+        if "begin" in command:
+            return self._begin(**command["begin"])
+        return self._collect([Place(*place) for place in command["collect"]])
+
+    def close(self) -> None:
+        """Closes the environments."""
+        if self._envs is not None:
+            self._envs.close()
+
+    def _begin(self, seed: int, row: int) -> None:
+        """Resets the environments; they continue a run in which every slot has collected `row` rows."""
+        assert self._envs is not None
+        self._envs.reset(seed)
+        self._collector = Collector(
+            self._envs,
+            range(self._setup.spec.lanes),
+            self._replica.policy,
+            self._shared.slabs,
+            self._setup.seed,
+            self._replica.refresh,
+            every_row=self._setup.every_row,
+            row=row,
+        )
+
+    def _collect(self, places: Sequence[Place]) -> bytes:
+        try:
+            return json.dumps(asdict(self._collector.collect(places))).encode()
+        except Stopped:
+            return b""
