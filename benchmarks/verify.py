@@ -21,8 +21,9 @@ from typing import Any
 
 import torch
 
+from slipstream.run.options import PLACEMENTS
 from slipstream.run.presets import configure
-from slipstream.run.verify import PLACEMENTS, verify
+from slipstream.run.verify import verify
 
 ALGORITHMS: dict[str, tuple[str, dict[str, Any]]] = {
     "ppo": ("ppo", {"algo.epochs": 2, "algo.batch_size": 32}),

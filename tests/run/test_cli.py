@@ -77,6 +77,29 @@ def _run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, list[str
         ),
         ("resume RUN --steps 3", 2, "unknown flag --steps. Did you mean --total-steps?"),
         ("train --config .", 2, ". is not a run directory: it has no config.yaml"),
+        ("train ppo --env CartPole-v1 --system htz", 2, "unknown system 'htz'. Did you mean hts?"),
+        (
+            "train ppo --env CartPole-v1 --system appo",
+            2,
+            "system appo is an algorithm as well: slipstream train appo --system appo --env ENV",
+        ),
+        (
+            "train ppo --env CartPole-v1 --schedule async",
+            2,
+            "ppo can't learn from rows of just any older policy, as schedule=async gives them; use --schedule "
+            "concurrent, or an algorithm with V-trace (appo, impala)",
+        ),
+        ("verify --env CartPole-v1", 2, "ALGO is missing: slipstream verify a2c|appo|impala|ppo --env ENV"),
+        (
+            "verify appo --env CartPole-v1",
+            2,
+            "schedule=async does not promise the same bits: its rows depend on timing. Verify sync or concurrent",
+        ),
+        (
+            "verify ppo --env CartPole-v1 --placements gpu",
+            2,
+            "unknown placement 'gpu': expected inline, thread:N or process:N, as in thread:2",
+        ),
     ],
 )
 def test_mistakes_end_in_one_clear_line(

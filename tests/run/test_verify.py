@@ -11,6 +11,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from slipstream.run import cli
 from slipstream.run.config import Config, ConfigError, Placement
 from slipstream.run.loop import Parts
 from slipstream.run.presets import configure
@@ -91,7 +92,7 @@ class Quiet(Planted):
 def test_async_is_refused() -> None:
     appo = configure("appo", "toy:catch", {"schedule": "async"})
     with pytest.raises(ConfigError, match="async does not promise"):
-        next(verify(appo, UPDATES, ("thread:2",), DELAY))
+        verify(appo, UPDATES, ("thread:2",), DELAY)
 
 
 @pytest.mark.parametrize("name", ["", "thread", "thread:0", "inline:2", "gpu", "process:"])
@@ -109,3 +110,12 @@ def test_a_placement_keeps_the_rest() -> None:
 def test_the_reference_comes_first_and_has_no_difference() -> None:
     outcomes = list(verify(config(), 1, (), DELAY))
     assert outcomes == [Outcome("inline", 1, digest=outcomes[0].digest)]
+
+
+def test_the_verb_says_identical(capsys: pytest.CaptureFixture[str]) -> None:
+    words = "ppo --env toy:catch --system hts --num-envs 8 --unroll 4 --batch-size 32 --updates 2 --placements thread:2"
+    assert cli.main(["verify", *words.split()]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "ppo on toy:catch, schedule concurrent, lanes 4, 2 updates"
+    assert lines[1].startswith("inline      identical, 2 updates, ")
+    assert lines[2].startswith("thread:2    identical, 2 updates, ")

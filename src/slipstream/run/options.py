@@ -7,6 +7,11 @@ from typing import Annotated, Literal
 
 import tyro
 
+from slipstream import ranges
+
+PLACEMENTS = ("thread:1", "thread:2", "thread:4", "process:1", "process:2", "process:4")
+"""What `verify` compares with inline."""
+
 
 @dataclass(frozen=True)
 class TrainFlags:
@@ -14,11 +19,37 @@ class TrainFlags:
 
     Attributes:
         config: Settings over the preset: a YAML file with some or all of them, or a run directory.
+        system: Schedule of a published system: paac, alternating, hts, impala or appo.
         print_config: Print the whole configuration and stop.
     """
 
     config: str = ""
+    system: str = ""
     print_config: bool = False
+
+
+@dataclass(frozen=True)
+class VerifyFlags:
+    """Flags of `verify` beside the settings.
+
+    Attributes:
+        config: As for `train`.
+        system: As for `train`.
+        updates: Updates to compare.
+        placements: Placements to compare with inline.
+        delay: Longest random delay before a lane's step or a worker's task, in seconds.
+    """
+
+    config: str = ""
+    system: str = ""
+    updates: int = 20
+    placements: tuple[str, ...] = PLACEMENTS
+    delay: float = 0.002
+
+    def __post_init__(self) -> None:
+        """Refuses numbers that mean nothing."""
+        ranges.at_least(self, "", 1, "updates")
+        ranges.at_least(self, "", 0, "delay")
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import Any
 from slipstream.envs.make import env_family
 from slipstream.run.config import CALLABLE, Config, algorithm, canonical, from_plain, known_settings
 from slipstream.run.settings import flatten, nest, plain
+from slipstream.run.systems import schedule_of
 
 Preset = Mapping[str, Any]
 
@@ -334,7 +335,8 @@ PRESETS: dict[tuple[str, str], Preset] = {
         "num_envs": 16,
         "unroll": 16,
         "lanes": 2,
-        "algo.lr": 3e-3,
+        "algo.lr": 1e-2,
+        "algo.gae_lambda": 0.95,
     },
     ("appo", "other"): {
         "total_steps": 1_000_000,
@@ -364,8 +366,8 @@ def preset(algo: str, env: str) -> dict[str, Any]:
     return {**PRESETS.get((algo, family(env)), {}), **PRESETS.get((algo, env), {})}
 
 
-def configure(algo: str, env: str, changes: Mapping[str, Any] | None = None) -> Config:
-    """The preset of (algo, env) with `changes` (dotted or nested keys) over it.
+def configure(algo: str, env: str, changes: Mapping[str, Any] | None = None, system: str = "") -> Config:
+    """The preset of (algo, env), the schedule of `system` over it, and `changes` (dotted or nested keys) over both.
 
     Raises:
         ConfigError: For an unknown algorithm or key, a wrong value, or settings that contradict each other.
@@ -373,7 +375,7 @@ def configure(algo: str, env: str, changes: Mapping[str, Any] | None = None) -> 
     defaults = plain(Config(env=env, algo=algorithm(algo)()))
     known = known_settings(algo)
     wanted = {canonical(key, known): value for key, value in flatten(changes or {}).items()}
-    return spelled_out(from_plain(nest(flatten(defaults) | preset(algo, env) | wanted)))
+    return spelled_out(from_plain(nest(flatten(defaults) | preset(algo, env) | schedule_of(system, algo) | wanted)))
 
 
 def spelled_out(config: Config) -> Config:

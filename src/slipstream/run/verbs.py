@@ -26,11 +26,22 @@ from slipstream.run.agent import load
 from slipstream.run.checkpoint import CheckpointError
 from slipstream.run.config import CALLABLE, Config, alias_lines, canonical, known_settings
 from slipstream.run.console import clock, return_text
-from slipstream.run.directory import RunDirectory, read_yaml, to_yaml
+from slipstream.run.directory import to_yaml
 from slipstream.run.loop import Parts, Trained
-from slipstream.run.options import CheckOptions, EnvsOptions, EvalOptions, ResumeOptions, TrainFlags, WatchOptions
+from slipstream.run.options import (
+    CheckOptions,
+    EnvsOptions,
+    EvalOptions,
+    ResumeOptions,
+    TrainFlags,
+    VerifyFlags,
+    WatchOptions,
+)
 from slipstream.run.settings import ConfigError
 from slipstream.run.signals import Interrupted
+from slipstream.run.systems import SYSTEMS
+from slipstream.run.typed import algorithm_of, configuration, file_of, settings_and, settings_of
+from slipstream.run.verify import verify
 
 _USAGE = """\
 slipstream: fast parallel deep reinforcement learning
@@ -43,6 +54,7 @@ slipstream: fast parallel deep reinforcement learning
   slipstream algos                              algorithms
   slipstream presets [ALGO] [FAMILY]            tuned settings
   slipstream check-env ENV                      test an environment for the contract
+  slipstream verify ALGO --env ENV ...          prove that placement and timing change no bit of a run
 
 `slipstream VERB --help` lists the flags of a verb; --debug shows the traceback of an error; --version.
 """
@@ -57,6 +69,7 @@ A new run from the tuned preset of (ALGO, ENV), with the flags over it.
   --total-steps 2e6    agent decisions to train for
   --seed 1             the one seed that everything random grows from
   --config FILE|RUN    settings between preset and flags: a YAML file with any of them, or all those of an earlier run
+  --system hts         the schedule of a published system, between preset and flags: {systems}
   --print-config       print the whole configuration and stop
   --algo.lr 3e-4 ...   any other setting: `slipstream train ALGO --env ENV --help` lists them with the defaults for ENV
 
@@ -65,8 +78,6 @@ A new run from the tuned preset of (ALGO, ENV), with the flags over it.
 
 _EXPECTED = (ConfigError, CheckpointError, EnvError, ValueError, ImportError, OSError, FloatingPointError)
 """Errors whose message says all; anything else is a bug in Slipstream and shows its traceback."""
-
-_PROTOCOL = "env_options.atari.protocol"
 
 _out = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
 _error = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
@@ -160,60 +171,51 @@ def _train(words: list[str]) -> int:
     typed = ["slipstream", "train", *words]
     wants_help = any(word in ("--help", "-h") for word in words)
     words = [word for word in words if word not in ("--help", "-h")]
-    algo = words.pop(0) if words and not words[0].startswith("--") else ""
-    if not algo and "--algo" in words:
-        place = words.index("--algo")
-        algo, words = "".join(words[place + 1 : place + 2]), words[:place] + words[place + 2 :]
-    file = _file_of(words)
-    base = _settings_of(file) if file else {}
-    algo = algo or str(base.get("algo.name", ""))
+    file = file_of(words)
+    base = settings_of(file) if file else {}
+    algo, words = algorithm_of(words, base)
     if wants_help and not algo:
-        _out.print(_TRAIN_USAGE.format(algorithms=", ".join(sorted(ALGORITHMS)), aliases=alias_lines()), end="")
+        names = {"algorithms": ", ".join(sorted(ALGORITHMS)), "systems": ", ".join(SYSTEMS)}
+        _out.print(_TRAIN_USAGE.format(**names, aliases=alias_lines()), end="")
         return 0
-    if not algo:
-        raise ConfigError(f"ALGO is missing: slipstream train {'|'.join(sorted(ALGORITHMS))} --env ENV")
-    own = settings.keys(TrainFlags)
-    positional, values = flags.split(words, {**known_settings(algo), **own}, canonical)
-    if positional:
-        raise ConfigError(f"unexpected argument {positional[0]!r}; see slipstream train {algo} --help")
-    chosen = settings.build(TrainFlags, {key: values.pop(key) for key in own if key in values})
+    chosen, values = settings_and(TrainFlags, "train", algo, words)
     if wants_help:
-        return _train_help(_configuration(algo, {"env": "CartPole-v1"} | base, values))
-    config = _configuration(algo, base, values)
-    if config.env.startswith(CALLABLE):
-        name = config.env.removeprefix(CALLABLE)
-        raise ConfigError(f"{file} is for the Python callable {name}, which the command line can't know; add --env ENV")
+        return _train_help(configuration(algo, {"env": "CartPole-v1"} | base, values, chosen.system))
+    config = configuration(algo, base, values, chosen.system)
+    _refuse_callable(config, file)
     if chosen.print_config:
         _out.print(to_yaml(config), end="")
         return 0
     return _finish(loop.train(config, Parts(), typed, _out))
 
 
-def _file_of(words: Sequence[str]) -> Path | None:
-    """The file that `--config` names, or that of the run directory that it names."""
-    for place, word in enumerate(words):
-        if word.startswith("--config=") or (word == "--config" and place + 1 < len(words)):
-            named = Path(word.partition("=")[2] or words[place + 1])
-            return RunDirectory(named).path / "config.yaml" if named.is_dir() else named
-    return None
+def _verify(words: list[str]) -> int:
+    file = file_of(words)
+    base = settings_of(file) if file else {}
+    algo, words = algorithm_of(words, base)
+    chosen, values = settings_and(VerifyFlags, "verify", algo, words)
+    config = configuration(algo, base, values, chosen.system)
+    _refuse_callable(config, file)
+    outcomes = verify(config, chosen.updates, chosen.placements, chosen.delay)
+    _out.print(f"{algo} on {config.env}, schedule {config.schedule}, lanes {config.lanes}, {chosen.updates} updates")
+    different = 0
+    for outcome in outcomes:
+        verdict = f"identical, {outcome.updates} updates, {outcome.digest}"
+        if outcome.refused:
+            verdict = f"not to be had: {outcome.refused}"
+        if outcome.difference:
+            verdict = f"DIFFERS: {outcome.difference}"
+            different += 1
+        _out.print(f"{outcome.placement:10}  {verdict}")
+    if different:
+        raise EnvError(f"{different} of {len(chosen.placements)} placements give another run than inline")
+    return 0
 
 
-def _settings_of(file: Path) -> dict[str, Any]:
-    """What a file says, by dotted key; `algo: ppo` is short for its name."""
-    flat = settings.flatten(read_yaml(file))
-    return {("algo.name" if key == "algo" else key): value for key, value in flat.items()}
-
-
-def _configuration(algo: str, base: dict[str, Any], values: dict[str, Any]) -> Config:
-    """Flags over the file, if there is one, over the preset."""
-    if base.get("algo.name", algo) != algo:
-        raise ConfigError(f"the file is for algo.name {base['algo.name']}, not {algo}")
-    if _PROTOCOL in base and values.get(_PROTOCOL, base[_PROTOCOL]) != base[_PROTOCOL]:  # it spells the old one out
-        base = {key: value for key, value in base.items() if not key.startswith("env_options.atari.")}
-    wanted = base | values
-    if not isinstance(env := wanted.get("env"), str):
-        raise ConfigError(f"--env is missing: slipstream train {algo} --env ENV (slipstream envs lists them)")
-    return presets.configure(algo, env, wanted)
+def _refuse_callable(config: Config, file: Path | None) -> None:
+    if config.env.startswith(CALLABLE):
+        name = config.env.removeprefix(CALLABLE)
+        raise ConfigError(f"{file} is for the Python callable {name}, which the command line can't know; add --env ENV")
 
 
 def _train_help(default: Config) -> int:
@@ -223,7 +225,7 @@ def _train_help(default: Config) -> int:
     kind = dataclasses.make_dataclass("Config", list(hints.items()), frozen=True, namespace={"__doc__": Config.__doc__})
     filled = kind(*(getattr(default, name) for name in hints))
     code = _help(kind, f"slipstream train {default.algo.name}", filled)
-    _out.print(f"--config FILE|RUN and --print-config are explained by `slipstream train --help`.\n{alias_lines()}")
+    _out.print(f"--config FILE|RUN, --system and --print-config are explained by `slipstream train --help`.\n{alias_lines()}")
     return code
 
 
@@ -343,6 +345,7 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "algos": _algos,
     "presets": _presets,
     "check-env": _check_env,
+    "verify": _verify,
 }
 
 OPTIONS: dict[str, type] = {
@@ -351,4 +354,5 @@ OPTIONS: dict[str, type] = {
     "watch": WatchOptions,
     "envs": EnvsOptions,
     "check-env": CheckOptions,
+    "verify": VerifyFlags,
 }

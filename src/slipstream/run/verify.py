@@ -27,7 +27,6 @@ from slipstream.run.training import Training
 from slipstream.types import Episode, Report, Trajectory
 
 REFERENCE = "inline"
-PLACEMENTS = ("thread:1", "thread:2", "thread:4", "process:1", "process:2", "process:4")
 _CAUSES = ("obs", "version", "extras", "action", "log_prob", "reward", "terminated", "truncated", "valid")
 """Columns of a row in the order in which one leads to the next."""
 
@@ -71,7 +70,7 @@ class Outcome:
 def verify(
     config: Config, updates: int, placements: Sequence[str], delay: float, parts: Parts | None = None
 ) -> Iterator[Outcome]:
-    """Runs the reference, then every placement against it; yields an outcome for each, the reference first.
+    """Runs the reference, then every placement against it; an outcome for each, the reference first, as they come.
 
     Args:
         config: What to run; its own placement counts for what placements do not name (`env_workers`, `device`).
@@ -90,7 +89,12 @@ def verify(
     chosen = [(name, place(name, config.placement)) for name in placements]
     steps = updates * config.num_envs * config.unroll  # with dead rows the budget lasts a little longer
     config = replace(config, total_steps=max(config.total_steps, steps), stop_at_return=None)
-    parts = parts or Parts()
+    return _outcomes(config, updates, chosen, delay, parts or Parts())
+
+
+def _outcomes(
+    config: Config, updates: int, chosen: Sequence[tuple[str, Placement]], delay: float, parts: Parts
+) -> Iterator[Outcome]:
     reference: list[Fingerprint] = []
     for print_ in _fingerprints(replace(config, placement=place(REFERENCE, config.placement)), parts, None):
         reference.append(print_)

@@ -1,0 +1,67 @@
+"""From what was typed after `train` or `verify` to a configuration: flags over file over system over preset."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from slipstream.algos import ALGORITHMS
+from slipstream.run import flags, presets, settings
+from slipstream.run.config import Config, canonical, known_settings
+from slipstream.run.directory import RunDirectory, read_yaml
+from slipstream.run.options import TrainFlags, VerifyFlags
+from slipstream.run.settings import ConfigError
+
+Flags = TypeVar("Flags", TrainFlags, VerifyFlags)
+
+_PROTOCOL = "env_options.atari.protocol"
+
+
+def algorithm_of(words: Sequence[str], base: Mapping[str, Any]) -> tuple[str, list[str]]:
+    """The algorithm that was typed first, or by `--algo`, or that the file names; and the words that are left."""
+    algo, left = "", list(words)
+    if left and not left[0].startswith("--"):
+        algo = left.pop(0)
+    elif "--algo" in left:
+        place = left.index("--algo")
+        algo, left = "".join(left[place + 1 : place + 2]), left[:place] + left[place + 2 :]
+    return algo or str(base.get("algo.name", "")), left
+
+
+def settings_and(kind: type[Flags], verb: str, algo: str, words: Sequence[str]) -> tuple[Flags, dict[str, Any]]:
+    """The verb's own flags, and the settings that were typed."""
+    if not algo:
+        raise ConfigError(f"ALGO is missing: slipstream {verb} {'|'.join(sorted(ALGORITHMS))} --env ENV")
+    own = settings.keys(kind)
+    positional, values = flags.split(words, {**known_settings(algo), **own}, canonical)
+    if positional:
+        raise ConfigError(f"unexpected argument {positional[0]!r}; see slipstream {verb} {algo} --help")
+    return settings.build(kind, {key: values.pop(key) for key in own if key in values}), values
+
+
+def file_of(words: Sequence[str]) -> Path | None:
+    """The file that `--config` names, or that of the run directory that it names."""
+    for place, word in enumerate(words):
+        if word.startswith("--config=") or (word == "--config" and place + 1 < len(words)):
+            named = Path(word.partition("=")[2] or words[place + 1])
+            return RunDirectory(named).path / "config.yaml" if named.is_dir() else named
+    return None
+
+
+def settings_of(file: Path) -> dict[str, Any]:
+    """What a file says, by dotted key; `algo: ppo` is short for its name."""
+    flat = settings.flatten(read_yaml(file))
+    return {("algo.name" if key == "algo" else key): value for key, value in flat.items()}
+
+
+def configuration(algo: str, base: dict[str, Any], values: dict[str, Any], system: str) -> Config:
+    """Flags over the file, if there is one, over the system, if one is named, over the preset."""
+    if base.get("algo.name", algo) != algo:
+        raise ConfigError(f"the file is for algo.name {base['algo.name']}, not {algo}")
+    if _PROTOCOL in base and values.get(_PROTOCOL, base[_PROTOCOL]) != base[_PROTOCOL]:  # it spells the old one out
+        base = {key: value for key, value in base.items() if not key.startswith("env_options.atari.")}
+    wanted = base | values
+    if not isinstance(env := wanted.get("env"), str):
+        raise ConfigError(f"--env is missing: slipstream train {algo} --env ENV (slipstream envs lists them)")
+    return presets.configure(algo, env, wanted, system)
