@@ -1,0 +1,369 @@
+"""Any-ready batching: lanes that have answered share a forward, and none waits for a slower one.
+
+    lane 0   |step......|   |step...|      |step..|            each lane is at its own row
+    lane 1   |step..|  |step............|        |step...
+    forward         ^   ^   ^           ^  ^     ^             always [group * lane_size], slot s in row s of it
+
+`group` lanes share a forward. Its shape is fixed and every slot has a row of its own in it; rows of lanes that are
+still under way hold what their slots showed last, and what comes out of them is ignored. A row that comes out does not
+depend on the contents of the others (`rows_are_independent` makes sure), so the bits do not depend on who was ready
+when: they are those of lanes that step together.
+
+It pays where step times vary and lanes are small: an unroll of T rows takes as long as the slowest lane's sum of T step
+times, not T times the slowest lane's step.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from slipstream import dice, slab, tree
+from slipstream.collector import Collected, Collector, Collects, Stopped
+from slipstream.nets.check import dummy_observations
+from slipstream.nets.independence import rows_are_independent
+from slipstream.nets.policy import Policy
+from slipstream.tree import Tree
+from slipstream.types import Act, Envs, EnvSpec, EnvStep, Episode, Place, Trajectory
+
+Array = NDArray[Any]
+Slots = NDArray[np.int64]
+
+
+class ReadyCollector:
+    """Steps some lanes and writes their columns into slabs, as `Collector` does, but whichever lanes are ready.
+
+    Slots are numbered within the collector here: lane i of `lanes` has the slots from `i * lane_size` on, group g those
+    from `g * group * lane_size` on.
+
+    Who waits: a forward for the first lane to answer, and it takes all that have; `collect` for every lane's last row.
+
+    Args:
+        envs: The environments, already reset.
+        lanes: Lanes of this collector, group after group.
+        policy: Acts; its parameters must not change during `collect`, but by `refresh`.
+        slabs: The slabs that `collect` may be told to fill.
+        seed: The run's seed.
+        refresh: Brings the policy's parameters up to date and returns their version.
+        group: Lanes per forward; divides the number of `lanes`.
+        every_row: Whether to refresh before every forward, rather than before every unroll.
+        row: Rows that every slot has collected before (after a resume).
+        device: Where the policy lives.
+    """
+
+    def __init__(
+        self,
+        envs: Envs,
+        lanes: Sequence[int],
+        policy: Policy,
+        slabs: Sequence[Trajectory],
+        seed: int,
+        refresh: Callable[[], int],
+        *,
+        group: int,
+        every_row: bool = False,
+        row: int = 0,
+        device: torch.device | None = None,
+    ) -> None:
+        self.lanes = tuple(lanes)
+        self._envs, self._policy, self._device = envs, policy, device or torch.device("cpu")
+        self._refresh, self._every_row = refresh, every_row
+        self._size = size = envs.spec.lane_size
+        count, width = len(lanes) * size, group * size
+        self._members = np.arange(count).reshape(len(lanes), size)
+        self._parts = [slice(i * size, (i + 1) * size) for i in range(len(lanes))]
+        self._slots = np.concatenate([envs.spec.slots(lane).start + np.arange(size) for lane in lanes])
+        self._keys = dice.keys(seed, "act", self._slots.tolist())
+        self._groups = [slice(first, first + width) for first in range(0, count, width)]
+        self._states = [slab.tensors(policy.initial_state(width), self._device) for _ in self._groups]
+        self._views = [_View.of(trajectory) for trajectory in slabs]
+        self._rows, self._row = slabs[0].rows, row
+        self._last = _Last.of(envs.spec, count, slabs[0])
+        self._dead = np.zeros(count, np.bool_)
+        self._return, self._length = np.zeros(count, np.float64), np.zeros(count, np.int64)
+        self._started = self._stopped = False
+
+    def stop(self) -> None:
+        """Has a `collect` under way in another thread, and every later one, raise `Stopped` at its next row."""
+        self._stopped = True
+
+    def collect(self, places: Sequence[Place]) -> Collected:
+        """Fills one unroll of every lane of this collector, in the order of `lanes`.
+
+        Args:
+            places: Where each lane's unroll goes.
+
+        Raises:
+            Stopped: After `stop`.
+        """
+        start, env_seconds = time.perf_counter(), 0.0
+        version = self._refresh()
+        self._open(places)
+        ready, under_way = list(range(len(self.lanes))), dict[int, int]()
+        while True:
+            if self._stopped:
+                raise Stopped
+            going = [i for i in ready if self._t[self._parts[i].start] < self._rows]
+            if going:
+                if self._every_row and self._t.any():
+                    version = self._refresh()
+                self._decide(self._members[going].ravel(), version)
+            asked = time.perf_counter()
+            for i in going:
+                self._envs.send(self._last.action[self._parts[i]], self.lanes[i])
+                under_way[self.lanes[i]] = i
+            if not under_way:
+                break
+            ready = [under_way.pop(lane) for lane in self._envs.wait(list(under_way))]
+            steps = [self._envs.recv(self.lanes[i]) for i in ready]
+            env_seconds += time.perf_counter() - asked
+            self._receive(ready, steps)
+        self._bootstrap()
+        self._row += self._rows
+        infer_seconds = time.perf_counter() - start - env_seconds
+        return Collected(self._steps, tuple(self._episodes), env_seconds, infer_seconds)
+
+    def _open(self, places: Sequence[Place]) -> None:
+        """Starts an unroll: row 0 holds the last observation, `state0` the state before it."""
+        size = self._size
+        self._starts = [(self._views[place.slab], place.column) for place in places]
+        self._into = sorted({place.slab for place in places})
+        self._slab = np.repeat([place.slab for place in places], size)
+        self._column = np.concatenate([np.arange(place.column, place.column + size) for place in places])
+        self._t = np.zeros(len(self._slots), np.int64)
+        self._dice = dice.uniform(self._keys, self._row, self._rows + 1, self._policy.dice_width)
+        self._steps, self._episodes = 0, list[Episode]()
+        if not self._started:
+            self._started = True
+            for part, lane in zip(self._parts, self.lanes, strict=True):
+                self._last.put(part, self._envs.recv(lane))
+        state = [torch.cat(leaves).cpu().numpy() for leaves in zip(*map(tree.leaves, self._states), strict=True)]
+        for view, slots in self._by_slab(np.arange(len(self._slots))):
+            columns = self._column[slots]
+            for to, leaf in zip(view.obs, self._last.obs, strict=True):
+                to[0, columns] = leaf[slots]
+            for to, leaf in zip(view.state0, state, strict=True):
+                to[columns] = leaf[slots]
+            view.slot[columns] = self._slots[slots]
+
+    def _decide(self, slots: Slots, version: int) -> None:
+        """Chooses and records the actions of `slots`, each at its own row, with weights `version`."""
+        for number, part in enumerate(self._groups):
+            mine = slots if len(self._groups) == 1 else slots[(slots >= part.start) & (slots < part.stop)]
+            if not len(mine):
+                continue
+            act = self._act(number)
+            rows = mine - part.start
+            self._last.action[mine] = act.action.cpu().numpy()[rows]
+            log_prob = act.log_prob.cpu().numpy()[rows]
+            extras = {name: value.cpu().numpy()[rows] for name, value in act.extras.items()}
+            if self._policy.recurrent:
+                self._states[number] = self._following(number, act.state, rows)
+            for view, here, index in self._cells(mine):
+                view.action[here] = self._last.action[mine[index]]
+                view.log_prob[here] = log_prob[index]
+                view.version[here] = version
+                for name, value in extras.items():
+                    view.extras[name][here] = value[index]
+
+    def _receive(self, ready: Sequence[int], steps: Sequence[EnvStep]) -> None:
+        """Records what the last actions of the lanes `ready` caused, with the observations of their next rows."""
+        last = self._last
+        for i, step in zip(ready, steps, strict=True):
+            part = self._parts[i]
+            last.put(part, step)
+            (view, column), t = self._starts[i], self._t[part.start] + 1
+            for to, leaf in zip(view.obs, tree.leaves(step.obs), strict=True):
+                to[t, column : column + self._size] = leaf
+        slots = self._members[ready].ravel()
+        valid, reward, ended = ~self._dead[slots], last.reward[slots], last.ended[slots]
+        terminated, truncated = last.terminated[slots], last.truncated[slots]
+        for view, here, index in self._cells(slots):
+            view.reward[here] = reward[index]
+            view.terminated[here] = terminated[index]
+            view.truncated[here] = truncated[index]
+            view.valid[here] = valid[index]
+        self._t[slots] += 1
+        self._steps += int(valid.sum())
+        self._return[slots] += np.where(valid, reward, 0.0)
+        self._length[slots] += valid
+        self._dead[slots] = ended
+        if ended.any():
+            self._finish(slots[ended])
+
+    def _bootstrap(self) -> None:
+        """Evaluates the extras of row T, the observation after the last action."""
+        if not self._views[0].extras:
+            return
+        for number, part in enumerate(self._groups):
+            act = self._act(number)
+            extras = {name: value.cpu().numpy() for name, value in act.extras.items()}
+            for view, here, index in self._cells(np.arange(part.start, part.stop)):
+                for name, value in extras.items():
+                    view.extras[name][here] = value[index]
+
+    @torch.no_grad()
+    def _act(self, number: int) -> Act:
+        """What the policy says to all slots of a group, each at its own row."""
+        part = self._groups[number]
+        obs = tree.map(lambda leaf: leaf[part].to(self._device, non_blocking=True), self._last.tensors)
+        drawn = torch.from_numpy(self._dice[self._t[part], np.arange(part.start, part.stop)])
+        return self._policy.act(obs, self._states[number], drawn.to(self._device))
+
+    def _following(self, number: int, state: Tree, rows: Slots) -> Tree:
+        """The group's next state: new in `rows`, but zero where the row that was acted on is dead."""
+        chosen = np.zeros(len(self._slots[self._groups[number]]), np.bool_)
+        chosen[rows] = True
+        new = torch.from_numpy(chosen).to(self._device)
+        alive = torch.from_numpy(~(chosen & self._dead[self._groups[number]])).to(self._device)
+
+        def pick(to: Tensor, old: Tensor) -> Tensor:
+            return torch.where(new.view(-1, *(1,) * (to.dim() - 1)), to, old)
+
+        return slab.keep(tree.map(pick, state, self._states[number]), alive)
+
+    def _cells(self, slots: Slots) -> Iterator[tuple[_View, tuple[Slots, Slots], Any]]:
+        """Slab by slab, where the current rows of `slots` are in it, and which of `slots` these are."""
+        for view, index in self._by_slab(slots):
+            mine = slots[index]
+            yield view, (self._t[mine], self._column[mine]), index
+
+    def _by_slab(self, slots: Slots) -> Iterator[tuple[_View, Any]]:
+        """The slabs of this unroll, and an index of those among `slots` that have their columns there."""
+        if len(self._into) == 1:
+            yield self._views[self._into[0]], slice(None)
+            return
+        for number in self._into:
+            yield self._views[number], np.flatnonzero(self._slab[slots] == number)
+
+    def _finish(self, slots: Slots) -> None:
+        for slot in slots.tolist():
+            self._episodes.append(
+                Episode(
+                    slot=int(self._slots[slot]),
+                    row=self._row + int(self._t[slot]),
+                    length=int(self._length[slot]),
+                    reward=float(self._return[slot]),
+                    truncated=bool(self._last.truncated[slot]),
+                )
+            )
+        self._return[slots] = 0.0
+        self._length[slots] = 0
+
+
+@dataclass(frozen=True)
+class _Last:
+    """What every slot of a collector showed last, and what it was told to do then.
+
+    Attributes:
+        tensors: Tree `[S, *O]` of observations, which forwards read.
+        obs: The same memory, leaf by leaf.
+        action: `[S, *A]`.
+        reward: float32 `[S]`.
+        terminated: bool `[S]`.
+        truncated: bool `[S]`.
+        ended: bool `[S]`.
+    """
+
+    tensors: Tree
+    obs: list[Array]
+    action: Array
+    reward: Array
+    terminated: Array
+    truncated: Array
+    ended: Array
+
+    @staticmethod
+    def of(spec: EnvSpec, slots: int, like: Trajectory) -> _Last:
+        """Zeros for `slots` slots, in page-locked memory if the slab is."""
+        tensors = dummy_observations(spec.observation_space, slots)
+        if like.reward.is_pinned():
+            tensors = tree.map(lambda leaf: leaf.pin_memory(), tensors)
+        action = np.zeros((slots, *like.action.shape[2:]), like.action.numpy().dtype)
+        flags = [np.zeros(slots, np.bool_) for _ in range(3)]
+        obs = [leaf.numpy() for leaf in tree.leaves(tensors)]
+        return _Last(tensors, obs, action, np.zeros(slots, np.float32), *flags)
+
+    def put(self, part: slice, step: EnvStep) -> None:
+        """Takes over the answer of a lane."""
+        for to, leaf in zip(self.obs, tree.leaves(step.obs), strict=True):
+            to[part] = leaf
+        self.reward[part] = step.reward
+        self.terminated[part] = step.terminated
+        self.truncated[part] = step.truncated
+        self.ended[part] = step.ended
+
+
+@dataclass(frozen=True)
+class _View:
+    """A slab as NumPy arrays over the same memory; trees as lists of leaves."""
+
+    obs: list[Array]
+    action: Array
+    log_prob: Array
+    reward: Array
+    terminated: Array
+    truncated: Array
+    valid: Array
+    version: Array
+    slot: Array
+    state0: list[Array]
+    extras: dict[str, Array]
+
+    @staticmethod
+    def of(trajectory: Trajectory) -> _View:
+        return _View(
+            obs=[leaf.numpy() for leaf in tree.leaves(trajectory.obs)],
+            action=trajectory.action.numpy(),
+            log_prob=trajectory.log_prob.numpy(),
+            reward=trajectory.reward.numpy(),
+            terminated=trajectory.terminated.numpy(),
+            truncated=trajectory.truncated.numpy(),
+            valid=trajectory.valid.numpy(),
+            version=trajectory.version.numpy(),
+            slot=trajectory.slot.numpy(),
+            state0=[leaf.numpy() for leaf in tree.leaves(trajectory.state0)],
+            extras={name: value.numpy() for name, value in trajectory.extras.items()},
+        )
+
+
+def make_collector(
+    envs: Envs,
+    lanes: Sequence[int],
+    policy: Policy,
+    slabs: Sequence[Trajectory],
+    seed: int,
+    refresh: Callable[[], int],
+    *,
+    group: int,
+    every_row: bool = False,
+    row: int = 0,
+    device: torch.device | None = None,
+) -> Collects:
+    """Who collects where `group` lanes share a forward; arguments as of `Collector` and `ReadyCollector`.
+
+    Where a forward would mix the rows of lanes, a warning says so and every lane has a forward of its own: the run is
+    still deterministic, with the bits of group=1.
+    """
+    device = device or torch.device("cpu")
+    if group == 1:
+        return Collector(envs, lanes, policy, slabs, seed, refresh, every_row=every_row, row=row, device=device)
+    if not rows_are_independent(policy, envs.spec, group * envs.spec.lane_size, device):
+        warnings.warn(
+            f"group={group}: what {type(policy).__name__} answers for a row depends on the other rows of the batch "
+            "(layers that keep statistics over it do that), so the result would depend on which lanes are ready when; "
+            "every lane is inferred alone instead, with the result of group=1",
+            stacklevel=2,
+        )
+        group = 1
+    return ReadyCollector(
+        envs, lanes, policy, slabs, seed, refresh, group=group, every_row=every_row, row=row, device=device
+    )
