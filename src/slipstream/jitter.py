@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import random
+import os
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -25,12 +25,11 @@ class Jitter:
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
-        self._random = random.SystemRandom()
 
     def __call__(self) -> None:
         """Sleeps, or not."""
-        if self.seconds > 0 and self._random.random() < _SHARE:
-            time.sleep(self._random.random() * self.seconds)
+        if self.seconds > 0 and _chance() < _SHARE:
+            time.sleep(_chance() * self.seconds)
 
 
 class JitteredEnvs:
@@ -71,3 +70,8 @@ class JitteredEnvs:
     def close(self) -> None:
         """Releases what the environments hold."""
         self._envs.close()
+
+
+def _chance() -> float:
+    """A number in `[0, 1)` from the system's entropy."""
+    return int.from_bytes(os.urandom(4), "little") / 2**32

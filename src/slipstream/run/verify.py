@@ -27,6 +27,7 @@ from slipstream.run.training import Training
 from slipstream.types import Episode, Report, Trajectory
 
 REFERENCE = "inline"
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _CAUSES = ("obs", "version", "extras", "action", "log_prob", "reward", "terminated", "truncated", "valid")
 """Columns of a row in the order in which one leads to the next."""
 
@@ -194,8 +195,8 @@ def _cells(tensor: Tensor, dims: int) -> NDArray[np.uint64]:
     padded = np.zeros((*leading, -(-flat.shape[-1] // 8) * 8), np.uint8)
     padded[..., : flat.shape[-1]] = flat
     words = padded.view(np.uint64)
-    factors = np.random.default_rng(0).integers(0, 2**63, words.shape[-1], np.uint64) * np.uint64(2) + np.uint64(1)
     with np.errstate(over="ignore"):
+        factors = np.arange(1, words.shape[-1] + 1, dtype=np.uint64) * _GOLDEN | np.uint64(1)
         return (words * factors).sum(axis=-1, dtype=np.uint64)
 
 
