@@ -55,6 +55,7 @@ class Work:
         rows: T.
         slabs: Number of slabs.
         seed: The run's seed.
+        group: Lanes per forward.
         every_row: Whether to take over new weights before every row, rather than before every unroll.
         delay: Longest random delay before a lane is stepped, in seconds.
     """
@@ -68,6 +69,7 @@ class Work:
     rows: int
     slabs: int
     seed: int
+    group: int = 1
     every_row: bool = False
     delay: float = 0.0
 
@@ -111,6 +113,7 @@ class Remotes:
                     spec=_share(work.spec, lanes),
                     policy=work.policy,
                     seed=work.seed,
+                    group=work.group,
                     every_row=work.every_row,
                     layout=layout,
                     delay=work.delay,

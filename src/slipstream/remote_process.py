@@ -1,4 +1,4 @@
-"""The life of a collector process: its own environments, its own policy, the same `Collector` as everywhere.
+"""The life of a collector process: its own environments, its own policy, the same collector as everywhere.
 
 Commands and answers are lines of JSON on pipes. Rows, weights and the state of affairs are in shared memory.
 """
@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from slipstream import memory, process, slab
-from slipstream.collector import Collector, Stopped
+from slipstream.collector import Stopped
 from slipstream.envs import EnvOptions, make_envs
 from slipstream.envs.rows import EnvError
 from slipstream.jitter import Jitter, JitteredEnvs
 from slipstream.nets.policy import Policy
+from slipstream.ready import make_collector
 from slipstream.tree import Tree
 from slipstream.types import Envs, EnvSpec, EnvStep, Place, Trajectory
 from slipstream.weights import Ring, RingReplica
@@ -41,6 +42,7 @@ class Setup:
         spec: Its share of the run's environments, as the driver saw them.
         policy: Only its structure counts; weights come through the ring.
         seed: The run's seed.
+        group: Lanes per forward.
         every_row: Whether to take over new weights before every row.
         layout: Of the shared memory, from `layout`.
         delay: Longest random delay before a lane is stepped, in seconds.
@@ -54,6 +56,7 @@ class Setup:
     spec: EnvSpec
     policy: Policy
     seed: int
+    group: int
     every_row: bool
     layout: Tree
     delay: float
@@ -232,13 +235,14 @@ class _Actor:
         """Resets the environments; they continue a run in which every slot has collected `row` rows."""
         assert self._envs is not None
         self._envs.reset(seed)
-        self._collector = Collector(
+        self._collector = make_collector(
             self._envs,
             range(self._setup.spec.lanes),
             self._replica.policy,
             self._shared.slabs,
             self._setup.seed,
             self._replica.refresh,
+            group=self._setup.group,
             every_row=self._setup.every_row,
             row=row,
         )

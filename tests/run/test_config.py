@@ -13,6 +13,7 @@ from slipstream.run.directory import to_yaml
     ("changes", "message"),
     [
         ({"lanes": 2, "num_envs": 9}, "lanes=2 must divide num_envs=9; nearest that fit: lanes=1, or num_envs=10"),
+        ({"group": 3, "lanes": 8}, "group=3 must divide lanes=8; nearest that fit: group=2, or lanes=9"),
         ({"lanes": 5, "num_envs": 12}, "lanes=5 must divide num_envs=12; nearest that fit: lanes=4, or num_envs=15"),
         ({"shards": 3, "num_envs": 8}, "shards=3 must divide num_envs=8; nearest that fit: shards=2, or num_envs=9"),
         ({"seed": -1}, "seed must be at least 0, got -1"),

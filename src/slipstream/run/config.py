@@ -106,8 +106,10 @@ class Config:
         stop_at_return: Mean raw return of the last 100 training episodes at which the run ends early; none for never.
         num_envs: Environments (slots) stepped in parallel.
         unroll: Rows per environment between two updates (T).
-        lanes: Fixed groups of environments that are inferred as one batch each; divides `num_envs`.
-        shards: Parts whose gradients are summed in fixed order; 0 for one per lane on a CPU and 1 on a GPU.
+        lanes: Fixed sets of environments that step together; divides `num_envs`.
+        group: Lanes that are inferred as one batch, by whichever of them are ready, so that small lanes of environments
+            with varying step times need not wait for each other; divides `lanes`. 1: every lane on its own.
+        shards: Parts whose gradients are summed in fixed order; 0 for one per group of lanes on a CPU and 1 on a GPU.
         schedule: Who runs when; sync acts and learns in turn, with no lag; concurrent does both at once, with weights
             exactly one update old (HTS-RL); async lets collectors run ahead freely (IMPALA), up to `max_lag`.
         max_lag: Updates by which rows may be older than the learner; for schedule async.
@@ -130,6 +132,7 @@ class Config:
     num_envs: int = 8
     unroll: int = 128
     lanes: int = 1
+    group: int = 1
     shards: int = 0
     schedule: Literal["sync", "concurrent", "async"] = "sync"
     max_lag: int = 4
@@ -143,8 +146,9 @@ class Config:
 
     def __post_init__(self) -> None:
         _at_least(self, 0, "seed", "shards")
-        _at_least(self, 1, "total_steps", "num_envs", "unroll", "lanes", "max_lag")
+        _at_least(self, 1, "total_steps", "num_envs", "unroll", "lanes", "group", "max_lag")
         _divides(self, "lanes", "num_envs")
+        _divides(self, "group", "lanes")
         if self.shards:
             _divides(self, "shards", "num_envs")
         _covers(self)

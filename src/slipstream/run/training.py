@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from slipstream import dice, slab
-from slipstream.collector import Collector, Collects
+from slipstream.collector import Collects
 from slipstream.crew import Crew
 from slipstream.envs import make_envs
 from slipstream.envs.make import env_spec
@@ -21,6 +21,7 @@ from slipstream.jitter import Jitter, JitteredEnvs
 from slipstream.learner import Learner
 from slipstream.nets.check import check_policy
 from slipstream.nets.policy import Policy
+from slipstream.ready import make_collector
 from slipstream.remote import Remotes, Work
 from slipstream.run.config import Config, ConfigError
 from slipstream.schedules import SCHEDULES, Parts
@@ -90,7 +91,7 @@ class Training:
                 self.policy,
                 self._crew,
                 num_envs=config.num_envs,
-                shards=config.shards or (lanes if self.device.type == "cpu" else 1),
+                shards=config.shards or (lanes // config.group if self.device.type == "cpu" else 1),
                 total_steps=config.total_steps,
                 seed=config.seed,
                 reward=config.reward,
@@ -179,6 +180,7 @@ class Training:
             rows=config.unroll,
             slabs=_slabs(config),
             seed=config.seed,
+            group=config.group,
             every_row=_every_row(config),
             delay=0.0 if jitter is None else jitter.seconds,
         )
@@ -198,27 +200,29 @@ class Training:
         self.envs.reset(seed)
         return [self._collector(self.envs, lanes, bulletin) for lanes in self._shares()]
 
-    def _collector(self, envs: Envs, lanes: Sequence[int], bulletin: Bulletin | None) -> Collector:
+    def _collector(self, envs: Envs, lanes: Sequence[int], bulletin: Bulletin | None) -> Collects:
         """A collector that acts with the learner's own policy, or with a copy that follows the bulletin."""
         config = self._config
         replica = None if bulletin is None else Replica(copy.deepcopy(self.policy), bulletin)
-        return Collector(
+        return make_collector(
             envs,
             lanes,
             replica.policy if replica else self.policy,
             self.slabs,
             config.seed,
             replica.refresh if replica else lambda: self.learner.version,
+            group=config.group,
             every_row=_every_row(config),
             row=self.learner.version * config.unroll,
             device=self.device,
         )
 
     def _shares(self) -> list[range]:
-        """Lanes of each collector: neighbours, shared out as evenly as possible."""
-        lanes = self.spec.lanes
-        count = min(self._actors.workers, lanes)
-        return [range(lanes * n // count, lanes * (n + 1) // count) for n in range(count)]
+        """Lanes of each collector: neighbours in whole groups, shared out as evenly as possible."""
+        size = self._config.group
+        groups = self.spec.lanes // size
+        count = min(self._actors.workers, groups)
+        return [range(groups * n // count * size, groups * (n + 1) // count * size) for n in range(count)]
 
 
 def _every_row(config: Config) -> bool:

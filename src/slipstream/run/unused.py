@@ -62,7 +62,7 @@ def _rules(config: Config, spec: EnvSpec, own_torso: bool, own_policy: bool) -> 
     leaves = tree.leaves(feature_space(spec.observation_space))
     images = [leaf for leaf in leaves if is_image(leaf)]
     floats = [leaf for leaf in leaves if isinstance(leaf, spaces.Box) and leaf.dtype.kind == "f" and not is_image(leaf)]
-    threads = max(config.lanes, config.shards)
+    threads = max(config.lanes // config.group, config.shards)
 
     yield Rule("env_options.atari", (), spec.family != "atari", f"{name} is no Atari game")
     idle = not place.env_workers and place.collectors != "process"
