@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 
 import gymnasium
 import numpy as np
@@ -409,3 +410,16 @@ def test_weights_are_a_snapshot(crew: Callable[[int], Crew]) -> None:
     names = [name for name, _ in policy.named_parameters()]
     assert torch.equal(torch.cat([first.tensors[name].flatten() for name in names]), start)
     assert not torch.equal(parameters(policy), start)
+
+
+def test_the_pace_is_a_factor_on_the_learning_rate_and_is_saved(crew: Callable[[int], Crew]) -> None:
+    """A divergence far below the desired one raises the rate of the next update, also after a resume."""
+    algorithm = replace(PLAIN_PPO, lr=1e-4, desired_kl=1.0)
+    policy = rows.policy()
+    slab = rows.trajectory(policy)
+    one = learner(algorithm, policy, crew(1))
+    rates = [one.step(slab)["train/learning_rate"] for _ in range(2)]
+    assert rates == pytest.approx([1e-4, 1.2e-4])
+    other = learner(algorithm, rows.policy(), crew(1))
+    other.load(*one.state())
+    assert other.step(slab)["train/learning_rate"] == pytest.approx(1.44e-4)

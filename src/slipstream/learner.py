@@ -62,6 +62,7 @@ class Learner:
         self.steps = 0
         self._algorithm, self._crew, self._num_envs, self._seed = algorithm, crew, num_envs, seed
         self._total_steps, self._reward = total_steps, reward
+        self._pace = 1.0
         self._return_scale = ReturnScale(num_envs, algorithm.gamma)
         width = num_envs // shards
         self._shards = [slice(shard * width, (shard + 1) * width) for shard in range(shards)]
@@ -99,7 +100,7 @@ class Learner:
             FloatingPointError: If a gradient is not finite; the parameters are as before that minibatch.
         """
         progress = min(self.steps / self._total_steps, 1.0)
-        lr = self._algorithm.learning_rate(progress, self._num_envs)
+        lr = self._algorithm.learning_rate(progress, self._num_envs) * self._pace
         for group in self._optimizer.param_groups:
             group["lr"] = lr
         if self._target is not None and self.version % self._algorithm.target_period == 0:
@@ -121,7 +122,10 @@ class Learner:
         self.policy.observe(tree.map(lambda leaf: leaf[:-1], trajectory.obs), trajectory.valid)
         self.steps += int(trajectory.valid.sum())
         self.version += 1
-        means = {name: value / max(minibatches, 1) for name, value in sums.items()} | prepared.metrics
+        means = {name: value / max(minibatches, 1) for name, value in sums.items()}
+        if minibatches:
+            self._pace = self._algorithm.pace(self._pace, means)
+        means |= prepared.metrics
         return {f"train/{name}": value for name, value in means.items()} | {
             "train/learning_rate": lr,
             "train/minibatches": float(minibatches),
@@ -148,7 +152,8 @@ class Learner:
             tensors |= {f"target.{name}": value for name, value in self._target.state_dict().items()}
         for index, slots in self._optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in slots.items()}
-        return tensors, {"version": self.version, "steps": self.steps, "shards": self.shards}
+        facts = {"version": self.version, "steps": self.steps, "shards": self.shards, "pace": self._pace}
+        return tensors, facts
 
     def load(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         """Continues from what `state` returned.
@@ -169,6 +174,7 @@ class Learner:
         groups = self._optimizer.state_dict()["param_groups"]
         self._optimizer.load_state_dict({"state": slots, "param_groups": groups})
         self.version, self.steps = int(facts["version"]), int(facts["steps"])
+        self._pace = float(facts.get("pace", 1.0))  # older checkpoints have none
 
     def _training_reward(self, trajectory: Trajectory) -> Tensor:
         if self._reward == "clip":

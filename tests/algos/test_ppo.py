@@ -108,3 +108,20 @@ def test_sizes_that_do_not_fit_are_refused(batch_size: int, recurrent: bool, fit
     shape = ShardShape(rows=7, columns=6, shards=2, recurrent=recurrent)
     with pytest.raises(ValueError, match=f"algo.batch_size={batch_size} does not share out.*{fits}"):
         items_per_minibatch(batch_size, shape)
+
+
+@pytest.mark.parametrize(
+    ("pace", "kl", "expected"),
+    [
+        (1.0, 0.0101, 1 / 1.2),
+        (1.0, 0.0099, 1.0),
+        (1.0, 0.0026, 1.0),
+        (1.0, 0.0024, 1.2),
+        (1.9, 0.001, 2.0),
+        (0.051, 0.1, 0.05),
+    ],
+)
+def test_the_learning_rate_follows_the_divergence(pace: float, kl: float, expected: float) -> None:
+    metrics = {"approx_kl": torch.tensor(kl)}
+    assert PPO(desired_kl=0.005).pace(pace, metrics) == pytest.approx(expected)
+    assert PPO().pace(pace, metrics) == 1.0

@@ -112,6 +112,10 @@ class A2C:
         scale = num_envs if self.lr_scaling == "num_envs" else 1
         return anneal(self.lr * scale, progress, self.anneal_lr)
 
+    def pace(self, pace: float, metrics: dict[str, Tensor]) -> float:
+        """1: nothing but `learning_rate` decides."""
+        return 1.0
+
     def stop(self, metrics: dict[str, Tensor]) -> bool:
         """Never: there is one minibatch."""
         return False

@@ -169,6 +169,10 @@ class Algorithm(Protocol):
         """Step size at `progress`."""
         ...
 
+    def pace(self, pace: float, metrics: dict[str, Tensor]) -> float:
+        """Factor on the step size of the next update, from that of the last one and its metrics; it starts at 1."""
+        ...
+
     def stop(self, metrics: dict[str, Tensor]) -> bool:
         """Whether to end this update before the minibatch with these metrics is applied."""
         ...
@@ -265,3 +269,23 @@ def items_per_minibatch(batch_size: int, shape: ShardShape) -> int:
             f"{shape.items} {kind}. Nearest sizes that do: {', '.join(str(value) for value in nearest)}"
         )
     return size
+
+
+_PACES = (0.05, 2.0)
+_CHANGE = 1.2
+
+
+def paced(pace: float, kl: float, desired: float) -> float:
+    """The factor on the learning rate that keeps the KL divergence of an update near `desired`, within a factor of 2.
+
+    At first a policy hardly moves, later steps of the same size shake it. This is the adaptive coefficient of PPO's
+    paper (Schulman et al., 2017, section 4) applied to the step size, as is common for simulated robots.
+
+    Args:
+        pace: The factor so far, in [0.05, 2].
+        kl: Mean KL divergence over the minibatches of the last update, nats.
+        desired: What it should be.
+    """
+    if kl > 2 * desired:
+        return max(pace / _CHANGE, _PACES[0])
+    return min(pace * _CHANGE, _PACES[1]) if kl < desired / 2 else pace

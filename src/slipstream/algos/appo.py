@@ -41,6 +41,7 @@ from slipstream.algos.algorithm import (
     Prepared,
     ShardShape,
     anneal,
+    paced,
     shuffled_minibatches,
 )
 from slipstream.nets.policy import ActorCritic, Network, Policy, make_actor_critic
@@ -57,6 +58,8 @@ class APPO:
     Attributes:
         lr: Learning rate (alpha).
         anneal_lr: Whether the learning rate falls linearly to 0 over the run.
+        desired_kl: KL divergence of an update to the target policy, in nats: below half of it the
+            learning rate grows (up to twice `lr`), above twice of it it falls (down to a twentieth); 0 for neither.
         gamma: Discount.
         gae_lambda: Lambda of V-trace; on-policy it is that of GAE.
         rho_bar: Cap of the ratio pi_old/mu that weighs a TD error; decides which policy the values are of.
@@ -85,6 +88,7 @@ class APPO:
 
     lr: float = 2.5e-4
     anneal_lr: bool = True
+    desired_kl: float = 0.0
     gamma: float = 0.99
     gae_lambda: float = 0.95
     rho_bar: float = 1.0
@@ -106,7 +110,7 @@ class APPO:
 
     def __post_init__(self) -> None:
         """Refuses numbers that mean nothing."""
-        ranges.at_least(self, "algo.", 0, "lr", "kl_coef", "ent_coef", "vf_coef", "eps")
+        ranges.at_least(self, "algo.", 0, "lr", "desired_kl", "kl_coef", "ent_coef", "vf_coef", "eps")
         ranges.at_least(self, "algo.", 1, "target_period", "epochs", "batch_size", "ratio_cap")
         ranges.above(self, "algo.", 0, "rho_bar", "c_bar", "rho_pg_bar", "clip_range", "max_grad_norm")
         ranges.between(self, "algo.", 0, 1, "gamma", "gae_lambda")
@@ -173,8 +177,12 @@ class APPO:
         return loss, metrics
 
     def learning_rate(self, progress: float, num_envs: int) -> float:
-        """Constant, or linear to 0."""
+        """Constant, or linear to 0; `pace` is a factor on it."""
         return anneal(self.lr, progress, self.anneal_lr)
+
+    def pace(self, pace: float, metrics: dict[str, Tensor]) -> float:
+        """Adapts to `desired_kl`."""
+        return paced(pace, float(metrics["kl_target"]), self.desired_kl) if self.desired_kl > 0 else 1.0
 
     def stop(self, metrics: dict[str, Tensor]) -> bool:
         """Never."""

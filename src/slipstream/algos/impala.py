@@ -128,6 +128,10 @@ class IMPALA:
         """Constant, or linear to 0."""
         return anneal(self.lr, progress, self.anneal_lr)
 
+    def pace(self, pace: float, metrics: dict[str, Tensor]) -> float:
+        """1: nothing but `learning_rate` decides."""
+        return 1.0
+
     def stop(self, metrics: dict[str, Tensor]) -> bool:
         """Never: there is one minibatch."""
         return False

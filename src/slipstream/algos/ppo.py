@@ -28,6 +28,7 @@ from slipstream.algos.algorithm import (
     ShardShape,
     advantage_columns,
     anneal,
+    paced,
     shuffled_minibatches,
 )
 from slipstream.nets.policy import ActorCritic, Network, Policy, make_actor_critic
@@ -43,6 +44,8 @@ class PPO:
     Attributes:
         lr: Learning rate (alpha).
         anneal_lr: Whether the learning rate falls linearly to 0 over the run.
+        desired_kl: KL divergence of an update to the policy that acted, in nats: below half of it the
+            learning rate grows (up to twice `lr`), above twice of it it falls (down to a twentieth); 0 for neither.
         gamma: Discount.
         gae_lambda: Lambda of GAE.
         epochs: Passes over each slab (K).
@@ -68,6 +71,7 @@ class PPO:
 
     lr: float = 2.5e-4
     anneal_lr: bool = True
+    desired_kl: float = 0.0
     gamma: float = 0.99
     gae_lambda: float = 0.95
     epochs: int = 4
@@ -86,7 +90,9 @@ class PPO:
 
     def __post_init__(self) -> None:
         """Refuses numbers that mean nothing."""
-        ranges.at_least(self, "algo.", 0, "lr", "clip_range_vf", "ent_coef", "vf_coef", "target_kl", "eps")
+        ranges.at_least(
+            self, "algo.", 0, "lr", "desired_kl", "clip_range_vf", "ent_coef", "vf_coef", "target_kl", "eps"
+        )
         ranges.at_least(self, "algo.", 1, "epochs", "batch_size")
         ranges.above(self, "algo.", 0, "clip_range", "max_grad_norm")
         ranges.between(self, "algo.", 0, 1, "gamma", "gae_lambda")
@@ -135,8 +141,12 @@ class PPO:
         return loss, metrics
 
     def learning_rate(self, progress: float, num_envs: int) -> float:
-        """Constant, or linear to 0."""
+        """Constant, or linear to 0; `pace` is a factor on it."""
         return anneal(self.lr, progress, self.anneal_lr)
+
+    def pace(self, pace: float, metrics: dict[str, Tensor]) -> float:
+        """Adapts to `desired_kl`."""
+        return paced(pace, float(metrics["approx_kl"]), self.desired_kl) if self.desired_kl > 0 else 1.0
 
     def stop(self, metrics: dict[str, Tensor]) -> bool:
         """Whether the policy has moved further than `target_kl` allows."""
