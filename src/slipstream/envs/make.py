@@ -17,6 +17,7 @@ from slipstream.envs import atari, envpool, toy
 from slipstream.envs.factory import EnvFactory, GymFactory, gym_family, require_maker, toy_class, unknown_id
 from slipstream.envs.gym import GymEnvs
 from slipstream.envs.options import AtariProtocol, EnvOptions
+from slipstream.envs.sleeping import SleepingEnvs
 from slipstream.envs.slot import Source, check_lanes
 from slipstream.envs.vector import VectorEnvs
 from slipstream.envs.workers import WorkerEnvs
@@ -72,6 +73,8 @@ def make_envs(
     source = gym_source(env, options)
     if workers:
         return WorkerEnvs(source, num_envs, lanes, workers, options.timeout_seconds, first_slot)
+    if env == "toy:step_time" and options.kwargs.get("clock", "sleep") == "sleep":
+        return SleepingEnvs(source, num_envs, lanes, options, first_slot)
     return GymEnvs(source, num_envs, lanes, first_slot)
 
 

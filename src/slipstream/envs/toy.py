@@ -1,5 +1,8 @@
 """Small environments with a known optimum (Catch, Chain, LQR, Bandit, Recall) or known contents (Counter, Chaos).
 
+`toy:step_time` is the laboratory for waiting: its steps take a time that is drawn from a chosen distribution, asleep or
+spinning, and not known to what it shows (`step_time.StepTime`).
+
 They are typed as `toy:catch`, `toy:chain` and so on; nothing is registered with Gymnasium.
 """
 
@@ -16,6 +19,8 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
+
+from slipstream.envs.step_time import StepTime
 
 Options = dict[str, Any] | None
 Info = dict[str, Any]
@@ -284,4 +289,5 @@ TOYS: dict[str, Callable[..., gymnasium.Env[Any, Any]]] = {
     "counter": Counter,
     "lqr": LQR,
     "recall": Recall,
+    "step_time": StepTime,
 }
