@@ -1,0 +1,38 @@
+"""The same seed gives the same run for V-trace as well, a target policy included."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import pytest
+
+from tests.laws.test_determinism import PLACEMENTS, hashes
+
+APPO = {"lanes": 4, "algo.batch_size": 64, "algo.target_period": 3, "net.normalize_obs": True}
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "impala, sync": ("impala", {"lanes": 4, "schedule": "sync"}),
+    "impala, concurrent and recurrent": ("impala", {"lanes": 2, "schedule": "concurrent", "net.core": "gru"}),
+    "appo, sync": ("appo", {**APPO, "schedule": "sync"}),
+    "appo, concurrent": ("appo", {**APPO, "schedule": "concurrent"}),
+}
+
+
+@cache
+def reference(case: str) -> tuple[str, ...]:
+    algo, settings = CASES[case]
+    return tuple(hashes(algo, "CartPole-v1", settings, {"workers": 1}))
+
+
+@pytest.mark.parametrize("placement", ["inline", "2 workers", "2 env workers"])
+@pytest.mark.parametrize("case", CASES)
+def test_placement_changes_no_bit(case: str, placement: str) -> None:
+    algo, settings = CASES[case]
+    assert tuple(hashes(algo, "CartPole-v1", settings, PLACEMENTS[placement])) == reference(case)
+
+
+def test_schedule_is_part_of_the_result() -> None:
+    """The first slab has lag 0 in both schedules; from the second on, concurrent learns from older rows."""
+    together, apart = reference("appo, sync"), reference("appo, concurrent")
+    assert together[0] == apart[0]
+    assert not set(together[1:]) & set(apart[1:])
