@@ -6,15 +6,18 @@ import logging
 from typing import Any
 
 import gymnasium
+import numpy as np
 import pytest
 
 from slipstream.envs import EnvError, EnvOptions, list_envs, make_envs
 from slipstream.envs.atari import AtariEnvs
 from slipstream.envs.envpool import EnvPoolEnvs
 from slipstream.envs.gym import GymEnvs
-from slipstream.envs.make import env_family
+from slipstream.envs.make import env_family, env_spec
 from slipstream.envs.vector import VectorEnvs
 from slipstream.envs.workers import WorkerEnvs
+
+from .playing import Played, assert_equal, play
 
 
 @pytest.mark.parametrize(
@@ -34,6 +37,46 @@ def test_the_id_chooses_the_backend(env: Any, workers: int, backend: type) -> No
     envs = make_envs(env, 2, 1, workers=workers)
     assert isinstance(envs, backend)
     assert envs.spec.num_envs == 2
+    envs.close()
+
+
+def vector() -> gymnasium.vector.VectorEnv[Any, Any, Any]:
+    return gymnasium.make_vec("CartPole-v1", 2, vectorization_mode="sync")
+
+
+@pytest.mark.parametrize(
+    ("env", "workers", "options"),
+    [
+        ("CartPole-v1", 0, EnvOptions(decorrelate_steps=7, max_episode_steps=11)),
+        ("CartPole-v1", 2, EnvOptions(decorrelate_steps=7, max_episode_steps=11)),
+        ("ALE/Pong-v5", 0, EnvOptions(decorrelate_steps=3)),
+        ("envpool:CartPole-v1", 0, EnvOptions(decorrelate_steps=7)),
+        (vector, 0, EnvOptions()),
+    ],
+    ids=["gym", "workers", "atari", "envpool", "vector"],
+)
+def test_a_part_of_the_environments_plays_as_in_the_whole(env: Any, workers: int, options: EnvOptions) -> None:
+    whole = play(make_envs(env, 6, 3, options, workers=workers), 23)
+    part = make_envs(env, 4, 2, options, workers=workers, first_slot=2)
+    assert (part.spec.slots(1), part.spec.columns(1)) == (range(4, 6), slice(2, 4))
+    assert_equal(play(part, 23), Played(*(value[:, 2:] for value in vars(whole).values())))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_messages_name_the_slot_of_the_whole(workers: int) -> None:
+    envs = make_envs("toy:chaos", 4, 2, EnvOptions(kwargs={"fault": "nan", "at": 1}), workers=workers, first_slot=6)
+    envs.reset(0)
+    envs.recv(1)
+    envs.send(np.zeros(2, np.int64), 1)
+    with pytest.raises(EnvError, match=r"slot 8, step 1: expected finite numbers"):
+        envs.recv(1)
+    envs.close()
+
+
+@pytest.mark.parametrize("env", ["CartPole-v1", "toy:counter", "ALE/Pong-v5", "envpool:CartPole-v1", vector])
+def test_the_spec_is_known_without_all_the_environments(env: Any) -> None:
+    envs = make_envs(env, 4, 2)
+    assert env_spec(env, 4, 2) == envs.spec
     envs.close()
 
 

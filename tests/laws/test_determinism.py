@@ -13,6 +13,7 @@ from slipstream.run.presets import configure
 from slipstream.run.training import Training
 
 UPDATES = 4
+SIZE = {"num_envs": 8, "unroll": 16, "total_steps": 10_000, "seed": 3}
 
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "ppo": ("ppo", "CartPole-v1", {"lanes": 4, "algo.batch_size": 64, "net.normalize_obs": True}),
@@ -47,12 +48,27 @@ PLACEMENTS: dict[str, dict[str, Any]] = {
     "4 env workers": {"workers": 2, "env_workers": 4},
 }
 
+# Every collector process imports torch, so only some cases run in them; `slipstream verify` runs any.
+PROCESSES = [
+    ("ppo", 1),
+    ("ppo", 2),
+    ("ppo", 4),
+    ("ppo, recurrent", 2),
+    ("ppo, continuous", 2),
+    ("ppo, concurrent and recurrent", 1),
+    ("a2c, concurrent", 2),
+]
 
-def hashes(algo: str, env: str, settings: dict[str, Any], placement: dict[str, Any]) -> list[str]:
-    """One hash of all parameters, buffers, optimiser state and episodes per update."""
-    size = {"num_envs": 8, "unroll": 16, "total_steps": 10_000, "seed": 3}
+
+def hashes(
+    algo: str, env: str, settings: dict[str, Any], placement: dict[str, Any], saved: tuple[Any, Any] | None = None
+) -> list[str]:
+    """One hash of all parameters, buffers, optimiser state and episodes per update, from `saved` on."""
     where = {f"placement.{key}": value for key, value in placement.items()}
-    training = Training(configure(algo, env, {**size, **settings, **where}))
+    training = Training(configure(algo, env, {**SIZE, **settings, **where}))
+    if saved is not None:
+        tensors, facts = saved
+        training.load({name: tensor.clone() for name, tensor in tensors.items()}, facts)
     found: list[str] = []
     try:
         for report in training:
@@ -78,6 +94,28 @@ def test_placement_changes_no_bit(case: str, placement: str) -> None:
     assert tuple(hashes(*CASES[case], PLACEMENTS[placement])) == reference(case)
 
 
+@pytest.mark.parametrize(("case", "processes"), PROCESSES)
+def test_collector_processes_change_no_bit(case: str, processes: int) -> None:
+    where = {"collectors": "process", "workers": processes}
+    assert tuple(hashes(*CASES[case], where)) == reference(case)
+
+
+@pytest.mark.parametrize("schedule", ["sync", "concurrent"])
+def test_a_resumed_run_is_the_same_in_processes(schedule: str) -> None:
+    algo, env, settings = CASES["ppo"]
+    settings = {**settings, "schedule": schedule}
+    first = Training(configure(algo, env, {**SIZE, **settings}))
+    reports = iter(first)
+    next(reports)
+    tensors, facts = first.state()
+    saved = {name: tensor.clone() for name, tensor in tensors.items()}
+    reports.close()
+    first.close()
+    assert facts["version"] == 1
+    found = [hashes(algo, env, settings, where, (saved, facts)) for where in ({}, {"collectors": "process"})]
+    assert found[0] == found[1]
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_another_seed_is_another_run(case: str) -> None:
     algo, env, settings = CASES[case]
@@ -90,6 +128,12 @@ def test_native_threads_change_no_bit(threads: int) -> None:
     settings = {"lanes": 2, "unroll": 8, "num_envs": 4, "algo.batch_size": 16, "algo.epochs": 1}
     one = hashes("ppo", "ALE/Pong-v5", settings, {"workers": 2, "env_threads": threads})
     assert one == hashes("ppo", "ALE/Pong-v5", settings, {"workers": 1, "env_threads": 1})
+
+
+def test_games_in_collector_processes_change_no_bit() -> None:
+    settings = {"lanes": 2, "unroll": 8, "num_envs": 4, "algo.batch_size": 16, "algo.epochs": 1}
+    two = hashes("ppo", "ALE/Pong-v5", settings, {"collectors": "process", "workers": 2})
+    assert two == hashes("ppo", "ALE/Pong-v5", settings, {"workers": 1, "env_threads": 1})
 
 
 def test_global_generators_are_neither_read_nor_moved() -> None:
