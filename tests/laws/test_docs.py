@@ -50,6 +50,8 @@ def test_command_is_understood(line: str, tmp_path: Path) -> None:
     assert verb in verbs.VERBS
     if verb == "train":
         assert cli.main([verb, *words, "--print-config"]) == 0
+    elif verb == "verify":
+        assert cli.main([verb, *words, "--updates", "1", "--placements", "thread:2"]) == 0
     elif verb in verbs.OPTIONS and verb != "envs":
         flags.parse(verbs.OPTIONS[verb], words, verb)
     else:
