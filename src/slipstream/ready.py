@@ -87,6 +87,8 @@ class ReadyCollector:
         self._views = [_View.of(trajectory) for trajectory in slabs]
         self._rows, self._row = slabs[0].rows, row
         self._last = _Last.of(envs.spec, count, slabs[0])
+        self._shown = [_rows(self._last.tensors, part) for part in self._groups]
+        self._own = [np.arange(part.start, part.stop) for part in self._groups]
         self._dead = np.zeros(count, np.bool_)
         self._return, self._length = np.zeros(count, np.float64), np.zeros(count, np.int64)
         self._started = self._stopped = False
@@ -203,19 +205,18 @@ class ReadyCollector:
         """Evaluates the extras of row T, the observation after the last action."""
         if not self._views[0].extras:
             return
-        for number, part in enumerate(self._groups):
+        for number in range(len(self._groups)):
             act = self._act(number)
             extras = {name: value.cpu().numpy() for name, value in act.extras.items()}
-            for view, here, index in self._cells(np.arange(part.start, part.stop)):
+            for view, here, index in self._cells(self._own[number]):
                 for name, value in extras.items():
                     view.extras[name][here] = value[index]
 
     @torch.no_grad()
     def _act(self, number: int) -> Act:
         """What the policy says to all slots of a group, each at its own row."""
-        part = self._groups[number]
-        obs = tree.map(lambda leaf: leaf[part].to(self._device, non_blocking=True), self._last.tensors)
-        drawn = torch.from_numpy(self._dice[self._t[part], np.arange(part.start, part.stop)])
+        obs = tree.map(lambda leaf: leaf.to(self._device, non_blocking=True), self._shown[number])
+        drawn = torch.from_numpy(self._dice[self._t[self._groups[number]], self._own[number]])
         return self._policy.act(obs, self._states[number], drawn.to(self._device))
 
     def _following(self, number: int, state: Tree, rows: Slots) -> Tree:
@@ -333,6 +334,11 @@ class _View:
             state0=[leaf.numpy() for leaf in tree.leaves(trajectory.state0)],
             extras={name: value.numpy() for name, value in trajectory.extras.items()},
         )
+
+
+def _rows(tensors: Tree, part: slice) -> Tree:
+    """Some rows of a tree of tensors; shares the memory."""
+    return tree.map(lambda leaf: leaf[part], tensors)
 
 
 def make_collector(

@@ -112,7 +112,7 @@ def test_waiting_ends_with_the_first_lane(clock: Clock) -> None:
     start = clock.now
     for lane in range(3):
         envs.send(np.zeros(1, np.int64), lane)
-    due = [envs._lanes[lane].due for lane in range(3)]
+    due = list(envs._due)
     order: list[int] = []
     while len(order) < 3:
         (lane,) = envs.wait([lane for lane in range(3) if lane not in order])

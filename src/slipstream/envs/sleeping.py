@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from gymnasium.utils import seeding
@@ -13,7 +12,6 @@ from numpy.typing import NDArray
 from slipstream import dice
 from slipstream.envs.options import EnvOptions
 from slipstream.envs.slot import Source, check_lanes
-from slipstream.envs.spaces import Actions
 from slipstream.envs.step_time import StepTime, wanted
 from slipstream.types import BoolArray, EnvSpec, EnvStep
 
@@ -23,6 +21,7 @@ class SleepingEnvs:
 
     `send` notes when the lane will have answered: when its slowest slot has, as if all slots stepped at once. `recv`
     and `wait` sleep until then. Deadlines are absolute, so what the caller does meanwhile takes no time from the lane.
+    Actions are not checked, which would take longer than all else that is done here.
 
     Args:
         source: Makes the environment whose choices count; it is never stepped.
@@ -37,7 +36,6 @@ class SleepingEnvs:
     """
 
     def __init__(self, source: Source, num_envs: int, lanes: int, options: EnvOptions, first_slot: int = 0) -> None:
-        size = num_envs // check_lanes(num_envs, lanes)
         refused = {
             "frame_stack": options.frame_stack - 1,
             "max_episode_steps": options.max_episode_steps,
@@ -53,11 +51,11 @@ class SleepingEnvs:
             observation_space=env.observation_space,
             action_space=env.action_space,
             num_envs=num_envs,
-            lanes=lanes,
+            lanes=check_lanes(num_envs, lanes),
             family=source.family,
             first_slot=first_slot,
         )
-        self._actions = Actions(env.action_space, size, source.id)
+        self._due = [0.0] * lanes
         self._lanes = [_Lane(env, self._spec.slots(lane)) for lane in range(lanes)]
 
     @property
@@ -67,29 +65,26 @@ class SleepingEnvs:
 
     def reset(self, seed: int) -> None:
         """Starts every slot from its own seed, a function of (seed, slot) only."""
-        for lane in self._lanes:
-            lane.reset(seed)
+        for number, lane in enumerate(self._lanes):
+            self._due[number] = time.monotonic() + lane.reset(seed)
 
     def send(self, action: NDArray[np.int64], lane: int) -> None:
-        """Starts the lane's step and returns at once.
-
-        Raises:
-            ValueError: Actions of the wrong shape, dtype or range.
-        """
-        self._lanes[lane].send(self._actions.encode(action))
+        """Starts the lane's step and returns at once."""
+        self._due[lane] = time.monotonic() + self._lanes[lane].step(action)
 
     def wait(self, lanes: Sequence[int]) -> list[int]:
         """Sleeps until the first of `lanes` has answered."""
+        due = self._due
         while True:
             now = time.monotonic()
-            ready = [lane for lane in lanes if self._lanes[lane].due <= now]
+            ready = [lane for lane in lanes if due[lane] <= now]
             if ready:
                 return ready
-            time.sleep(min(self._lanes[lane].due for lane in lanes) - now)
+            time.sleep(min(map(due.__getitem__, lanes)) - now)
 
     def recv(self, lane: int) -> EnvStep:
         """Sleeps until the lane has answered its last `reset` or `send`."""
-        while (left := self._lanes[lane].due - time.monotonic()) > 0:
+        while (left := self._due[lane] - time.monotonic()) > 0:
             time.sleep(left)
         return self._lanes[lane].row
 
@@ -101,35 +96,34 @@ class _Lane:
     """Slots that go through their episodes in step, since all are equally long.
 
     Attributes:
-        due: When the lane has answered, on the monotonic clock.
-        row: What it answers.
+        row: The newest answer.
     """
 
-    due: float
     row: EnvStep
 
     def __init__(self, env: StepTime, slots: Sequence[int]) -> None:
         self._env, self._slots = env, slots
         self._never: BoolArray = np.zeros(len(slots), np.bool_)
         self._over: BoolArray = np.ones(len(slots), np.bool_)
-        self._nothing = np.zeros(len(slots), np.float32)
+        self._paid, self._nothing = np.zeros(len(slots), np.float32), np.zeros(len(slots), np.float32)
 
-    def reset(self, seed: int) -> None:
+    def reset(self, seed: int) -> float:
+        """Starts episode 0 of run `seed`; returns the seconds that it takes."""
         self._seed, self._episode = seed, 0
-        self._begin()
+        return self._begin()
 
-    def send(self, action: NDArray[Any]) -> None:
+    def step(self, action: NDArray[np.int64]) -> float:
+        """Steps all slots, or resets them; returns the seconds that it takes."""
         if self._t == self._env.length:
             self._episode += 1
-            self._begin()
-            return
-        reward = (action == self._wanted[self._t]).astype(np.float32)
+            return self._begin()
+        np.equal(action, self._wanted[self._t], out=self._paid)
         self._t += 1
         ended = self._over if self._t == self._env.length else self._never
-        self.row = EnvStep(self._obs[self._t], reward, ended, self._never, ended)
-        self.due = time.monotonic() + self._seconds[self._t]
+        self.row = EnvStep(self._obs[self._t], self._paid, ended, self._never, ended)
+        return self._seconds[self._t]
 
-    def _begin(self) -> None:
+    def _begin(self) -> float:
         seeds = (dice.env_seed(self._seed, "env", slot, self._episode) for slot in self._slots)
         episodes = [self._env.episode(seeding.np_random(seed)[0]) for seed in seeds]
         self._obs = np.stack([obs for obs, _ in episodes], axis=1)
@@ -137,4 +131,4 @@ class _Lane:
         self._seconds: list[float] = np.max([seconds for _, seconds in episodes], axis=0).tolist()
         self._t = 0
         self.row = EnvStep(self._obs[0], self._nothing, self._never, self._never, self._never)
-        self.due = time.monotonic() + self._seconds[0]
+        return self._seconds[0]
