@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import signal
@@ -229,6 +230,16 @@ def test_a_fault_ends_all_collectors_at_once(fault: str, words: list[str]) -> No
     message, seconds, pids = fail(fault)
     for word in [*words, f"collector process {pids[1]}"]:
         assert word in message
+    assert seconds < LIMIT
+
+
+def test_a_death_is_seen_where_the_kernel_refuses_pidfds(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(pid: int) -> int:
+        raise PermissionError(errno.EPERM, "pidfd_open")
+
+    monkeypatch.setattr(os, "pidfd_open", refuse)
+    message, seconds, _ = fail("kill")
+    assert "was killed by SIGKILL while busy with slots 4 to 5, step 4" in message
     assert seconds < LIMIT
 
 
