@@ -58,7 +58,7 @@ def test_yaml_holds_the_whole_configuration() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"env": "x"}, "algo.name is missing. Known: a2c, ppo."),
+        ({"env": "x"}, "algo.name is missing. Known: a2c, appo, impala, ppo."),
         ({"env": "x", "algo": {"name": "pppo"}}, "unknown algorithm 'pppo'. Did you mean ppo?"),
         ({"algo": {"name": "ppo"}}, "env is missing"),
         ({"env": "x", "algo": {"name": "ppo", "lrr": 1}}, "unknown setting algo.lrr. Did you mean algo.lr?"),
