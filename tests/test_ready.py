@@ -179,6 +179,16 @@ def test_a_stopped_collector_collects_no_more() -> None:
         collector.collect(home(range(6), 2, 0))
 
 
+def test_forwards_read_aligned_memory() -> None:
+    """The bits of a forward of two rows depend on it, whichever collector has the group and whatever came before."""
+    envs = counter(12)
+    policy = policy_for(envs, "lstm")
+    collector = ReadyCollector(envs, range(12), policy, [slab.allocate(envs.spec, policy, ROWS)], SEED, int, group=2)
+    for inputs in (collector._shown, collector._drawn, collector._states):
+        assert len(inputs) == 6
+        assert all(leaf.data_ptr() % 64 == 0 for group in inputs for leaf in tree.leaves(group))
+
+
 class Mixing(nn.Module):
     """An actor-critic whose rows see the mean over the batch, as batch normalisation does."""
 

@@ -32,7 +32,7 @@ from slipstream.nets.check import dummy_observations
 from slipstream.nets.independence import rows_are_independent
 from slipstream.nets.policy import Policy
 from slipstream.tree import Tree
-from slipstream.types import Act, Envs, EnvSpec, EnvStep, Episode, Place, Trajectory
+from slipstream.types import Act, Envs, EnvStep, Episode, Place, Trajectory
 
 Array = NDArray[Any]
 Slots = NDArray[np.int64]
@@ -86,8 +86,14 @@ class ReadyCollector:
         self._states = [slab.tensors(policy.initial_state(width), self._device) for _ in self._groups]
         self._views = [_View.of(trajectory) for trajectory in slabs]
         self._rows, self._row = slabs[0].rows, row
-        self._last = _Last.of(envs.spec, count, slabs[0])
-        self._shown = [_rows(self._last.tensors, part) for part in self._groups]
+        self._last = _Last.of(slabs[0], count)
+        self._shown = [_aligned(dummy_observations(envs.spec.observation_space, width), slabs[0]) for _ in self._groups]
+        self._drawn = [torch.zeros(width, policy.dice_width) for _ in self._groups]
+        self._seats = [
+            [leaf.numpy()[first : first + size] for leaf in tree.leaves(shown)]
+            for shown in self._shown
+            for first in range(0, width, size)
+        ]
         self._own = [np.arange(part.start, part.stop) for part in self._groups]
         self._dead = np.zeros(count, np.bool_)
         self._return, self._length = np.zeros(count, np.float64), np.zeros(count, np.int64)
@@ -145,13 +151,15 @@ class ReadyCollector:
         self._steps, self._episodes = 0, list[Episode]()
         if not self._started:
             self._started = True
-            for part, lane in zip(self._parts, self.lanes, strict=True):
-                self._last.put(part, self._envs.recv(lane))
+            for seat, lane in zip(self._seats, self.lanes, strict=True):
+                for to, leaf in zip(seat, tree.leaves(self._envs.recv(lane).obs), strict=True):
+                    to[...] = leaf
+        for (view, column), seat in zip(self._starts, self._seats, strict=True):
+            for to, leaf in zip(view.obs, seat, strict=True):
+                to[0, column : column + size] = leaf
         state = [torch.cat(leaves).cpu().numpy() for leaves in zip(*map(tree.leaves, self._states), strict=True)]
         for view, slots in self._by_slab(np.arange(len(self._slots))):
             columns = self._column[slots]
-            for to, leaf in zip(view.obs, self._last.obs, strict=True):
-                to[0, columns] = leaf[slots]
             for to, leaf in zip(view.state0, state, strict=True):
                 to[columns] = leaf[slots]
             view.slot[columns] = self._slots[slots]
@@ -183,8 +191,8 @@ class ReadyCollector:
             part = self._parts[i]
             last.put(part, step)
             (view, column), t = self._starts[i], self._t[part.start] + 1
-            for to, leaf in zip(view.obs, tree.leaves(step.obs), strict=True):
-                to[t, column : column + self._size] = leaf
+            for to, seat, leaf in zip(view.obs, self._seats[i], tree.leaves(step.obs), strict=True):
+                to[t, column : column + self._size] = seat[...] = leaf
         slots = self._members[ready].ravel()
         valid, reward, ended = ~self._dead[slots], last.reward[slots], last.ended[slots]
         terminated, truncated = last.terminated[slots], last.truncated[slots]
@@ -216,7 +224,8 @@ class ReadyCollector:
     def _act(self, number: int) -> Act:
         """What the policy says to all slots of a group, each at its own row."""
         obs = tree.map(lambda leaf: leaf.to(self._device, non_blocking=True), self._shown[number])
-        drawn = torch.from_numpy(self._dice[self._t[self._groups[number]], self._own[number]])
+        drawn = self._drawn[number]
+        drawn.numpy()[...] = self._dice[self._t[self._groups[number]], self._own[number]]
         return self._policy.act(obs, self._states[number], drawn.to(self._device))
 
     def _following(self, number: int, state: Tree, rows: Slots) -> Tree:
@@ -262,11 +271,9 @@ class ReadyCollector:
 
 @dataclass(frozen=True)
 class _Last:
-    """What every slot of a collector showed last, and what it was told to do then.
+    """What every slot of a collector was told to do last, and what that caused.
 
     Attributes:
-        tensors: Tree `[S, *O]` of observations, which forwards read.
-        obs: The same memory, leaf by leaf.
         action: `[S, *A]`.
         reward: float32 `[S]`.
         terminated: bool `[S]`.
@@ -274,8 +281,6 @@ class _Last:
         ended: bool `[S]`.
     """
 
-    tensors: Tree
-    obs: list[Array]
     action: Array
     reward: Array
     terminated: Array
@@ -283,20 +288,14 @@ class _Last:
     ended: Array
 
     @staticmethod
-    def of(spec: EnvSpec, slots: int, like: Trajectory) -> _Last:
-        """Zeros for `slots` slots, in page-locked memory if the slab is."""
-        tensors = dummy_observations(spec.observation_space, slots)
-        if like.reward.is_pinned():
-            tensors = tree.map(lambda leaf: leaf.pin_memory(), tensors)
+    def of(like: Trajectory, slots: int) -> _Last:
+        """Zeros for `slots` slots, with actions as the slab has them."""
         action = np.zeros((slots, *like.action.shape[2:]), like.action.numpy().dtype)
         flags = [np.zeros(slots, np.bool_) for _ in range(3)]
-        obs = [leaf.numpy() for leaf in tree.leaves(tensors)]
-        return _Last(tensors, obs, action, np.zeros(slots, np.float32), *flags)
+        return _Last(action, np.zeros(slots, np.float32), *flags)
 
     def put(self, part: slice, step: EnvStep) -> None:
-        """Takes over the answer of a lane."""
-        for to, leaf in zip(self.obs, tree.leaves(step.obs), strict=True):
-            to[part] = leaf
+        """Takes over the answer of a lane, but for its observation."""
         self.reward[part] = step.reward
         self.terminated[part] = step.terminated
         self.truncated[part] = step.truncated
@@ -336,9 +335,13 @@ class _View:
         )
 
 
-def _rows(tensors: Tree, part: slice) -> Tree:
-    """Some rows of a tree of tensors; shares the memory."""
-    return tree.map(lambda leaf: leaf[part], tensors)
+def _aligned(tensors: Tree, like: Trajectory) -> Tree:
+    """A copy in memory of PyTorch's own, page-locked if the slab's is.
+
+    PyTorch aligns what it allocates, NumPy hardly does, and a kernel may sum in another order where memory is not
+    aligned: for two or three rows of a small vector the bits of a forward do change with it.
+    """
+    return tree.map(lambda leaf: leaf.pin_memory() if like.reward.is_pinned() else leaf.clone(), tensors)
 
 
 def make_collector(
