@@ -288,7 +288,7 @@ def test_skipped_rows_are_counted_and_teach_nothing(crew: Callable[[int], Crew])
     policy = rows.policy()
     student = learner(A2C(), policy, crew(1))
     slab, before = rows.trajectory(policy), parameters(policy)
-    student.skip(slab)
+    student.skip(slab.valid)
     assert (student.steps, student.version) == (int(slab.valid.sum()), 0)
     assert student.steps < rows.ROWS * rows.COLUMNS
     assert torch.equal(parameters(policy), before)

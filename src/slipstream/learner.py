@@ -131,9 +131,9 @@ class Learner:
             "train/minibatches": float(minibatches),
         }
 
-    def skip(self, trajectory: Trajectory) -> None:
-        """Counts the steps of a slab, or of rows of it, that are not learned from."""
-        self.steps += int(trajectory.valid.sum())
+    def skip(self, valid: Tensor) -> None:
+        """Counts the steps of rows that are not learned from; bool, any shape."""
+        self.steps += int(valid.sum())
 
     @property
     def shards(self) -> int:

@@ -360,7 +360,7 @@ def make_collector(
     """Who collects where `group` lanes share a forward; arguments as of `Collector` and `ReadyCollector`.
 
     Where a forward would mix the rows of lanes, a warning says so and every lane has a forward of its own: the run is
-    still deterministic, with the bits of group=1.
+    still deterministic, only slower.
     """
     device = device or torch.device("cpu")
     if group == 1:
@@ -369,7 +369,7 @@ def make_collector(
         warnings.warn(
             f"group={group}: what {type(policy).__name__} answers for a row depends on the other rows of the batch "
             "(layers that keep statistics over it do that), so the result would depend on which lanes are ready when; "
-            "every lane is inferred alone instead, with the result of group=1",
+            "every lane is inferred alone instead",
             stacklevel=2,
         )
         group = 1

@@ -57,7 +57,10 @@ def _pong(changes: dict[str, Any], torso: bool = False, policy: bool = False) ->
         ({"net.core_size": 7}, "net.core_size=7 (net.core is none, so that there is no memory)"),
         ({"net.log_std_init": -1.0}, "net.log_std_init=-1.0 (the actions of CartPole-v1 are not continuous)"),
         ({"log.eval_episodes": 7}, "log.eval_episodes=7 (log.eval_every is 0, so that nothing is evaluated)"),
-        ({"env_options.timeout_seconds": 7}, "env_options.timeout_seconds=7.0 (it is for processes: placement.env_workers or collectors)"),
+        (
+            {"env_options.timeout_seconds": 7},
+            "env_options.timeout_seconds=7.0 (it is for processes: placement.env_workers or collectors)",
+        ),
     ],
 )
 def test_a_setting_without_effect_is_said(changes: dict[str, Any], line: str) -> None:

@@ -223,12 +223,15 @@ def _at_least(owner: object, least: int, *names: str, prefix: str = "") -> None:
 
 def _covers(config: Config) -> None:
     """Refuses an algorithm whose correction does not cover the schedule's lag."""
-    lag = {"sync": 0, "concurrent": 1, "async": config.max_lag}[config.schedule]
-    most = config.algo.max_lag
-    if most is not None and (lag > most or config.schedule == "async"):
+    name, most = config.algo.name, config.algo.max_lag
+    if config.schedule == "async" and most is not None:
         raise ConfigError(
-            f"{config.algo.name} can't learn from rows of just any older policy, as schedule=async gives them; use "
+            f"{name} can't learn from rows of just any older policy, as schedule=async gives them; use "
             "--schedule concurrent, or an algorithm with V-trace (appo, impala)"
+        )
+    if config.schedule == "concurrent" and most == 0:
+        raise ConfigError(
+            f"{name} can't learn from rows of an older policy, as schedule=concurrent gives them; use sync"
         )
     if config.schedule == "async" and config.placement.collectors == "inline":
         raise ConfigError("schedule=async needs collectors of their own: use --placement.collectors thread or process")

@@ -63,14 +63,15 @@ def measure(config: Config, seconds: float = 3.0) -> Stages:
     """Measures the stages of `config` one after the other, about `seconds` each, in environments of its own.
 
     CPU time of this process is counted, so the environments must not be in worker processes, and everything is done
-    here whoever collects in the run.
+    here, in turn, whoever collects in the run and when.
 
     Raises:
         ValueError: If `config.placement.env_workers` is not 0.
     """
     if config.placement.env_workers:
         raise ValueError("the limit is measured with the environments in this process: set placement.env_workers=0")
-    training = Training(replace(config, placement=replace(config.placement, collectors="thread")))
+    placement = replace(config.placement, collectors="thread")
+    training = Training(replace(config, schedule="sync", placement=placement))
     try:
         reports = iter(training)
         next(reports)  # warms up, and fills the slab

@@ -13,7 +13,6 @@ from typing import Any
 from slipstream.envs.make import env_family
 from slipstream.run.config import CALLABLE, Config, algorithm, canonical, from_plain, known_settings
 from slipstream.run.settings import flatten, nest, plain
-from slipstream.run.systems import schedule_of
 
 Preset = Mapping[str, Any]
 
@@ -37,9 +36,9 @@ PRESETS: dict[tuple[str, str], Preset] = {
         "algo.vf_coef": 1.0,
         "algo.max_grad_norm": 0.5,
     },
-    # The learning rate follows the divergence: twice as high while the policy hardly moves yet, lower once the same steps
-    # shake it. Seed 2 was at 18 after 0.58 M steps (with a constant rate at 17.9 after 1.2 M). With a linear decay over
-    # it, seed 1 was still at -3.7 after 0.6 M.
+    # The learning rate follows the divergence: twice as high while the policy hardly moves yet, lower once the same
+    # steps shake it. Seed 2 was at 18 after 0.58 M steps (with a constant rate at 17.9 after 1.2 M); with a linear decay
+    # over it, seed 1 was still at -3.7 after 0.6 M.
     ("ppo", "ALE/Pong-v5"): {
         "total_steps": 1_200_000,
         "stop_at_return": 18.5,
@@ -373,8 +372,8 @@ def preset(algo: str, env: str) -> dict[str, Any]:
     return {**PRESETS.get((algo, family(env)), {}), **PRESETS.get((algo, env), {})}
 
 
-def configure(algo: str, env: str, changes: Mapping[str, Any] | None = None, system: str = "") -> Config:
-    """The preset of (algo, env), the schedule of `system` over it, and `changes` (dotted or nested keys) over both.
+def configure(algo: str, env: str, changes: Mapping[str, Any] | None = None) -> Config:
+    """The preset of (algo, env) with `changes` (dotted or nested keys) over it.
 
     Raises:
         ConfigError: For an unknown algorithm or key, a wrong value, or settings that contradict each other.
@@ -382,7 +381,7 @@ def configure(algo: str, env: str, changes: Mapping[str, Any] | None = None, sys
     defaults = plain(Config(env=env, algo=algorithm(algo)()))
     known = known_settings(algo)
     wanted = {canonical(key, known): value for key, value in flatten(changes or {}).items()}
-    return spelled_out(from_plain(nest(flatten(defaults) | preset(algo, env) | schedule_of(system, algo) | wanted)))
+    return spelled_out(from_plain(nest(flatten(defaults) | preset(algo, env) | wanted)))
 
 
 def spelled_out(config: Config) -> Config:

@@ -1,4 +1,6 @@
-"""The schedules of the published systems, by name: `--system hts`. They lie between the preset and the user's flags.
+"""The schedules of the published systems, by name: `--system hts`.
+
+They lie over the preset and a file, under the user's flags.
 
 What a system decides beyond its schedule (its algorithm, network, optimiser) is in the presets of its algorithm.
 """

@@ -149,9 +149,9 @@ class Training:
         """Ends environments, processes and threads."""
         if self._remotes is not None:
             self._remotes.close()
+        self._actors.close()  # before the environments: nobody must step what is closed
         if self.envs is not None:
             self.envs.close()
-        self._actors.close()
         self._crew.close()
 
     def _make_envs(self, env: EnvMaker | None, jitter: Jitter | None) -> Envs:

@@ -1,4 +1,4 @@
-"""From what was typed after `train` or `verify` to a configuration: flags over file over system over preset."""
+"""From what was typed after `train` or `verify` to a configuration: flags over system over file over preset."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from slipstream.run.config import Config, canonical, known_settings
 from slipstream.run.directory import RunDirectory, read_yaml
 from slipstream.run.options import TrainFlags, VerifyFlags
 from slipstream.run.settings import ConfigError
+from slipstream.run.systems import schedule_of
 
 Flags = TypeVar("Flags", TrainFlags, VerifyFlags)
 
@@ -26,6 +27,8 @@ def algorithm_of(words: Sequence[str], base: Mapping[str, Any]) -> tuple[str, li
     elif "--algo" in left:
         place = left.index("--algo")
         algo, left = "".join(left[place + 1 : place + 2]), left[:place] + left[place + 2 :]
+    elif named := [word for word in left if word.startswith("--algo=")]:
+        algo, left = named[0].removeprefix("--algo="), [word for word in left if word != named[0]]
     return algo or str(base.get("algo.name", "")), left
 
 
@@ -56,12 +59,12 @@ def settings_of(file: Path) -> dict[str, Any]:
 
 
 def configuration(algo: str, base: dict[str, Any], values: dict[str, Any], system: str) -> Config:
-    """Flags over the file, if there is one, over the system, if one is named, over the preset."""
+    """Flags over the system, if one is named, over the file, if there is one, over the preset."""
     if base.get("algo.name", algo) != algo:
         raise ConfigError(f"the file is for algo.name {base['algo.name']}, not {algo}")
     if _PROTOCOL in base and values.get(_PROTOCOL, base[_PROTOCOL]) != base[_PROTOCOL]:  # it spells the old one out
         base = {key: value for key, value in base.items() if not key.startswith("env_options.atari.")}
-    wanted = base | values
+    wanted = base | schedule_of(system, algo) | values
     if not isinstance(env := wanted.get("env"), str):
         raise ConfigError(f"--env is missing: slipstream train {algo} --env ENV (slipstream envs lists them)")
-    return presets.configure(algo, env, wanted, system)
+    return presets.configure(algo, env, wanted)

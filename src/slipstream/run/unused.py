@@ -26,7 +26,7 @@ class Rule(NamedTuple):
     """When settings have no effect.
 
     Attributes:
-        group: Dotted name of the settings they belong to.
+        group: Dotted name of the settings they belong to; empty for those of the run itself.
         names: Their names in it; empty for all of them.
         idle: Whether they have no effect in this run.
         reason: Why.
@@ -64,6 +64,8 @@ def _rules(config: Config, spec: EnvSpec, own_torso: bool, own_policy: bool) -> 
     floats = [leaf for leaf in leaves if isinstance(leaf, spaces.Box) and leaf.dtype.kind == "f" and not is_image(leaf)]
     threads = max(config.lanes // config.group, config.shards)
 
+    names = ("max_lag", "stale", "refresh")
+    yield Rule("", names, config.schedule != "async", f"they are for schedule=async, and this is {config.schedule}")
     yield Rule("env_options.atari", (), spec.family != "atari", f"{name} is no Atari game")
     idle = not place.env_workers and place.collectors != "process"
     yield Rule("env_options", ("timeout_seconds",), idle, "it is for processes: placement.env_workers or collectors")
@@ -94,6 +96,7 @@ def _rules(config: Config, spec: EnvSpec, own_torso: bool, own_policy: bool) -> 
 def _groups(config: Config) -> Mapping[str, object]:
     """The parts of a configuration that rules are about."""
     return {
+        "": config,
         "env_options": config.env_options,
         "env_options.atari": config.env_options.atari,
         "net": config.net,
@@ -106,4 +109,5 @@ def _changed(rule: Rule, given: object, preset: object) -> list[str]:
     """The settings of a rule that are not as in the preset, as `group.name=value`."""
     names = rule.names or vars(given)
     pairs = [(name, getattr(given, name)) for name in names]
-    return [f"{rule.group}.{name}={value}" for name, value in pairs if value != getattr(preset, name)]
+    group = f"{rule.group}." if rule.group else ""
+    return [f"{group}{name}={value}" for name, value in pairs if value != getattr(preset, name)]

@@ -69,7 +69,7 @@ A new run from the tuned preset of (ALGO, ENV), with the flags over it.
   --total-steps 2e6    agent decisions to train for
   --seed 1             the one seed that everything random grows from
   --config FILE|RUN    settings between preset and flags: a YAML file with any of them, or all those of an earlier run
-  --system hts         the schedule of a published system, between preset and flags: {systems}
+  --system hts         the schedule of a published system, under the flags: {systems}
   --print-config       print the whole configuration and stop
   --algo.lr 3e-4 ...   any other setting: `slipstream train ALGO --env ENV --help` lists them with the defaults for ENV
 
@@ -225,7 +225,9 @@ def _train_help(default: Config) -> int:
     kind = dataclasses.make_dataclass("Config", list(hints.items()), frozen=True, namespace={"__doc__": Config.__doc__})
     filled = kind(*(getattr(default, name) for name in hints))
     code = _help(kind, f"slipstream train {default.algo.name}", filled)
-    _out.print(f"--config FILE|RUN, --system and --print-config are explained by `slipstream train --help`.\n{alias_lines()}")
+    _out.print(
+        f"--config FILE|RUN, --system and --print-config are explained by `slipstream train --help`.\n{alias_lines()}"
+    )
     return code
 
 

@@ -8,10 +8,11 @@ A slab has one place per lane. Places are handed out in order, slab after slab, 
 learner takes a slab when all its places are filled. A fast lane may so have two columns of one slab, and a slow one
 none (`Trajectory.slot` tells).
 
-Both sides are bounded. Slab s becomes version s+1, and its places are handed out only once the learner is at version
-s - ahead, so collectors run at most that far ahead; the learner uses every row once. With `stale="wait"`
-ahead = max_lag: collectors wait instead of collecting what would be too old. With `stale="drop"` they may run twice as
-far ahead, and unrolls that are too old when their turn comes are left out and counted (`lag/dropped_steps`).
+Both sides are bounded. Unless it is dropped, slab s becomes version s+1, and its places are handed out only once the
+learner is at version s - ahead, so collectors run at most that far ahead; the learner uses every row once. With
+`stale="wait"` ahead = max_lag: collectors wait instead of collecting what would be too old. With `stale="drop"` they
+may run twice as far ahead, and unrolls that are too old when their turn comes are taken out (the one case in which
+`valid` is cleared by another than the collector) and counted since the start or resume (`lag/dropped_steps`).
 
 Who waits: the learner for the oldest slab that is not full, a collector for a free place. What the learner owns is the
 slab that it took; all others belong to the collectors that hold places in them. If a collector fails, all stop at their
@@ -46,27 +47,43 @@ def asynchronous(parts: Parts) -> Iterator[Report]:
     lanes = sum(len(collector.lanes) for collector in parts.collectors)
     places = _Places(len(parts.slabs), lanes, parts.lane_size)
     pending = parts.actors.start([partial(_keep_collecting, collector, places) for collector in parts.collectors])
-    dropped = 0
+    dropped, waited = 0, 0.0
+    collected: list[Collected] = []
     try:
-        while learner.steps < parts.total_steps:
+        while learner.steps < parts.total_steps or collected:  # what a dropped slab brought is reported with the next
             start = time.perf_counter()
-            index, collected = places.take()
+            index, brought = places.take()
             slab = parts.slabs[index]
-            waited = time.perf_counter() - start
+            waited += time.perf_counter() - start
+            collected += brought
             if drops:
                 dropped += _drop(parts, slab)
             if slab.valid.any():
+                start = time.perf_counter()
                 metrics = learner.step(slab)
                 publish(parts)
-                learned = time.perf_counter() - start - waited
+                learned = time.perf_counter() - start
                 more = {"lag/dropped_steps": float(dropped), **_lags(parts, slab), **places.metrics()}
                 yield report(parts, slab, collected, {**metrics, **more}, collect=waited, learn=learned)
+                collected, waited = [], 0.0
             places.give_back()
-    finally:
-        places.close()
-        for collector in parts.collectors:
-            collector.stop()
+    except GeneratorExit:
+        _end(parts, places)
         pending.wait()
+        raise
+    except BaseException:
+        _end(parts, places)
+        pending.cancel()
+        raise
+    _end(parts, places)
+    pending.wait()
+
+
+def _end(parts: Parts, places: _Places) -> None:
+    """Has the collectors stop at their next row, or where they wait."""
+    places.close()
+    for collector in parts.collectors:
+        collector.stop()
 
 
 class _Places:
@@ -172,10 +189,10 @@ def _drop(parts: Parts, slab: Trajectory) -> int:
     """Takes the columns with rows that are too old out of the slab, and counts their steps as taken."""
     lag = parts.learner.version - slab.version.min(dim=0).values
     old = lag > parts.max_lag
-    dropped = int(slab.valid[:, old].sum())
-    parts.learner.steps += dropped
+    before = parts.learner.steps
+    parts.learner.skip(slab.valid[:, old])
     slab.valid[:, old] = False
-    return dropped
+    return parts.learner.steps - before
 
 
 def _lags(parts: Parts, slab: Trajectory) -> dict[str, float]:

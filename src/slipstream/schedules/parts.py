@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
 from slipstream.collector import Collected, Collects, home
-from slipstream.crew import Crew
+from slipstream.crew import Crew, Pending
 from slipstream.learner import Learner
 from slipstream.nets.policy import Policy
 from slipstream.types import Report, Trajectory
@@ -59,6 +59,23 @@ def unrolls(parts: Parts, index: int) -> list[Callable[[], Collected]]:
     return [partial(collector.collect, home(collector.lanes, parts.lane_size, index)) for collector in parts.collectors]
 
 
+def collect(parts: Parts, index: int) -> list[Collected]:
+    """Fills slab `index` and waits for it."""
+    pending = parts.actors.start(unrolls(parts, index))
+    try:
+        return pending.results()
+    except BaseException:
+        abandon(parts, pending)
+        raise
+
+
+def abandon(parts: Parts, pending: Pending[Any]) -> None:
+    """Stops the collectors at their next row and waits for them, a few seconds at most: the run is about to end."""
+    for collector in parts.collectors:
+        collector.stop()
+    pending.cancel()
+
+
 def behaviour_of(parts: Parts, slab: Trajectory) -> Policy | None:
     """The policy that filled the slab, if the gradient is to be evaluated there and it is not the learner's own."""
     version = int(slab.version[0, 0])
@@ -89,7 +106,7 @@ def report(
     """
     env, infer = sum(part.env_seconds for part in collected), sum(part.infer_seconds for part in collected)
     episodes = [episode for part in collected for episode in part.episodes]
-    lag = (parts.learner.version - 1 - slab.version).float()
+    lag = (parts.learner.version - 1 - slab.version)[slab.valid].float()
     return Report(
         update=parts.learner.version,
         steps=parts.learner.steps,

@@ -15,7 +15,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
-from slipstream.schedules.parts import Parts, publish, report, unrolls
+from slipstream.schedules.parts import Parts, collect, publish, report
 from slipstream.types import Report
 
 
@@ -25,7 +25,7 @@ def sync(parts: Parts) -> Iterator[Report]:
     while learner.steps < parts.total_steps:
         start = time.perf_counter()
         publish(parts)
-        collected = parts.actors.run(unrolls(parts, 0))
+        collected = collect(parts, 0)
         middle = time.perf_counter()
         metrics = learner.step(slab)
         yield report(parts, slab, collected, metrics, collect=middle - start, learn=time.perf_counter() - middle)

@@ -1,0 +1,105 @@
+"""How schedules end: by an error of the learner, by an error of a collector, by the consumer; and what they report."""
+
+from __future__ import annotations
+
+import collections
+import threading
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from slipstream.envs import EnvError
+from slipstream.run import limit
+from slipstream.run.presets import configure
+from slipstream.run.training import Training
+from slipstream.types import Report
+
+
+class Gate(gymnasium.Env[NDArray[np.float32], np.int64]):
+    """Counts the steps that come after it was closed; fails at step `fails` of slot 0."""
+
+    fails = 10**9
+    late = 0
+
+    def __init__(self) -> None:
+        self.observation_space = spaces.Box(-1.0, 1.0, (2,), np.float32)
+        self.action_space = spaces.Discrete(2)
+        self._closed, self._steps = False, 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, object] | None = None):
+        super().reset(seed=seed)
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action: np.int64):
+        type(self).late += self._closed
+        self._steps += 1
+        if self._steps == self.fails:
+            raise RuntimeError("the gate is shut")
+        return np.zeros(2, np.float32), 1.0, self._steps % 3 == 0, False, {}
+
+    def close(self) -> None:
+        self._closed = True
+
+
+class Shut(Gate):
+    fails = 20
+
+
+def training(schedule: str, env: type[Gate] = Gate, **settings: object) -> Training:
+    algo = "appo" if schedule == "async" else "ppo"
+    size = {"num_envs": 4, "lanes": 2, "unroll": 8, "schedule": schedule, "algo.batch_size": 16, "algo.epochs": 1}
+    return Training(configure(algo, "callable:gate", {**size, "total_steps": 10_000, **settings}), env)
+
+
+@pytest.mark.parametrize("schedule", ["sync", "concurrent", "async"])
+def test_no_environment_is_stepped_after_it_was_closed(schedule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The learner fails in its second update while the collectors may be busy."""
+    run = training(schedule)
+    calls = 0
+    step = run.learner.step
+
+    def failing(*arguments: object) -> object:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise FloatingPointError("planted")
+        return step(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(run.learner, "step", failing)
+    Gate.late = 0
+    with pytest.raises(FloatingPointError, match="planted"):
+        list(run)
+    run.close()
+    assert Gate.late == 0
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("slipstream-")]
+
+
+@pytest.mark.parametrize("schedule", ["sync", "concurrent", "async"])
+def test_an_error_of_an_environment_comes_after_the_updates_that_were_made(schedule: str) -> None:
+    run = training(schedule, Shut)
+    reports: list[Report] = []
+    with pytest.raises((EnvError, RuntimeError), match="the gate is shut"):
+        collections.deque(map(reports.append, run), maxlen=0)
+    run.close()
+    assert run.learner.version == len(reports)
+    if reports:
+        assert reports[-1].steps == run.learner.steps
+
+
+def test_dropped_slabs_lose_no_episode_and_no_step() -> None:
+    """One lane, so that slabs are dropped whole: every third step ends an episode of length 3."""
+    run = training("async", num_envs=2, lanes=1, stale="drop", max_lag=1, total_steps=2_000)
+    steps = episodes = 0
+    for report in run:
+        steps, episodes = report.steps, episodes + len(report.episodes)
+        assert float(report.metrics["lag/max"]) <= 1
+    run.close()
+    assert abs(3 * episodes - steps) <= 2 * 3 + run.slabs[0].reward.numel() * len(run.slabs)
+
+
+def test_the_limit_of_an_async_run_is_measured_in_turn() -> None:
+    config = configure("impala", "toy:catch", {"num_envs": 4, "lanes": 2, "unroll": 4})
+    assert limit.measure(config, 0.05).limit > 0
