@@ -37,7 +37,7 @@ PRESETS: dict[tuple[str, str], Preset] = {
         "algo.max_grad_norm": 0.5,
     },
     # The learning rate follows the divergence: twice as high while the policy hardly moves yet, lower once the same
-    # steps shake it. Seed 2 was at 18 after 0.58 M steps (with a constant rate at 17.9 after 1.2 M); with a linear decay
+    # steps shake it. Seed 2 was at 18 after 0.58 M steps (at a constant rate at 17.9 after 1.2 M); with a linear decay
     # over it, seed 1 was still at -3.7 after 0.6 M.
     ("ppo", "ALE/Pong-v5"): {
         "total_steps": 1_200_000,
