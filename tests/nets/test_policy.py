@@ -164,18 +164,23 @@ def test_normalisation_belongs_to_the_policy_and_moves_only_when_told():
     plain.observe(obs, valid)
 
 
-def test_log_probabilities_stay_float32_under_autocast():
-    policy = make_actor_critic(spec(IMAGE), Network(init="default"))
-    obs = observations(IMAGE, B)
-    exact = policy.unroll(obs)
-    with torch.autocast("cpu", torch.bfloat16):
-        outputs = policy.unroll(obs)
-        act = policy.act(obs, (), uniforms(policy, 1)[0])
+@pytest.mark.parametrize("core", ["none", "lstm"])
+def test_bfloat16_is_the_torsos_alone(core: Memory):
+    exact = make_actor_critic(spec(IMAGE), Network(init="default", core=core))
+    policy = make_actor_critic(spec(IMAGE), Network(init="default", core=core, precision="bfloat16"))
+    for mine, its in zip(policy.parameters(), exact.parameters(), strict=True):
+        assert mine.dtype == torch.float32
+        assert torch.equal(mine, its)
+    obs, state, first = observations(IMAGE, 1, B), policy.initial_state(B), torch.zeros(1, B, dtype=torch.bool)
+    outputs, reference = policy.unroll(obs, state, first), exact.unroll(obs, state, first)
+    act = policy.act(obs[0], state, uniforms(policy, 1)[0])
     assert outputs.value.dtype == act.log_prob.dtype == act.extras["value"].dtype == torch.float32
-    total = sum(outputs.distribution.log_prob(torch.full((B,), action)).exp() for action in range(5))
-    torch.testing.assert_close(total, torch.ones(B), rtol=0, atol=1e-6)
-    assert not torch.equal(outputs.value, exact.value)
-    torch.testing.assert_close(outputs.value, exact.value, rtol=0.05, atol=0.02)
+    total = sum(outputs.distribution.log_prob(torch.full((1, B), action)).exp() for action in range(5))
+    torch.testing.assert_close(total, torch.ones(1, B), rtol=0, atol=1e-6)
+    assert not torch.equal(outputs.value, reference.value)
+    torch.testing.assert_close(outputs.value, reference.value, rtol=0.05, atol=0.02)
+    gradients = torch.autograd.grad(outputs.value.sum(), list(policy.trunk.parameters()))
+    assert {gradient.dtype for gradient in gradients} == {torch.float32}
 
 
 def test_a_recurrent_policy_needs_to_know_where_episodes_start():

@@ -133,8 +133,10 @@ class ImageEncoder(nn.Module):
         pixels = leaf.permute(self._layout.permutation)
         height, width = pixels.shape[-2:]
         pixels = pixels.reshape(len(leaf), self._layout.channels, height, width)
-        # One pass does the conversion and the change of memory order.
-        pixels = pixels.to(torch.float32, memory_format=torch.channels_last, copy=True).div_(self._divisor)
+        # One pass does the conversion and the change of memory order. Bytes are exact in bfloat16 as well.
+        device = leaf.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
+        pixels = pixels.to(dtype, memory_format=torch.channels_last, copy=True).div_(self._divisor)
         return self.network(pixels)
 
 

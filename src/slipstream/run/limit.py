@@ -30,7 +30,8 @@ class Stages:
 
     Attributes:
         env: Stepping the environments with random actions.
-        infer: The acting forward, at the shape of one lane.
+        infer: The forwards that acting takes, at the shape of one lane: T+1 per T rows where the policy has extras
+            (values), whose last row is the bootstrap.
         learn: All gradients, the sum over shards and the optimiser.
         cores: Cores that the process may use.
         gpu: Whether the networks run on a GPU.
@@ -93,10 +94,14 @@ def measure(config: Config, seconds: float = 3.0) -> Stages:
         state = tree.map(lambda leaf: leaf.to(device), training.policy.initial_state(size))
         uniform = torch.full((size, training.policy.dice_width), 0.5, device=device)
 
+        rows = training.slabs[0].rows
+        forwards = rows + bool(training.slabs[0].extras)
+
         def infer() -> int:
             with torch.no_grad():
-                training.policy.act(obs, state, uniform)
-            return size
+                for _ in range(forwards):
+                    training.policy.act(obs, state, uniform)
+            return size * rows
 
         valid = int(training.slabs[0].valid.sum())
 
