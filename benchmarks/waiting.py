@@ -30,7 +30,7 @@ from gymnasium.utils import seeding
 from numpy.typing import NDArray
 
 from slipstream import dice, slab
-from slipstream.collector import home
+from slipstream.collector import Assignment, home
 from slipstream.envs import EnvOptions, make_envs
 from slipstream.envs.step_time import StepTime
 from slipstream.nets.policy import Network, make_actor_critic
@@ -93,7 +93,7 @@ def collecting(n: int, lane_size: int, unroll: int, expected: float, mean_ms: fl
     policy = make_actor_critic(envs.spec, Network(hidden=HIDDEN), None, SEED)
     trajectory = slab.allocate(envs.spec, policy, unroll)
     envs.reset(SEED)
-    collector = make_collector(envs, range(lanes), policy, [trajectory], SEED, int, group=lanes)
+    collector = make_collector(Assignment(envs, range(lanes), policy, [trajectory], SEED, int), lanes)
     places = home(collector.lanes, lane_size, 0)
     for _ in range(WARM_UP):
         collector.collect(places)

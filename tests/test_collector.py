@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from slipstream import dice, slab
-from slipstream.collector import Collected, Collector, Stopped, home
+from slipstream.collector import Assignment, Collected, Collector, Stopped, home
 from slipstream.envs import EnvOptions, make_envs
 from slipstream.nets.policy import ActorCritic, Network, make_actor_critic
 from slipstream.types import Envs, Episode, Place, Trajectory
@@ -26,7 +26,7 @@ def counter(lanes: int) -> Envs:
 def collector_of(
     envs: Envs, lanes: Sequence[int], policy: ActorCritic, slabs: Sequence[Trajectory], version: Callable[[], int] = int
 ) -> Collector:
-    return Collector(envs, lanes, policy, slabs, 5, version)
+    return Collector(Assignment(envs, lanes, policy, slabs, 5, version))
 
 
 def fill(collector: Collector, lanes: int, index: int = 0) -> Collected:
@@ -179,7 +179,7 @@ def test_versions_are_kept_by_row_where_weights_are_refreshed_by_row() -> None:
     policy = policy_for(envs)
     trajectory = slab.allocate(envs.spec, policy, ROWS)
     versions = iter(range(100))
-    collector = Collector(envs, range(2), policy, [trajectory], 5, lambda: next(versions), every_row=True)
+    collector = Collector(Assignment(envs, range(2), policy, [trajectory], 5, lambda: next(versions), every_row=True))
     fill(collector, 2)
     assert trajectory.version.tolist() == [[row] * COLUMNS for row in range(ROWS)]
 

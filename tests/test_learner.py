@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Literal
 
 import gymnasium
 import numpy as np
@@ -288,10 +289,36 @@ def test_skipped_rows_are_counted_and_teach_nothing(crew: Callable[[int], Crew])
     policy = rows.policy()
     student = learner(A2C(), policy, crew(1))
     slab, before = rows.trajectory(policy), parameters(policy)
-    student.skip(slab.valid)
+    student.skip(slab)
     assert (student.steps, student.version) == (int(slab.valid.sum()), 0)
     assert student.steps < rows.ROWS * rows.COLUMNS
     assert torch.equal(parameters(policy), before)
+
+
+@pytest.mark.parametrize("core", ["none", "lstm"])
+@pytest.mark.parametrize("algorithm", [A2C(normalize_advantage=True), PPO(epochs=1, batch_size=rows.ROWS * 2)])
+def test_columns_that_are_not_fresh_are_counted_and_teach_nothing(
+    crew: Callable[[int], Crew], algorithm: A2C | PPO, core: Literal["none", "lstm"]
+) -> None:
+    """Whatever they hold, the parameters are the same; the reward scale sees them."""
+    network = Network(hidden=(11,), core=core, core_size=4)
+    fresh = torch.arange(rows.COLUMNS) % 2 == 0
+    found: list[Tensor] = []
+    for bonus in (0.0, 5.0):
+        policy = rows.policy(network)
+        student = learner(algorithm, policy, crew(1))
+        slab = rows.trajectory(policy)
+        slab.reward[:, ~fresh] += bonus
+        student.step(slab, fresh=fresh)
+        assert student.steps == int(slab.valid.sum())
+        found.append(parameters(policy))
+    assert torch.equal(found[0], found[1])
+    scaled = learner(algorithm, policy, crew(1), reward="scale")
+    scaled.step(slab, fresh=fresh)
+    assert bool((scaled.state()[0]["return_scale.ret"][~fresh] != 0).any())
+    all_of_it = learner(algorithm, policy := rows.policy(network), crew(1))
+    all_of_it.step(slab)
+    assert not torch.equal(parameters(policy), found[0])
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "rmsprop", "rmsprop_tf"])

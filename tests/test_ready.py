@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from slipstream import slab, tree
-from slipstream.collector import Collected, Collector, Stopped, home
+from slipstream.collector import Assignment, Collected, Collector, Stopped, home
 from slipstream.envs import EnvOptions, make_envs
 from slipstream.nets.policy import ActorCritic, Network, make_actor_critic
-from slipstream.ready import ReadyCollector, make_collector
+from slipstream.ready import ReadyCollector, group_that_holds, make_collector
 from slipstream.types import Act, Envs, EnvSpec, EnvStep, Place, Trajectory
 
 ROWS, SLABS, SEED = 7, 3, 5
@@ -60,15 +60,17 @@ def policy_for(envs: Envs, core: str = "none") -> ActorCritic:
     return make_actor_critic(envs.spec, Network(hidden=(5,), core=core, core_size=4), None, 2)
 
 
+CPU = torch.device("cpu")
+
 Made = Callable[[Envs, list[int], ActorCritic, list[Trajectory]], Collector | ReadyCollector]
 
 
 def by_group(group: int) -> Made:
-    return lambda envs, lanes, policy, slabs: ReadyCollector(envs, lanes, policy, slabs, SEED, int, group=group)
+    return lambda *given: ReadyCollector(Assignment(*given, SEED, int), group)
 
 
 def in_turn(envs: Envs, lanes: list[int], policy: ActorCritic, slabs: list[Trajectory]) -> Collector:
-    return Collector(envs, lanes, policy, slabs, SEED, int)
+    return Collector(Assignment(envs, lanes, policy, slabs, SEED, int))
 
 
 def fields(trajectory: Trajectory) -> list[Tensor]:
@@ -131,7 +133,9 @@ def test_lanes_do_run_at_rows_of_their_own() -> None:
     """Otherwise the tests above would show nothing: more waits than rows, since few answer at once."""
     envs = counter(12)
     policy = policy_for(envs)
-    collector = ReadyCollector(envs, range(12), policy, [slab.allocate(envs.spec, policy, ROWS)], SEED, int, group=12)
+    collector = ReadyCollector(
+        Assignment(envs, range(12), policy, [slab.allocate(envs.spec, policy, ROWS)], SEED, int), 12
+    )
     collector.collect(home(range(12), 1, 0))
     assert envs.waits > ROWS
 
@@ -143,8 +147,8 @@ def test_an_unroll_goes_where_it_is_told() -> None:
     moved = [slab.allocate(envs.spec, policy, ROWS) for _ in range(2)]
     still = [slab.allocate(envs.spec, policy, ROWS)]
     places = [Place(0, 10), Place(1, 0), Place(1, 4), Place(0, 2), Place(0, 0), Place(1, 8)]
-    moving = ReadyCollector(envs, range(6), policy, moved, SEED, int, group=3)
-    staying = ReadyCollector(other, range(6), policy, still, SEED, int, group=3)
+    moving = ReadyCollector(Assignment(envs, range(6), policy, moved, SEED, int), 3)
+    staying = ReadyCollector(Assignment(other, range(6), policy, still, SEED, int), 3)
     for _ in range(2):
         moving.collect(places)
         staying.collect(home(range(6), 2, 0))
@@ -160,9 +164,8 @@ def test_versions_are_kept_by_row_where_weights_are_refreshed_by_row() -> None:
     policy = policy_for(envs)
     trajectory = slab.allocate(envs.spec, policy, ROWS)
     versions = itertools.count()
-    collector = ReadyCollector(
-        envs, range(6), policy, [trajectory], SEED, lambda: next(versions), group=6, every_row=True
-    )
+    given = Assignment(envs, range(6), policy, [trajectory], SEED, lambda: next(versions), every_row=True)
+    collector = ReadyCollector(given, 6)
     collector.collect(home(range(6), 2, 0))
     assert (trajectory.version[0] == 0).all()
     assert (trajectory.version.diff(dim=0) > 0).all()
@@ -173,7 +176,9 @@ def test_versions_are_kept_by_row_where_weights_are_refreshed_by_row() -> None:
 def test_a_stopped_collector_collects_no_more() -> None:
     envs = counter(6)
     policy = policy_for(envs)
-    collector = ReadyCollector(envs, range(6), policy, [slab.allocate(envs.spec, policy, ROWS)], SEED, int, group=3)
+    collector = ReadyCollector(
+        Assignment(envs, range(6), policy, [slab.allocate(envs.spec, policy, ROWS)], SEED, int), 3
+    )
     collector.stop()
     with pytest.raises(Stopped):
         collector.collect(home(range(6), 2, 0))
@@ -183,7 +188,9 @@ def test_forwards_read_aligned_memory() -> None:
     """The bits of a forward of two rows depend on it, whichever collector has the group and whatever came before."""
     envs = counter(12)
     policy = policy_for(envs, "lstm")
-    collector = ReadyCollector(envs, range(12), policy, [slab.allocate(envs.spec, policy, ROWS)], SEED, int, group=2)
+    collector = ReadyCollector(
+        Assignment(envs, range(12), policy, [slab.allocate(envs.spec, policy, ROWS)], SEED, int), 2
+    )
     for inputs in (collector._shown, collector._drawn, collector._states):
         assert len(inputs) == 6
         assert all(leaf.data_ptr() % 64 == 0 for group in inputs for leaf in tree.leaves(group))
@@ -211,27 +218,17 @@ class Mixing(nn.Module):
 
 
 def test_a_policy_that_mixes_rows_is_found_out_and_acts_lane_by_lane() -> None:
-    def made(order: int, group: int) -> list[Tensor]:
-        envs = counter(4, order=order)
-        policy = Mixing(policy_for(envs))
-        trajectory = slab.allocate(envs.spec, policy, ROWS)
-        args = (envs, range(4), policy, [trajectory], SEED, int)
-        if group == 1:
-            collector = make_collector(*args, group=1)
-            assert isinstance(collector, Collector)
-        else:
-            with pytest.warns(UserWarning, match="group=2: what Mixing answers for a row depends on the other rows"):
-                collector = make_collector(*args, group=2)
-        collector.collect(home(range(4), 3, 0))
-        return fields(trajectory)
-
-    alone = made(0, 1)
-    for order in (0, 1):
-        assert all(torch.equal(a, b) for a, b in zip(made(order, 2), alone, strict=True))
+    envs = counter(4)
+    policy = Mixing(policy_for(envs))
+    with pytest.warns(UserWarning, match="group=2: what Mixing answers for a row depends on the other rows"):
+        assert group_that_holds(policy, envs.spec, 2, CPU) == 1
+    assert group_that_holds(policy, envs.spec, 1, CPU) == 1
 
 
 def test_where_rows_are_independent_lanes_share_forwards_without_a_word() -> None:
     envs = counter(4)
     policy = policy_for(envs)
-    args = (envs, range(4), policy, [slab.allocate(envs.spec, policy, ROWS)], SEED, int)
-    assert isinstance(make_collector(*args, group=4), ReadyCollector)
+    assert group_that_holds(policy, envs.spec, 4, CPU) == 4
+    given = Assignment(envs, range(4), policy, [slab.allocate(envs.spec, policy, ROWS)], SEED, int)
+    assert isinstance(make_collector(given, 4), ReadyCollector)
+    assert isinstance(make_collector(given, 1), Collector)

@@ -22,7 +22,7 @@ import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from slipstream import slab, tree
-from slipstream.collector import Collected, Collector, Stopped
+from slipstream.collector import Assignment, Collected, Collector, Stopped
 from slipstream.envs import EnvError, EnvOptions, make_envs
 from slipstream.envs.make import env_spec
 from slipstream.envs.toy import Chaos, Counter
@@ -68,7 +68,7 @@ def inline(job: Work, seed: int, row: int, versions: Sequence[int], workers: int
         slabs = [slab.allocate(job.spec, job.policy, ROWS) for _ in range(SLABS)]
         policy = make_actor_critic(job.spec, Network(hidden=(5,), core="lstm", core_size=4), None, 2)
         version = [0]
-        collector = Collector(envs, range(LANES), policy, slabs, job.seed, lambda: version[0], row=row)
+        collector = Collector(Assignment(envs, range(LANES), policy, slabs, job.seed, lambda: version[0], row=row))
         found: list[Any] = []
         for number, version[0] in enumerate(versions):
             policy.load_state_dict(weights(job.policy, version[0]).tensors)

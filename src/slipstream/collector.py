@@ -16,6 +16,8 @@ from slipstream.nets.policy import Policy
 from slipstream.tree import Tree
 from slipstream.types import BoolArray, Envs, EnvStep, Episode, FloatArray, Place, Trajectory
 
+_CPU = torch.device("cpu")
+
 
 @dataclass(frozen=True)
 class Collected:
@@ -60,14 +62,11 @@ def home(lanes: Sequence[int], lane_size: int, index: int) -> list[Place]:
     return [Place(index, lane * lane_size) for lane in lanes]
 
 
-class Collector:
-    """Steps some lanes and writes their columns into slabs.
+@dataclass(frozen=True)
+class Assignment:
+    """What a collector is given.
 
-    Within a row the lanes take turns, so that the environments of one lane step (in native threads or processes)
-    while another lane is inferred. Lanes never see each other: the bits of a lane's columns depend on the policy, the
-    seed and the lane alone. It waits only for the environments of its own lanes.
-
-    Args:
+    Attributes:
         envs: The environments, already reset.
         lanes: Lanes of this collector.
         policy: Acts; its parameters must not change during `collect`, but by `refresh`.
@@ -79,23 +78,31 @@ class Collector:
         device: Where the policy lives.
     """
 
-    def __init__(
-        self,
-        envs: Envs,
-        lanes: Sequence[int],
-        policy: Policy,
-        slabs: Sequence[Trajectory],
-        seed: int,
-        refresh: Callable[[], int],
-        *,
-        every_row: bool = False,
-        row: int = 0,
-        device: torch.device | None = None,
-    ) -> None:
-        self.lanes = tuple(lanes)
-        self._refresh, self._every_row = refresh, every_row
-        self._lanes = [_Lane(envs, lane, policy, slabs, seed, row, device or torch.device("cpu")) for lane in lanes]
-        self._rows = slabs[0].rows
+    envs: Envs
+    lanes: Sequence[int]
+    policy: Policy
+    slabs: Sequence[Trajectory]
+    seed: int
+    refresh: Callable[[], int]
+    every_row: bool = False
+    row: int = 0
+    device: torch.device = _CPU
+
+
+class Collector:
+    """Steps some lanes and writes their columns into slabs.
+
+    Within a row the lanes take turns, so that the environments of one lane step (in native threads or processes)
+    while another lane is inferred. Lanes never see each other: the bits of a lane's columns depend on the policy, the
+    seed and the lane alone. It waits only for the environments of its own lanes.
+
+    """
+
+    def __init__(self, given: Assignment) -> None:
+        self.lanes = tuple(given.lanes)
+        self._refresh, self._every_row = given.refresh, given.every_row
+        self._lanes = [_Lane(given, lane) for lane in given.lanes]
+        self._rows = given.slabs[0].rows
         self._stopped = False
 
     def stop(self) -> None:
@@ -148,25 +155,16 @@ class Collector:
 class _Lane:
     """One lane's place in time: its last observation, recurrent state and running episodes."""
 
-    def __init__(
-        self,
-        envs: Envs,
-        lane: int,
-        policy: Policy,
-        slabs: Sequence[Trajectory],
-        seed: int,
-        row: int,
-        device: torch.device,
-    ) -> None:
-        part = envs.spec.slots(lane)
+    def __init__(self, given: Assignment, lane: int) -> None:
+        part = given.envs.spec.slots(lane)
         size = part.stop - part.start
-        self._envs, self._lane, self._policy, self._device = envs, lane, policy, device
+        self._envs, self._lane, self._policy, self._device = given.envs, lane, given.policy, given.device
         self._slots = part
-        self._slabs = slabs
+        self._slabs = given.slabs
         self._views: dict[Place, _View] = {}
-        self._keys = dice.keys(seed, "act", range(part.start, part.stop))
-        self._row = row
-        self._state: Tree = slab.tensors(policy.initial_state(size), device)
+        self._keys = dice.keys(given.seed, "act", range(part.start, part.stop))
+        self._row = given.row
+        self._state: Tree = slab.tensors(given.policy.initial_state(size), given.device)
         self._step: EnvStep | None = None
         self._dead: BoolArray = np.zeros(size, np.bool_)
         self._return = np.zeros(size, np.float64)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
@@ -84,13 +85,17 @@ class Learner:
         for picks in self._minibatches(rows):
             next(picks)
 
-    def step(self, trajectory: Trajectory, behaviour: Policy | None = None) -> dict[str, Tensor | float]:
+    def step(
+        self, trajectory: Trajectory, behaviour: Policy | None = None, fresh: Tensor | None = None
+    ) -> dict[str, Tensor | float]:
         """One update from one slab: every minibatch the algorithm asks for, then the normalisers.
 
         Args:
             trajectory: The slab.
             behaviour: The policy that acted, to evaluate the gradient at (it is applied to the newer parameters); None
                 evaluates it at the parameters it is applied to.
+            fresh: bool `[B]`, the columns to learn from; None for all. The steps of the others count as taken, and the
+                normalisers see them.
 
         Returns:
             `train/*` metrics, averaged over the minibatches.
@@ -106,8 +111,11 @@ class Learner:
         if self._target is not None and self.version % self._algorithm.target_period == 0:
             copy_into(self._target, self.policy.state_dict())
         reward = self._training_reward(trajectory)
-        prepared = self._algorithm.prepare(trajectory, reward, partial(self._evaluate, trajectory))
-        rows = _Rows(trajectory, prepared.columns, self.policy.recurrent, self._algorithm.bootstraps, self._device)
+        valid = trajectory.valid if fresh is None else trajectory.valid & fresh
+        evaluate = partial(self._evaluate, trajectory)
+        prepared = self._algorithm.prepare(replace(trajectory, valid=valid), reward, evaluate)
+        bootstraps, recurrent = self._algorithm.bootstraps, self.policy.recurrent
+        rows = _Rows(trajectory, valid, prepared.columns, recurrent, bootstraps, self._device)
         policy = behaviour or self.policy
         sums: dict[str, Tensor] = {}
         minibatches = 0
@@ -131,9 +139,10 @@ class Learner:
             "train/minibatches": float(minibatches),
         }
 
-    def skip(self, valid: Tensor) -> None:
-        """Counts the steps of rows that are not learned from; bool, any shape."""
-        self.steps += int(valid.sum())
+    def skip(self, trajectory: Trajectory) -> None:
+        """Takes note of a slab that is not learned from: its steps count, and the reward scale sees it."""
+        self._training_reward(trajectory)
+        self.steps += int(trajectory.valid.sum())
 
     @property
     def shards(self) -> int:
@@ -198,7 +207,7 @@ class Learner:
     def _evaluate(self, trajectory: Trajectory) -> Evaluation:
         """The slab under the target policy, shard by shard."""
         policy = self._target or self.policy
-        rows = _Rows(trajectory, {}, self.policy.recurrent, True, self._device)
+        rows = _Rows(trajectory, trajectory.valid, {}, self.policy.recurrent, True, self._device)
 
         @torch.no_grad()
         def evaluate(part: slice) -> tuple[Tensor, Tensor]:
@@ -247,18 +256,22 @@ class Learner:
 
 
 class _Rows:
-    """The rows of a slab, addressed by shard and item; with `bootstraps`, observations have row T as well."""
+    """The rows of a slab, addressed by shard and item; with `bootstraps`, observations have row T as well.
+
+    `valid` says which rows count in the loss; where episodes start is the trajectory's own affair.
+    """
 
     def __init__(
         self,
         trajectory: Trajectory,
+        valid: Tensor,
         columns: dict[str, Tensor],
         recurrent: bool,
         bootstraps: bool,
         device: torch.device,
     ) -> None:
         rows, width = trajectory.rows + bootstraps, trajectory.columns
-        self.trajectory, self.recurrent, self.device = trajectory, recurrent, device
+        self.trajectory, self.valid, self.recurrent, self.device = trajectory, valid, recurrent, device
         self.columns = {"action": trajectory.action, "log_prob": trajectory.log_prob, **columns}
         self.obs = tree.map(lambda leaf: leaf[:rows], trajectory.obs)
         # The row after a dead one starts an episode; row 0 needs no mark, since state0 is already zero there.
@@ -271,7 +284,7 @@ class _Pick:
 
     def __init__(self, rows: _Rows, part: slice, pick: Tensor | None) -> None:
         self._rows, self._part, self._pick = rows, part, pick
-        self._valid = self._take(rows.trajectory.valid)
+        self._valid = self._take(rows.valid)
         self.count = self._valid.sum()
 
     def gather(self, total: int) -> Batch:

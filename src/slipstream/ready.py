@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,12 +27,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from slipstream import dice, slab, tree
-from slipstream.collector import Collected, Collector, Collects, Stopped
+from slipstream.collector import Assignment, Collected, Collector, Collects, Stopped
 from slipstream.nets.check import dummy_observations
 from slipstream.nets.independence import rows_are_independent
 from slipstream.nets.policy import Policy
 from slipstream.tree import Tree
-from slipstream.types import Act, Envs, EnvStep, Episode, Place, Trajectory
+from slipstream.types import Act, EnvSpec, EnvStep, Episode, Place, Trajectory
 
 Array = NDArray[Any]
 Slots = NDArray[np.int64]
@@ -47,47 +47,29 @@ class ReadyCollector:
     Who waits: a forward for the first lane to answer, and it takes all that have; `collect` for every lane's last row.
 
     Args:
-        envs: The environments, already reset.
-        lanes: Lanes of this collector, group after group.
-        policy: Acts; its parameters must not change during `collect`, but by `refresh`.
-        slabs: The slabs that `collect` may be told to fill.
-        seed: The run's seed.
-        refresh: Brings the policy's parameters up to date and returns their version.
-        group: Lanes per forward; divides the number of `lanes`.
-        every_row: Whether to refresh before every forward, rather than before every unroll.
-        row: Rows that every slot has collected before (after a resume).
-        device: Where the policy lives.
+        given: What it works with; the lanes group after group.
+        group: Lanes per forward; divides the number of lanes.
     """
 
-    def __init__(
-        self,
-        envs: Envs,
-        lanes: Sequence[int],
-        policy: Policy,
-        slabs: Sequence[Trajectory],
-        seed: int,
-        refresh: Callable[[], int],
-        *,
-        group: int,
-        every_row: bool = False,
-        row: int = 0,
-        device: torch.device | None = None,
-    ) -> None:
+    def __init__(self, given: Assignment, group: int) -> None:
+        envs, lanes, policy = given.envs, given.lanes, given.policy
         self.lanes = tuple(lanes)
-        self._envs, self._policy, self._device = envs, policy, device or torch.device("cpu")
-        self._refresh, self._every_row = refresh, every_row
+        self._envs, self._policy, self._device = envs, policy, given.device
+        self._refresh, self._every_row = given.refresh, given.every_row
         self._size = size = envs.spec.lane_size
         count, width = len(lanes) * size, group * size
         self._members = np.arange(count).reshape(len(lanes), size)
         self._parts = [slice(i * size, (i + 1) * size) for i in range(len(lanes))]
         self._slots = np.concatenate([envs.spec.slots(lane).start + np.arange(size) for lane in lanes])
-        self._keys = dice.keys(seed, "act", self._slots.tolist())
+        self._keys = dice.keys(given.seed, "act", self._slots.tolist())
         self._groups = [slice(first, first + width) for first in range(0, count, width)]
         self._states = [slab.tensors(policy.initial_state(width), self._device) for _ in self._groups]
-        self._views = [_View.of(trajectory) for trajectory in slabs]
-        self._rows, self._row = slabs[0].rows, row
-        self._last = _Last.of(slabs[0], count)
-        self._shown = [_aligned(dummy_observations(envs.spec.observation_space, width), slabs[0]) for _ in self._groups]
+        self._views = [_View.of(trajectory) for trajectory in given.slabs]
+        self._rows, self._row = given.slabs[0].rows, given.row
+        self._last = _Last.of(given.slabs[0], count)
+        self._shown = [
+            _aligned(dummy_observations(envs.spec.observation_space, width), given.slabs[0]) for _ in self._groups
+        ]
         self._drawn = [torch.zeros(width, policy.dice_width) for _ in self._groups]
         self._seats = [
             [leaf.numpy()[first : first + size] for leaf in tree.leaves(shown)]
@@ -344,35 +326,22 @@ def _aligned(tensors: Tree, like: Trajectory) -> Tree:
     return tree.map(lambda leaf: leaf.pin_memory() if like.reward.is_pinned() else leaf.clone(), tensors)
 
 
-def make_collector(
-    envs: Envs,
-    lanes: Sequence[int],
-    policy: Policy,
-    slabs: Sequence[Trajectory],
-    seed: int,
-    refresh: Callable[[], int],
-    *,
-    group: int,
-    every_row: bool = False,
-    row: int = 0,
-    device: torch.device | None = None,
-) -> Collects:
-    """Who collects where `group` lanes share a forward; arguments as of `Collector` and `ReadyCollector`.
+def group_that_holds(policy: Policy, spec: EnvSpec, group: int, device: torch.device) -> int:
+    """`group`, or 1 where a forward for that many lanes would mix their rows.
 
-    Where a forward would mix the rows of lanes, a warning says so and every lane has a forward of its own: the run is
-    still deterministic, only slower.
+    A warning says so then: the run is still deterministic, only slower.
     """
-    device = device or torch.device("cpu")
-    if group == 1:
-        return Collector(envs, lanes, policy, slabs, seed, refresh, every_row=every_row, row=row, device=device)
-    if not rows_are_independent(policy, envs.spec, group * envs.spec.lane_size, device):
-        warnings.warn(
-            f"group={group}: what {type(policy).__name__} answers for a row depends on the other rows of the batch "
-            "(layers that keep statistics over it do that), so the result would depend on which lanes are ready when; "
-            "every lane is inferred alone instead",
-            stacklevel=2,
-        )
-        group = 1
-    return ReadyCollector(
-        envs, lanes, policy, slabs, seed, refresh, group=group, every_row=every_row, row=row, device=device
+    if group == 1 or rows_are_independent(policy, spec, group * spec.lane_size, device):
+        return group
+    warnings.warn(
+        f"group={group}: what {type(policy).__name__} answers for a row depends on the other rows of the batch "
+        "(layers that keep statistics over it do that), so the result would depend on which lanes are ready when; "
+        "every lane is inferred alone instead",
+        stacklevel=2,
     )
+    return 1
+
+
+def make_collector(given: Assignment, group: int) -> Collects:
+    """Who collects where `group` lanes share a forward."""
+    return Collector(given) if group == 1 else ReadyCollector(given, group)

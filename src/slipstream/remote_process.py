@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from slipstream import memory, process, slab
-from slipstream.collector import Stopped
+from slipstream.collector import Assignment, Stopped
 from slipstream.envs import EnvOptions, make_envs
 from slipstream.envs.rows import EnvError
 from slipstream.jitter import Jitter, JitteredEnvs
@@ -235,17 +235,17 @@ class _Actor:
         """Resets the environments; they continue a run in which every slot has collected `row` rows."""
         assert self._envs is not None
         self._envs.reset(seed)
-        self._collector = make_collector(
+        given = Assignment(
             self._envs,
             range(self._setup.spec.lanes),
             self._replica.policy,
             self._shared.slabs,
             self._setup.seed,
             self._replica.refresh,
-            group=self._setup.group,
             every_row=self._setup.every_row,
             row=row,
         )
+        self._collector = make_collector(given, self._setup.group)
 
     def _collect(self, places: Sequence[Place]) -> bytes:
         try:

@@ -61,12 +61,12 @@ def test_no_environment_is_stepped_after_it_was_closed(schedule: str, monkeypatc
     calls = 0
     step = run.learner.step
 
-    def failing(*arguments: object) -> object:
+    def failing(*arguments: object, **options: object) -> object:
         nonlocal calls
         calls += 1
         if calls == 2:
             raise FloatingPointError("planted")
-        return step(*arguments)  # type: ignore[arg-type]
+        return step(*arguments, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(run.learner, "step", failing)
     Gate.late = 0

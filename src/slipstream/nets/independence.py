@@ -73,16 +73,20 @@ def _random_rows(
     generator = np.random.Generator(np.random.Philox(dice.seed_sequence(number, "independence")))
 
     def observed(space: Space[Any], like: Tensor) -> Tensor:
-        return torch.from_numpy(_random_leaf(space, tuple(like.shape), generator)).to(like.dtype).to(device)
+        return _own(_random_leaf(space, tuple(like.shape), generator), like.dtype, device)
 
     def remembered(leaf: Tensor) -> Tensor:
-        drawn = generator.standard_normal(tuple(leaf.shape), np.float32)
-        return torch.from_numpy(drawn).to(leaf.dtype).to(device)
+        return _own(generator.standard_normal(tuple(leaf.shape), np.float32), leaf.dtype, device)
 
     obs = tree.map(observed, space_tree(spec.observation_space), dummy_observations(spec.observation_space, rows))
     state = tree.map(remembered, policy.initial_state(rows))
     uniform = dice.uniform(dice.keys(number, "independence", range(rows)), 0, 1, policy.dice_width)[0]
-    return obs, state, torch.from_numpy(uniform).to(device)
+    return obs, state, _own(uniform, torch.float32, device)
+
+
+def _own(array: NDArray[Any], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A copy in PyTorch's own memory, which is aligned: a kernel may sum in another order where it is not."""
+    return torch.from_numpy(array).to(device, dtype, copy=True)
 
 
 def _random_leaf(space: Space[Any], shape: tuple[int, ...], generator: np.random.Generator) -> NDArray[Any]:

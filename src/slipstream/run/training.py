@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from slipstream import dice, slab
-from slipstream.collector import Collects
+from slipstream.collector import Assignment, Collects
 from slipstream.crew import Crew
 from slipstream.envs import make_envs
 from slipstream.envs.make import env_spec
@@ -21,7 +21,7 @@ from slipstream.jitter import Jitter, JitteredEnvs
 from slipstream.learner import Learner
 from slipstream.nets.check import check_policy
 from slipstream.nets.policy import Policy
-from slipstream.ready import make_collector
+from slipstream.ready import group_that_holds, make_collector
 from slipstream.remote import Remotes, Work
 from slipstream.run.config import Config, ConfigError
 from slipstream.schedules import SCHEDULES, Parts
@@ -86,6 +86,7 @@ class Training:
             else:
                 check_policy(policy, self.spec)
             self.policy = policy.to(self.device)
+            self._group = group_that_holds(self.policy, self.spec, config.group, self.device)
             self.learner = Learner(
                 config.algo,
                 self.policy,
@@ -180,7 +181,7 @@ class Training:
             rows=config.unroll,
             slabs=_slabs(config),
             seed=config.seed,
-            group=config.group,
+            group=self._group,
             every_row=_every_row(config),
             delay=0.0 if jitter is None else jitter.seconds,
         )
@@ -204,18 +205,18 @@ class Training:
         """A collector that acts with the learner's own policy, or with a copy that follows the bulletin."""
         config = self._config
         replica = None if bulletin is None else Replica(copy.deepcopy(self.policy), bulletin)
-        return make_collector(
+        given = Assignment(
             envs,
             lanes,
             replica.policy if replica else self.policy,
             self.slabs,
             config.seed,
             replica.refresh if replica else lambda: self.learner.version,
-            group=config.group,
             every_row=_every_row(config),
             row=self.learner.version * config.unroll,
             device=self.device,
         )
+        return make_collector(given, self._group)
 
     def _shares(self) -> list[range]:
         """Lanes of each collector: neighbours in whole groups, shared out as evenly as possible."""

@@ -11,8 +11,8 @@ none (`Trajectory.slot` tells).
 Both sides are bounded. Unless it is dropped, slab s becomes version s+1, and its places are handed out only once the
 learner is at version s - ahead, so collectors run at most that far ahead; the learner uses every row once. With
 `stale="wait"` ahead = max_lag: collectors wait instead of collecting what would be too old. With `stale="drop"` they
-may run twice as far ahead, and unrolls that are too old when their turn comes are taken out (the one case in which
-`valid` is cleared by another than the collector) and counted since the start or resume (`lag/dropped_steps`).
+may run twice as far ahead, and unrolls that are too old when their turn comes are not learned from, and counted since
+the start or resume (`lag/dropped_steps`).
 
 Who waits: the learner for the oldest slab that is not full, a collector for a free place. What the learner owns is the
 slab that it took; all others belong to the collectors that hold places in them. If a collector fails, all stop at their
@@ -27,10 +27,11 @@ from functools import partial
 from threading import Condition
 
 import torch
+from torch import Tensor
 
 from slipstream.collector import Collected, Collects, Stopped
 from slipstream.schedules.parts import Parts, publish, report
-from slipstream.types import Place, Report, Trajectory
+from slipstream.types import Place, Report
 
 _SLICE_SECONDS = 0.5
 
@@ -56,16 +57,20 @@ def asynchronous(parts: Parts) -> Iterator[Report]:
             slab = parts.slabs[index]
             waited += time.perf_counter() - start
             collected += brought
-            if drops:
-                dropped += _drop(parts, slab)
-            if slab.valid.any():
+            lag = learner.version - slab.version
+            fresh = lag.max(dim=0).values <= parts.max_lag if drops else None
+            valid = slab.valid if fresh is None else slab.valid & fresh
+            dropped += int(slab.valid.sum() - valid.sum())
+            if valid.any():
                 start = time.perf_counter()
-                metrics = learner.step(slab)
+                metrics = learner.step(slab, fresh=fresh)
                 publish(parts)
                 learned = time.perf_counter() - start
-                more = {"lag/dropped_steps": float(dropped), **_lags(parts, slab), **places.metrics()}
-                yield report(parts, slab, collected, {**metrics, **more}, collect=waited, learn=learned)
+                more = {"lag/dropped_steps": float(dropped), **_shares(lag[valid], parts.max_lag), **places.metrics()}
+                yield report(parts, slab, collected, {**metrics, **more}, lag=lag[valid], collect=waited, learn=learned)
                 collected, waited = [], 0.0
+            else:
+                learner.skip(slab)
             places.give_back()
     except GeneratorExit:
         _end(parts, places)
@@ -185,20 +190,9 @@ def _keep_collecting(collector: Collects, places: _Places) -> None:
         places.fail(error)
 
 
-def _drop(parts: Parts, slab: Trajectory) -> int:
-    """Takes the columns with rows that are too old out of the slab, and counts their steps as taken."""
-    lag = parts.learner.version - slab.version.min(dim=0).values
-    old = lag > parts.max_lag
-    before = parts.learner.steps
-    parts.learner.skip(slab.valid[:, old])
-    slab.valid[:, old] = False
-    return parts.learner.steps - before
-
-
-def _lags(parts: Parts, slab: Trajectory) -> dict[str, float]:
-    """Share of the rows by lag."""
-    lag = (parts.learner.version - 1 - slab.version)[slab.valid]
-    counts = torch.bincount(lag.long(), minlength=parts.max_lag + 1)
+def _shares(lag: Tensor, max_lag: int) -> dict[str, float]:
+    """Share of the rows by lag; int, one per row."""
+    counts = torch.bincount(lag.long(), minlength=max_lag + 1)
     return {f"lag/share_{number}": float(count) / len(lag) for number, count in enumerate(counts)}
 
 

@@ -91,6 +91,7 @@ def report(
     collected: Sequence[Collected],
     metrics: Mapping[str, Tensor | float],
     *,
+    lag: Tensor | None = None,
     collect: float,
     learn: float,
 ) -> Report:
@@ -101,18 +102,20 @@ def report(
         slab: What was learned from.
         collected: What filling it brought, by collector.
         metrics: Of the update.
+        lag: Updates by which the rows that were learned from were old; None if these are all valid ones.
         collect: Seconds that the learner waited for rows.
         learn: Seconds that it learned.
     """
     env, infer = sum(part.env_seconds for part in collected), sum(part.infer_seconds for part in collected)
     episodes = [episode for part in collected for episode in part.episodes]
-    lag = (parts.learner.version - 1 - slab.version)[slab.valid].float()
+    if lag is None:
+        lag = (parts.learner.version - 1 - slab.version)[slab.valid]
     return Report(
         update=parts.learner.version,
         steps=parts.learner.steps,
         metrics={
             **metrics,
-            "lag/mean": float(lag.mean()),
+            "lag/mean": float(lag.float().mean()),
             "lag/max": float(lag.max()),
             "wait/env": env / max(env + infer, 1e-9),
             "wait/learner": collect / max(collect + learn, 1e-9),
