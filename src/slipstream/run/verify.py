@@ -28,7 +28,7 @@ from slipstream.types import Episode, Report, Trajectory
 
 REFERENCE = "inline"
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_CAUSES = ("obs", "version", "extras", "action", "log_prob", "reward", "terminated", "truncated", "valid")
+_CAUSES = ("obs", "slot", "version", "extras", "action", "log_prob", "reward", "terminated", "truncated", "valid")
 """Columns of a row in the order in which one leads to the next."""
 
 
@@ -97,17 +97,19 @@ def _outcomes(
     config: Config, updates: int, chosen: Sequence[tuple[str, Placement]], delay: float, parts: Parts
 ) -> Iterator[Outcome]:
     reference: list[Fingerprint] = []
-    for print_ in _fingerprints(replace(config, placement=place(REFERENCE, config.placement)), parts, None):
+    inline = replace(config, placement=place(REFERENCE, config.placement))
+    for print_ in _fingerprints(_training(inline, parts, None)):
         reference.append(print_)
         if len(reference) == updates:
             break
     yield Outcome(REFERENCE, len(reference), digest=_digest(reference[-1]))
     for name, placement in chosen:
         try:
-            there = replace(config, placement=placement)
-            yield _compare(name, reference, _fingerprints(there, parts, Jitter(delay)))
-        except ConfigError as error:
+            training = _training(replace(config, placement=placement), parts, Jitter(delay))
+        except ValueError as error:  # a ConfigError, or what can't be sent to another process
             yield Outcome(name, 0, refused=str(error))
+        else:
+            yield _compare(name, reference, _fingerprints(training))
 
 
 def place(name: str, placement: Placement) -> Placement:
@@ -159,9 +161,13 @@ def _compare(name: str, reference: Sequence[Fingerprint], found: Iterator[Finger
     return Outcome(name, update, digest=_digest(print_))
 
 
-def _fingerprints(config: Config, parts: Parts, jitter: Jitter | None) -> Iterator[Fingerprint]:
+def _training(config: Config, parts: Parts, jitter: Jitter | None) -> Training:
     torso, policy = copy.deepcopy((parts.torso, parts.policy))  # every run starts from the same weights
-    with closing(Training(config, parts.env, torso, policy, jitter=jitter)) as training:
+    return Training(config, parts.env, torso, policy, jitter=jitter)
+
+
+def _fingerprints(training: Training) -> Iterator[Fingerprint]:
+    with closing(training):
         for report in training:
             yield _fingerprint(report, training.state()[0])
 
