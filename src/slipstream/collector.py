@@ -216,7 +216,7 @@ class _Lane:
         arrays.truncated[t] = step.truncated
         arrays.valid[t] = valid
         self.steps += int(valid.sum())
-        self._return += np.where(valid, step.reward, 0.0)
+        self._return += np.where(valid, step.reported, 0.0)
         self._length += valid
         self._row += 1
         if step.ended.any():

@@ -185,7 +185,7 @@ class ReadyCollector:
             view.valid[here] = valid[index]
         self._t[slots] += 1
         self._steps += int(valid.sum())
-        self._return[slots] += np.where(valid, reward, 0.0)
+        self._return[slots] += np.where(valid, last.reported[slots], 0.0)
         self._length[slots] += valid
         self._dead[slots] = ended
         if ended.any():
@@ -258,6 +258,7 @@ class _Last:
     Attributes:
         action: `[S, *A]`.
         reward: float32 `[S]`.
+        reported: float32 `[S]`, the score or the reward.
         terminated: bool `[S]`.
         truncated: bool `[S]`.
         ended: bool `[S]`.
@@ -265,6 +266,7 @@ class _Last:
 
     action: Array
     reward: Array
+    reported: Array
     terminated: Array
     truncated: Array
     ended: Array
@@ -274,11 +276,11 @@ class _Last:
         """Zeros for `slots` slots, with actions as the slab has them."""
         action = np.zeros((slots, *like.action.shape[2:]), like.action.numpy().dtype)
         flags = [np.zeros(slots, np.bool_) for _ in range(3)]
-        return _Last(action, np.zeros(slots, np.float32), *flags)
+        return _Last(action, np.zeros(slots, np.float32), np.zeros(slots, np.float32), *flags)
 
     def put(self, part: slice, step: EnvStep) -> None:
         """Takes over the answer of a lane, but for its observation."""
-        self.reward[part] = step.reward
+        self.reward[part], self.reported[part] = step.reward, step.reported
         self.terminated[part] = step.terminated
         self.truncated[part] = step.truncated
         self.ended[part] = step.ended

@@ -40,6 +40,8 @@ class EnvStep(NamedTuple):
         truncated: bool `[B]`, the episode was cut; the target bootstraps from `obs`.
         ended: bool `[B]`, the episode is over and the next row is dead. Equal to `terminated | truncated` but for a
             life loss, which terminates the target while the episode goes on.
+        score: float32 `[B]`, what counts in returns that are reported, where the reward is shaped for learning; None
+            where it is the reward that counts.
     """
 
     obs: Tree
@@ -47,6 +49,12 @@ class EnvStep(NamedTuple):
     terminated: BoolArray
     truncated: BoolArray
     ended: BoolArray
+    score: FloatArray | None = None
+
+    @property
+    def reported(self) -> FloatArray:
+        """The score, or the reward where there is no score."""
+        return self.reward if self.score is None else self.score
 
 
 @dataclass(frozen=True)
@@ -229,7 +237,7 @@ class Episode:
         slot: The env slot.
         row: Rows the slot had collected when the episode ended, dead rows included (orders episodes in time).
         length: Agent decisions.
-        reward: Sum of raw rewards (the return that is reported).
+        reward: Sum of raw rewards, or of scores where the environments have them (the return that is reported).
         truncated: Whether a limit ended it.
     """
 

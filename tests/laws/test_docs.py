@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import slipstream
+from slipstream.algos.algorithm import Algorithm
 from slipstream.run import cli, flags, verbs
 from slipstream.run.agent import Agent
 from slipstream.run.config import known_settings
@@ -114,3 +115,11 @@ def test_every_change_says_whether_it_changes_learning() -> None:
 def test_every_decision_is_listed() -> None:
     pages = {path.name for path in (ROOT / "docs" / "adr").glob("0*.md")}
     assert pages == set(re.findall(r"\]\((0[\w-]+\.md)\)", (ROOT / "docs" / "adr" / "README.md").read_text()))
+
+
+def test_contributing_names_all_that_an_algorithm_must_have() -> None:
+    """But for the hyperparameters that every algorithm has."""
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    members = {name for name in vars(Algorithm) | Algorithm.__annotations__ if not name.startswith("_")}
+    hyperparameters = {"lr", "eps", "gamma", "optimizer", "max_grad_norm"}
+    assert not [name for name in members - hyperparameters if f"`{name}`" not in text and f"`{name}:" not in text]

@@ -50,6 +50,28 @@ def test_a_torso_of_the_wrong_shape_is_told_what_came_out(function: Callable[[Te
     assert got in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (nn.Dropout(), "torso Sequential: a forward draws from PyTorch's global generator, as nn.Dropout does"),
+        (nn.BatchNorm1d(4), "torso Sequential: a forward changes its buffer '1.running_mean', as batch normalisation"),
+    ],
+)
+def test_a_torso_that_draws_or_remembers_is_refused(layer: nn.Module, message: str):
+    torso = nn.Sequential(nn.Linear(4, 4), layer)
+    generator, before = torch.get_rng_state(), {key: value.clone() for key, value in torso.state_dict().items()}
+    with pytest.raises(ValueError, match=re.escape(message)):
+        check_torso(torso, VECTOR)
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert check_torso(torso.eval(), VECTOR) == 4
+    assert all(torch.equal(value, before[key]) for key, value in torso.state_dict().items() if "running" in key)
+
+
+def test_a_policy_that_draws_is_refused():
+    with pytest.raises(ValueError, match=r"policy Whole: a forward draws from PyTorch's global generator"):
+        check_policy(Whole(change=lambda act: act._replace(log_prob=act.log_prob + torch.rand(()))), SPEC)
+
+
 def test_a_good_torso_tells_its_features():
     assert check_torso(Torso(lambda x: torch.cat([x, x], 1)), VECTOR) == 8
 

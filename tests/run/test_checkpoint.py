@@ -245,3 +245,12 @@ def test_no_pickle(tmp_path: Path) -> None:
         else:
             header = int.from_bytes(content[:8], "little")
             assert json.loads(content[8 : 8 + header])["policy.w"]["dtype"] == "F32"
+
+
+def test_weights_that_share_memory_are_saved(tmp_path: Path) -> None:
+    """Tied layers, and a view into another tensor."""
+    whole = torch.arange(6.0).reshape(2, 3)
+    tensors = {"a": whole, "tied": whole, "part": whole[1]}
+    checkpoint.save(tmp_path, 10, tensors, {"training": {"steps": 10}}, spec(), None)
+    loaded = checkpoint.newest(tmp_path).tensors()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in tensors.items())

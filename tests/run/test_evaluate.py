@@ -9,7 +9,7 @@ import torch
 from gymnasium.vector import SyncVectorEnv
 from torch import Tensor, nn
 
-from slipstream.envs import EnvOptions, make_envs
+from slipstream.envs import EnvError, EnvOptions, make_envs
 from slipstream.envs.toy import Catch
 from slipstream.run import presets
 from slipstream.run.evaluate import SLOTS, evaluate, slots
@@ -105,7 +105,7 @@ def test_the_same_evaluation_twice_is_the_same() -> None:
 
 def test_an_episode_without_end_is_an_error() -> None:
     envs = make_envs("toy:counter", 1, 1, EnvOptions(kwargs={"script": "100000t"}))
-    with pytest.raises(RuntimeError, match="has not ended after 50 steps; set a time limit"):
+    with pytest.raises(EnvError, match="has not ended after 50 steps; set a time limit"):
         evaluate(Recorder(), envs, episodes=1, seed=1, limit=50)
 
 

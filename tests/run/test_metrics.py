@@ -43,6 +43,22 @@ def test_rows_come_by_step_and_hold_means_over_their_updates(tmp_path: Path) -> 
     assert found[0]["time/frames_per_second"] == pytest.approx(4 * found[0]["time/steps_per_second"])
 
 
+def test_a_metric_that_an_update_did_not_have_is_the_mean_of_the_others(tmp_path: Path) -> None:
+    """An update whose first minibatch is past the target KL applies none, and has no loss."""
+    progress = Progress(100, 1)
+    rows = Metrics(tmp_path / "metrics.jsonl", None, progress, every=100)
+    for update, found in [(1, {"train__approx_kl": 2.0}), (2, {}), (3, {"train__approx_kl": 4.0})]:
+        made = report(update, 11 * update, (), lag__dropped_steps=100.0 * update, **found)
+        progress(made)
+        rows(made)
+    made = report(4, 120, ())
+    progress(made)
+    rows(made)
+    rows.close()
+    (row,) = metrics.read(tmp_path / "metrics.jsonl")
+    assert (row["train/approx_kl"], row["lag/dropped_steps"]) == (3.0, 300.0)
+
+
 def test_before_the_first_episode_there_is_no_return(tmp_path: Path) -> None:
     progress = Progress(100, 1)
     rows = Metrics(tmp_path / "metrics.jsonl", None, progress, every=5)

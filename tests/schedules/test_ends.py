@@ -103,3 +103,15 @@ def test_dropped_slabs_lose_no_episode_and_no_step() -> None:
 def test_the_limit_of_an_async_run_is_measured_in_turn() -> None:
     config = configure("impala", "toy:catch", {"num_envs": 4, "lanes": 2, "unroll": 4})
     assert limit.measure(config, 0.05).limit > 0
+
+
+@pytest.mark.parametrize("schedule", ["sync", "concurrent"])
+def test_a_slab_of_dead_rows_alone_is_an_update_like_any_other(schedule: str) -> None:
+    """One slot and unrolls of one row: whenever an episode has ended, nothing in the slab is valid."""
+    sizes = {"num_envs": 1, "lanes": 1, "unroll": 1, "schedule": schedule, "total_steps": 20}
+    run = Training(configure("a2c", "toy:catch", sizes))
+    reports = [(report.steps, float(report.metrics["lag/mean"]), bool(report.trajectory.valid.any())) for report in run]
+    run.close()
+    assert not all(valid for _, _, valid in reports)
+    assert all(mean >= 0.0 for _, mean, _ in reports)
+    assert reports[-1][0] == 20

@@ -41,7 +41,8 @@ class GymEnvs:
             self._slots = make_slots(source, range(num_envs), rows, [first, *others], first_slot)
             undo.pop_all()
         self._actions = Actions(first.action_space, self._spec.lane_size, source.id)
-        self._steps = [as_step(rows.part(self._spec.columns(lane))) for lane in range(lanes)]
+        scored = bool(source.score_key)
+        self._steps = [as_step(rows.part(self._spec.columns(lane)), scored) for lane in range(lanes)]
         self._counts = [0] * lanes
         self._closed = False
 
@@ -112,6 +113,7 @@ def source_spec(
     )
 
 
-def as_step(rows: Rows) -> EnvStep:
-    """The rows as the protocol hands them out; shares the memory."""
-    return EnvStep(rows.obs, rows.reward, rows.terminated, rows.truncated, rows.ended)
+def as_step(rows: Rows, scored: bool = False) -> EnvStep:
+    """The rows as the protocol hands them out, with the scores if there are any; shares the memory."""
+    score = rows.score if scored else None
+    return EnvStep(rows.obs, rows.reward, rows.terminated, rows.truncated, rows.ended, score)

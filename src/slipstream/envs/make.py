@@ -116,6 +116,7 @@ def _vector_envs(
         "frame_stack": options.frame_stack - 1,
         "max_episode_steps": options.max_episode_steps,
         "decorrelate_steps": options.decorrelate_steps,
+        "score_key": options.score_key,
         "kwargs": options.kwargs,
     }
     for name, value in refused.items():
@@ -155,20 +156,21 @@ def gym_source(env: str | EnvFactory, options: EnvOptions) -> Source:
     Raises:
         ValueError: An unknown id.
     """
+    every: dict[str, Any] = {"decorrelate_steps": options.decorrelate_steps, "score_key": options.score_key}
     if not isinstance(env, str):
         if options.kwargs:
             raise ValueError(f"env kwargs {sorted(options.kwargs)} are for ids; put them into the callable")
-        return Source(GymFactory(env, options), _name(env), decorrelate_steps=options.decorrelate_steps)
+        return Source(GymFactory(env, options), _name(env), **every)
     if env.startswith("toy:"):
         toy_class(env)
-        return Source(GymFactory(env, options), env, "toy", decorrelate_steps=options.decorrelate_steps)
+        return Source(GymFactory(env, options), env, "toy", **every)
     spec = gym_spec(env)
     return Source(
         GymFactory(env, options),
         env,
         gym_family(str(spec.entry_point)),
         deterministic=not spec.nondeterministic,
-        decorrelate_steps=options.decorrelate_steps,
+        **every,
     )
 
 

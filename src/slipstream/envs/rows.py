@@ -26,19 +26,21 @@ class EnvError(RuntimeError):
 
 @dataclass(frozen=True)
 class Rows:
-    """One row for `B` slots, see `EnvStep` for shapes and meaning."""
+    """One row for `B` slots, see `EnvStep` for shapes and meaning; `score` is there even if nothing writes it."""
 
     obs: Tree
     reward: FloatArray
     terminated: BoolArray
     truncated: BoolArray
     ended: BoolArray
+    score: FloatArray
 
     @staticmethod
     def empty(space: Space[Any], size: int) -> Rows:
         """Zeros for `size` slots with observations of `space`."""
-        flags = [np.zeros(size, np.bool_) for _ in range(3)]
-        return Rows(spaces.empty_observations(space, size), np.zeros(size, np.float32), *flags)
+        terminated, truncated, ended = (np.zeros(size, np.bool_) for _ in range(3))
+        reward, score = (np.zeros(size, np.float32) for _ in range(2))
+        return Rows(spaces.empty_observations(space, size), reward, terminated, truncated, ended, score)
 
     def part(self, slots: slice) -> Rows:
         """The same memory, restricted to some slots."""
@@ -52,6 +54,7 @@ class Rows:
             self.terminated[slots],
             self.truncated[slots],
             self.ended[slots],
+            self.score[slots],
         )
 
 
@@ -67,7 +70,7 @@ def check_finite(step: EnvStep, name: str, first_slot: int, count: int) -> None:
     Raises:
         EnvError: Names the first slot concerned.
     """
-    for path, leaf in [("reward", step.reward), *tree.items(step.obs, "observation")]:
+    for path, leaf in [("reward", step.reward), ("score", step.reported), *tree.items(step.obs, "observation")]:
         if leaf.dtype.kind != "f" or np.isfinite(leaf).all():
             continue
         bad = ~np.isfinite(leaf).reshape(len(leaf), -1).all(axis=1)

@@ -44,8 +44,8 @@ def map_shared(fd: int, obs_space: Space[Any], action: NDArray[Any], num_envs: i
         workers: Worker processes.
     """
     template = Rows.empty(obs_space, num_envs)
-    flags = (template.reward, template.terminated, template.truncated, template.ended)
-    others = [*flags, np.empty((num_envs, *action.shape), action.dtype), np.empty(workers, np.int64)]
+    cells = (template.reward, template.terminated, template.truncated, template.ended, template.score)
+    others = [*cells, np.empty((num_envs, *action.shape), action.dtype), np.empty(workers, np.int64)]
     leaves = [*tree.leaves(template.obs), *others]
     offsets = np.cumsum([0, *(math.ceil(leaf.nbytes / _ALIGNMENT) * _ALIGNMENT for leaf in leaves)]).tolist()
     os.ftruncate(fd, max(offsets[-1], 1))
@@ -57,4 +57,5 @@ def map_shared(fd: int, obs_space: Space[Any], action: NDArray[Any], num_envs: i
         return next(left)
 
     obs = tree.map(take, template.obs)
-    return Shared(Rows(obs, next(left), next(left), next(left), next(left)), next(left), next(left))
+    rows = Rows(obs, *(next(left) for _ in cells))
+    return Shared(rows, next(left), next(left))

@@ -27,6 +27,7 @@ class Source:
         family: As in `EnvSpec`.
         deterministic: As in `EnvSpec`.
         decorrelate_steps: As in `EnvOptions`.
+        score_key: As in `EnvOptions`.
     """
 
     factory: Callable[[], object]
@@ -34,6 +35,7 @@ class Source:
     family: str = "other"
     deterministic: bool = True
     decorrelate_steps: int = 0
+    score_key: str = ""
 
     def make(self, slot: int) -> gymnasium.Env[Any, Any]:
         """One environment.
@@ -98,28 +100,27 @@ class Slot:
         obs = self._begin()
         if self._source.decorrelate_steps:
             obs = self._decorrelate(obs)
-        self._put(obs, 0.0, False, False)
+        self._put(obs, 0.0, False, False, 0.0)
 
     def step(self, action: Any) -> None:
         """Writes the row that `action` caused, or the reset if the episode had ended."""
         self._step += 1
         if self._ended:
-            self._put(self._begin(), 0.0, False, False)
+            self._put(self._begin(), 0.0, False, False, 0.0)
             return
-        obs, reward, terminated, truncated = self._play(action)
-        self._put(obs, reward, terminated, truncated)
+        self._put(*self._play(action))
 
     def close(self) -> None:
         """Closes the environment."""
         self._env.close()
 
-    def _put(self, obs: Any, reward: float, terminated: bool, truncated: bool) -> None:
+    def _put(self, obs: Any, reward: float, terminated: bool, truncated: bool, score: float) -> None:
         rows, column = self._rows, self.column
         try:
             self._write(column, obs)
         except ValueError as error:
             raise EnvError(f"{self._place()}: {error}") from error
-        rows.reward[column] = reward
+        rows.reward[column], rows.score[column] = reward, score
         rows.terminated[column] = terminated
         rows.truncated[column] = truncated
         rows.ended[column] = self._ended = terminated or truncated
@@ -135,7 +136,7 @@ class Slot:
             raise EnvError(f"{self._place()}: reset must return (observation, info), got {type(answer).__name__}")
         return answer[0]
 
-    def _play(self, action: Any) -> tuple[Any, float, bool, bool]:
+    def _play(self, action: Any) -> tuple[Any, float, bool, bool, float]:
         try:
             answer = self._env.step(action)
         except Exception as error:
@@ -146,12 +147,21 @@ class Slot:
                 f"{self._place()}: step must return (observation, reward, terminated, truncated, info), got {got}; "
                 "an environment of the old Gym API needs a wrapper such as shimmy's"
             )
-        obs, reward, terminated, truncated, _ = answer
-        if not isinstance(reward, float | int | np.number | np.bool_):
-            if not isinstance(reward, np.ndarray) or reward.ndim or reward.dtype.kind not in "fiub":
-                raise EnvError(f"{self._place()}: expected a number as reward, got {type(reward).__name__} {reward!r}")
-            reward = reward.item()
-        return obs, float(reward), bool(terminated), bool(truncated)
+        obs, reward, terminated, truncated, info = answer
+        score = 0.0
+        if key := self._source.score_key:
+            if not isinstance(info, dict) or key not in info:
+                has = ", ".join(sorted(map(str, info))) if isinstance(info, dict) else type(info).__name__
+                raise EnvError(f"{self._place()}: env_options.score_key={key} is not in info, which has: {has}")
+            score = self._number(info[key], f"info[{key!r}]")
+        return obs, self._number(reward, "reward"), bool(terminated), bool(truncated), score
+
+    def _number(self, value: Any, what: str) -> float:
+        if not isinstance(value, float | int | np.number | np.bool_):
+            if not isinstance(value, np.ndarray) or value.ndim or value.dtype.kind not in "fiub":
+                raise EnvError(f"{self._place()}: expected a number as {what}, got {type(value).__name__} {value!r}")
+            value = value.item()
+        return float(value)
 
     def _decorrelate(self, obs: Any) -> Any:
         """Plays the slot's random steps; returns an observation from which the episode goes on."""
@@ -159,7 +169,7 @@ class Slot:
         actions = spaces.Actions(self._env.action_space, 1, self._source.id)
         for _ in range(steps):
             action = actions.encode(actions.sample(generator)[None])[0]
-            obs, _, terminated, truncated = self._play(action)
+            obs, _, terminated, truncated, _ = self._play(action)
             if terminated or truncated:
                 obs = self._begin()
         return obs

@@ -91,7 +91,9 @@ class WorkerEnvs:
         finally:
             os.close(memory)
         self._lane_workers = [[w for w in self._workers if w.columns[lane]] for lane in range(lanes)]
-        self._steps = [as_step(self._shared.rows.part(self._spec.columns(lane))) for lane in range(lanes)]
+        scored = bool(source.score_key)
+        parts = [self._shared.rows.part(self._spec.columns(lane)) for lane in range(lanes)]
+        self._steps = [as_step(part, scored) for part in parts]
 
     @property
     def spec(self) -> EnvSpec:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -42,11 +44,12 @@ def check_torso(torso: nn.Module, space: Space[Any]) -> int:
         space: Observation space.
 
     Raises:
-        ValueError: It gives something else than float features `[N, F]`; the message says what.
+        ValueError: It gives something else than float features `[N, F]`, or draws or remembers something; the message
+            says what.
     """
     _require_instance("torso", torso)
     expected = f"torso {type(torso).__name__}: expected float features [N, F]"
-    with torch.no_grad():
+    with _without_traces("torso", torso):
         for rows in (_ROWS, _COLUMNS):
             obs = dummy_observations(space, rows)
             try:
@@ -67,9 +70,10 @@ def check_policy(policy: object, spec: EnvSpec) -> None:
         spec: What the environments show and want.
 
     Raises:
-        ValueError: A member is missing, or an answer has the wrong type, shape or dtype.
+        ValueError: A member is missing, an answer has the wrong type, shape or dtype, or `act` draws or remembers
+            something.
     """
-    _require_instance("policy", policy)
+    module = _require_instance("policy", policy)
     name = type(policy).__name__
     members = {"dice_width": "an int", "recurrent": "a bool", "initial_state": "a method initial_state(batch)"}
     members |= {"act": "a method act(obs, state, dice, greedy=False) -> Act"}
@@ -83,7 +87,7 @@ def check_policy(policy: object, spec: EnvSpec) -> None:
                 f"policy {name}: expected {what}, named '{member}'; see slipstream.nets.policy.ActorCritic"
             )
     head = distribution_of(spec.action_space)
-    with torch.no_grad():
+    with _without_traces("policy", module):
         state = found["initial_state"](_COLUMNS)
         for path, leaf in tree.items(state):
             _expect(f"{name}.initial_state({_COLUMNS}) '{path}'", leaf, (_COLUMNS, ...), torch.float32)
@@ -95,12 +99,40 @@ def check_policy(policy: object, spec: EnvSpec) -> None:
         _check_unroll(name, found, state, spec, head)
 
 
-def _require_instance(what: str, given: object) -> None:
-    """Refuses a class where a module is wanted, and what is no module."""
+@contextmanager
+def _without_traces(what: str, module: nn.Module) -> Generator[None]:
+    """Refuses a module whose forwards within draw random numbers or leave something behind, and undoes that.
+
+    Acting and evaluation are functions of parameters, observations and dice, and several threads act at once.
+    """
+    before = {key: value.clone() for key, value in module.state_dict().items()}
+    generator = torch.get_rng_state()
+    with torch.no_grad():
+        yield
+    drew = not torch.equal(generator, torch.get_rng_state())
+    torch.set_rng_state(generator)
+    changed = [key for key, value in module.state_dict().items() if not torch.equal(value, before[key])]
+    module.load_state_dict(before)
+    name = f"{what} {type(module).__name__}"
+    if changed:
+        raise ValueError(
+            f"{name}: a forward changes its buffer '{changed[0]}', as batch normalisation does; acting must not. Use "
+            "layers without running statistics, such as nn.LayerNorm or nn.GroupNorm"
+        )
+    if drew:
+        raise ValueError(
+            f"{name}: a forward draws from PyTorch's global generator, as nn.Dropout does; the same seed could not "
+            "give the same run. Leave the random layer out"
+        )
+
+
+def _require_instance(what: str, given: object) -> nn.Module:
+    """`given`; refuses a class where a module is wanted, and what is no module."""
     if isinstance(given, type):
         raise ValueError(f"{what}: expected a network, got the class {given.__name__}; make one: {given.__name__}(...)")
     if not isinstance(given, nn.Module):
         raise ValueError(f"{what}: expected a torch.nn.Module, got {type(given).__name__}")
+    return given
 
 
 def _check_act(name: str, found: dict[str, Any], state: Tree, spec: EnvSpec, head: ActionHead) -> None:

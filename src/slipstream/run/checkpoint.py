@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 from torch import Tensor
 
 from slipstream.run import spaces
@@ -160,7 +161,10 @@ def save(
             return existing
         except CheckpointError:
             _remove(final)
-    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    # Copies, since parameters may share memory (tied weights), which safetensors refuses.
+    on_cpu = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
+    }
     files = {
         _TENSORS: safetensors.torch.save(on_cpu),
         _FACTS: json.dumps(facts, indent=1).encode(),

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from slipstream import dice, slab
+from slipstream.envs import EnvError
 from slipstream.nets.policy import Policy
 from slipstream.run.progress import Progress, Spread, crossed, spread
 from slipstream.types import Envs, Report
@@ -87,7 +88,7 @@ def evaluate(
         limit: Steps after which an episode is given up.
 
     Raises:
-        RuntimeError: If an episode does not end within `limit` steps.
+        EnvError: If an episode does not end within `limit` steps.
     """
     size = envs.spec.num_envs
     device = next(policy.parameters()).device
@@ -108,14 +109,14 @@ def evaluate(
         state = slab.keep(act.state, slab.tensors(~dead, device))
         envs.send(act.action.cpu().numpy(), 0)
         step = envs.recv(0)
-        total += np.where(dead, 0.0, step.reward)
+        total += np.where(dead, 0.0, step.reported)
         length += ~dead
         for slot in np.flatnonzero(step.ended):
             if len(finished[slot]) < quota[slot]:
                 finished[slot].append((float(total[slot]), int(length[slot])))
             total[slot] = length[slot] = 0
         if length.max() > limit:
-            raise RuntimeError(f"{envs.spec.id}: an episode has not ended after {limit:,} steps; set a time limit")
+            raise EnvError(f"{envs.spec.id}: an episode has not ended after {limit:,} steps; set a time limit")
         dead = step.ended.copy()
         row += 1
     flat = [episode for played in finished for episode in played]

@@ -37,6 +37,9 @@ from slipstream.types import Report
 CLOCK = ("time/", "wait/")
 """Prefixes of what depends on the machine's speed; `time/` has the counters as well, which do not."""
 
+_GREATEST = ("/max", "/dropped_steps")
+"""Endings of metrics of which a row has the greatest value (counters grow); of all others it has the mean."""
+
 
 class Metrics:
     """Observer that writes rows at fixed distances in steps, so that they don't depend on the machine's speed.
@@ -55,7 +58,7 @@ class Metrics:
         self._table = Table(path)
         self._curves = Curves(events, progress.steps) if events else None
         self._sums: dict[str, Tensor] = {}
-        self._updates = 0
+        self._counts: dict[str, int] = {}
         self._last: Mark | None = None
 
     def __call__(self, report: Report) -> None:
@@ -66,8 +69,8 @@ class Metrics:
             if known is None:
                 self._sums[name] = number
             else:
-                self._sums[name] = torch.maximum(known, number) if name.endswith("/max") else known + number
-        self._updates += 1
+                self._sums[name] = torch.maximum(known, number) if name.endswith(_GREATEST) else known + number
+            self._counts[name] = self._counts.get(name, 0) + 1
         progress = self._progress
         due = crossed(progress.before, progress.steps, self._every)
         if due or progress.finished or progress.evaluated_at == progress.steps:
@@ -75,7 +78,7 @@ class Metrics:
             self._table.append(row)
             if self._curves:
                 self._curves.append(row)
-            self._sums, self._updates = {}, 0
+            self._sums, self._counts = {}, {}
 
     def close(self) -> None:
         """Writes what still waits.
@@ -89,12 +92,12 @@ class Metrics:
 
     def state(self) -> dict[str, Any]:
         """The row in the making."""
-        return {"sums": {name: float(value) for name, value in self._sums.items()}, "updates": self._updates}
+        return {"sums": {name: float(value) for name, value in self._sums.items()}, "counts": dict(self._counts)}
 
     def load(self, facts: Mapping[str, Any]) -> None:
         """Continues the row that `state` described."""
         self._sums = {name: torch.tensor(value, dtype=torch.float64) for name, value in facts["sums"].items()}
-        self._updates = int(facts["updates"])
+        self._counts = {name: int(count) for name, count in facts["counts"].items()}
 
     def _row(self) -> dict[str, float | int]:
         progress, now = self._progress, self._progress.mark()
@@ -117,7 +120,7 @@ class Metrics:
             row |= {"rollout/ep_rew_mean": returns.mean, "rollout/ep_rew_std": returns.std}
             row["rollout/ep_len_mean"] = spread(progress.lengths).mean
         for name, value in self._sums.items():
-            row[name] = float(value) if name.endswith("/max") else float(value) / self._updates
+            row[name] = float(value) if name.endswith(_GREATEST) else float(value) / self._counts[name]
         if progress.evaluated_at == progress.steps:
             row |= progress.evaluation
         self._last = now

@@ -67,6 +67,7 @@ def _rules(config: Config, spec: EnvSpec, own_torso: bool, own_policy: bool) -> 
     names = ("max_lag", "stale", "refresh")
     yield Rule("", names, config.schedule != "async", f"they are for schedule=async, and this is {config.schedule}")
     yield Rule("env_options.atari", (), spec.family != "atari", f"{name} is no Atari game")
+    yield Rule("env_options", ("score_key",), native, f"{name} is stepped by native threads, which give no info")
     idle = not place.env_workers and place.collectors != "process"
     yield Rule("env_options", ("timeout_seconds",), idle, "it is for processes: placement.env_workers or collectors")
     yield Rule("placement", ("env_threads",), not native, f"{name} is stepped in Python; see placement.env_workers")

@@ -117,7 +117,7 @@ class Playback:
             act = policy.act(slab.tensors(step.obs, device), state, draws, self._greedy)
             stage.send(act.action.cpu().numpy())
             step, state = stage.envs.recv(0), act.state
-            self.reward += float(step.reward[0])
+            self.reward += float(step.reported[0])
             self.steps += 1
             self.ended = bool(step.ended[0])
             yield stage.frame(step.obs)

@@ -115,8 +115,8 @@ def report(
         steps=parts.learner.steps,
         metrics={
             **metrics,
-            "lag/mean": float(lag.float().mean()),
-            "lag/max": float(lag.max()),
+            "lag/mean": float(lag.sum()) / max(len(lag), 1),  # a slab may hold nothing but dead rows
+            "lag/max": float(lag.max()) if len(lag) else 0.0,
             "wait/env": env / max(env + infer, 1e-9),
             "wait/learner": collect / max(collect + learn, 1e-9),
         },
