@@ -1,6 +1,7 @@
 """Learning curves: runs an algorithm on an environment for several seeds and says when it reached a target.
 
     python benchmarks/learning.py ppo CartPole-v1 --seeds 5 --target 475 [--total-steps 1e5] [--set algo.lr=1e-3]
+    python benchmarks/learning.py ppo ALE/Pong-v5 --target 18 --of RUN RUN RUN      runs that are there already
 
 A result is the mean return of the last 100 training episodes, as the run's metrics.jsonl has it. Runs are kept under
 --runs; the summary goes to benchmarks/results/learning/ENV__ALGO.json, with a plot of the curves beside it.
@@ -70,7 +71,12 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings")
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--eval-episodes", type=int, default=30)
+    parser.add_argument("--of", nargs="+", type=Path, default=[], metavar="RUN")
     args = parser.parse_args()
+
+    def train(seed: int) -> slipstream.Agent:
+        total = args.total_steps
+        return slipstream.train(args.algo, env=args.env, total_steps=total, seed=seed, config=settings, quiet=True)
 
     settings = {"log.dir": str(args.runs), **dict(item.split("=", 1) for item in args.settings)}
     name = f"{args.env.replace('/', '_').replace(':', '_')}__{args.algo}"
@@ -78,10 +84,9 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     curves: dict[int, Curve] = {}
     seeds: dict[int, dict[str, float | None]] = {}
-    for seed in range(args.first_seed, args.first_seed + args.seeds):
-        agent = slipstream.train(
-            args.algo, env=args.env, total_steps=args.total_steps, seed=seed, config=settings, quiet=True
-        )
+    trained = (train(args.first_seed + number) for number in range(args.seeds))
+    for agent in (slipstream.load(run) for run in args.of) if args.of else trained:
+        seed = agent.config.seed
         assert agent.run is not None
         curves[seed] = curve(agent.run)
         seeds[seed] = summary(curves[seed], args.target)
