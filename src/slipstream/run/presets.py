@@ -37,8 +37,8 @@ PRESETS: dict[tuple[str, str], Preset] = {
         "algo.max_grad_norm": 0.5,
     },
     # The learning rate follows the divergence: twice as high while the policy hardly moves yet, lower once the same
-    # steps shake it. Three seeds were at 18.5 after 0.6 to 0.65 M steps. At a constant rate two seeds took 1.0 and
-    # 1.2 M to 18; with half the divergence seed 1 was at -11 after 0.36 M, and with a linear decay at -3.7 after 0.6 M.
+    # steps shake it. Three seeds had 18 after 0.7 to 1.1 M steps. At a constant rate two seeds took 1.0 and 1.2 M; with
+    # half the divergence seed 1 was at -11 after 0.36 M, and with a linear decay at -3.7 after 0.6 M.
     ("ppo", "ALE/Pong-v5"): {
         "total_steps": 1_200_000,
         "stop_at_return": 18.5,
