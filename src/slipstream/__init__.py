@@ -21,3 +21,8 @@ def __getattr__(name: str) -> Any:
     from slipstream.run import agent
 
     return getattr(agent, name)
+
+
+def __dir__() -> list[str]:
+    """The public names, so that completion finds them before their first use."""
+    return __all__

@@ -151,3 +151,38 @@ def test_a_wrong_autoreset_mode_is_a_finding() -> None:
 def test_unknown_ids_are_errors_of_whoever_typed_them() -> None:
     with pytest.raises(ValueError, match="did you mean toy:catch"):
         check_env("toy:cacth")
+
+
+class Masked(gymnasium.Env[Any, Any]):
+    """Only one choice of each action is legal, another one every step, and anything else is an error."""
+
+    def __init__(self, action_space: gymnasium.Space[Any]) -> None:
+        self.action_space = action_space
+        self._sizes = np.ravel(getattr(action_space, "nvec", getattr(action_space, "n", 0)))
+        mask = gymnasium.spaces.MultiBinary(int(self._sizes.sum()))
+        self.observation_space = gymnasium.spaces.Dict(
+            {"action_mask": mask, "x": gymnasium.spaces.Box(0, 1, (1,), np.float32)}
+        )
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self._t = 0
+        return self._obs(), {}
+
+    def step(self, action: Any) -> Any:
+        assert np.array_equal(np.ravel(action), self._t % self._sizes), "an illegal move"
+        self._t += 1
+        return self._obs(), 0.0, self._t == 4, False, {}
+
+    def _obs(self) -> Any:
+        mask = np.zeros(int(self._sizes.sum()), np.int8)
+        mask[np.cumsum([0, *self._sizes[:-1]]) + self._t % self._sizes] = 1
+        return {"action_mask": mask, "x": self.np_random.random(1, np.float32)}
+
+
+@pytest.mark.parametrize("space", [gymnasium.spaces.Discrete(3), gymnasium.spaces.MultiDiscrete([2, 3])])
+def test_random_play_obeys_the_mask(space: gymnasium.Space[Any]) -> None:
+    assert check_env(lambda: Masked(space)) == []
+    envs = make_envs(lambda: Masked(space), 2, 1, EnvOptions(decorrelate_steps=9))
+    envs.reset(1)
+    envs.close()

@@ -145,6 +145,10 @@ def test_train_load_save(tmp_path: Path) -> None:
     assert loaded.steps == copied.steps == agent.steps
     assert agent.evaluate(3).returns == loaded.evaluate(3).returns == copied.evaluate(3).returns
     assert loaded.evaluate(3, seed=6).returns != loaded.evaluate(3).returns
+    with pytest.raises(ValueError, match="at least 1 episode"):
+        loaded.evaluate(0)
+    assert slipstream.load(agent.run, checkpoint=agent.steps).steps == agent.steps
+    assert set(slipstream.__all__) <= set(dir(slipstream))
     with pytest.raises(FileExistsError, match="saved exists; save writes a new directory"):
         loaded.save(tmp_path / "saved")
     with pytest.raises(ConfigError, match="holds a saved agent, not a run"):
@@ -265,7 +269,13 @@ def test_an_environment_in_place_of_what_makes_one_is_refused(tmp_path: Path) ->
 def test_load_of_nothing(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is not a run directory"):
         slipstream.load(tmp_path)
+    with pytest.raises(ConfigError, match="nothing does not exist"):
+        slipstream.load(tmp_path / "nothing")
     run = train(tmp_path, total_steps=20).run
+    with pytest.raises(ConfigError, match=rf"has no config.yaml; the newest run in it is {run.path}$"):
+        slipstream.load(run.path.parent)
+    with pytest.raises(ConfigError, match="is a file, not a run directory"):
+        slipstream.load(run.path / "config.yaml")
     with pytest.raises(CheckpointError, match="no checkpoint '7'"):
         slipstream.load(run.path, checkpoint="7")
 

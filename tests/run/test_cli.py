@@ -61,9 +61,9 @@ def _run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, list[str
             "lanes=2 must divide num_envs=9; nearest that fit: lanes=1, or num_envs=10",
         ),
         ("train ppo --config nowhere.yaml", 2, "nowhere.yaml: No such file or directory"),
-        ("eval nowhere", 2, "nowhere is not a run directory: it has no config.yaml"),
+        ("eval nowhere", 2, "nowhere does not exist"),
         ("resume", 2, "RUN is missing: type slipstream resume RUN"),
-        ("watch nowhere", 2, "nowhere is not a run directory: it has no config.yaml"),
+        ("watch nowhere", 2, "nowhere does not exist"),
         ("envs nosuchenvironment", 2, "no environment id contains 'nosuchenvironment'"),
         ("presets pop", 2, "no preset for 'pop'. Did you mean ppo?"),
         ("algos ppo", 2, "unexpected argument 'ppo': type slipstream algos"),
@@ -120,7 +120,7 @@ def test_debug_shows_the_traceback_and_the_message_stays_last(capsys: pytest.Cap
     assert cli.main(["eval", "nowhere", "--debug"]) == 2
     error = capsys.readouterr().err
     assert "Traceback (most recent call last)" in error
-    assert error.splitlines()[-1] == "slipstream: error: nowhere is not a run directory: it has no config.yaml"
+    assert error.splitlines()[-1] == "slipstream: error: nowhere does not exist"
 
 
 def test_a_bug_shows_its_traceback_unasked(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,6 +68,11 @@ def test_settings_of_a_run() -> None:
     }
 
 
+@pytest.mark.parametrize("flag", ["--no-algo.anneal-lr", "--algo.no-anneal-lr"])
+def test_a_switch_is_off_with_no_before_the_group_or_the_name(flag: str) -> None:
+    assert flags.split([flag], {"algo.anneal_lr": bool}) == ([], {"algo.anneal_lr": "false"})
+
+
 @pytest.mark.parametrize(
     ("flag", "key"),
     [

@@ -18,7 +18,7 @@ from slipstream.envs.gym import GymEnvs
 from slipstream.envs.make import env_family, gym_source, make_envs
 from slipstream.envs.options import EnvOptions
 from slipstream.envs.rows import EnvError
-from slipstream.ops.spaces import space_tree
+from slipstream.ops.spaces import allowed, space_tree
 from slipstream.tree import Tree
 from slipstream.types import Envs, EnvSpec, EnvStep
 
@@ -114,7 +114,8 @@ def _play(envs: Envs, steps: int, seed: int) -> _Play:
     envs.reset(seed)
     rows = [copy.deepcopy(envs.recv(0))]
     for _ in range(steps):
-        envs.send(np.stack([actions.sample(generator) for _ in range(envs.spec.num_envs)]), 0)
+        shown = [tree.map(lambda leaf, slot=slot: leaf[slot], rows[-1].obs) for slot in range(envs.spec.num_envs)]
+        envs.send(np.stack([actions.sample(generator, allowed(obs)) for obs in shown]), 0)
         rows.append(copy.deepcopy(envs.recv(0)))
     return _Play(envs.spec, rows)
 
@@ -214,11 +215,13 @@ def _views(env: gymnasium.Env[Any, Any], seed: int) -> list[Finding]:
     """Observations that the environment writes to again after handing them out."""
     actions = spaces.Actions(env.action_space, 1, "env")
     generator = np.random.Generator(np.random.Philox(dice.seed_sequence(seed, "views")))
-    held, _ = env.reset(seed=seed)
-    kept = copy.deepcopy(held)
+    obs, _ = env.reset(seed=seed)
+    held, kept = obs, copy.deepcopy(obs)
     try:
         for number in range(1, 4):
-            obs, _, terminated, truncated, _ = env.step(actions.encode(actions.sample(generator)[None])[0])
+            obs, _, terminated, truncated, _ = env.step(
+                actions.encode(actions.sample(generator, allowed(obs))[None])[0]
+            )
             if not _same(held, kept):
                 problem = f"the observation handed out before step {number} was changed by that step"
                 remedy = "return a copy: `return self._obs.copy(), ...`; wrappers that keep observations need it"

@@ -15,6 +15,7 @@ import numpy as np
 from slipstream import dice
 from slipstream.envs import spaces
 from slipstream.envs.rows import EnvError, Rows
+from slipstream.ops.spaces import allowed
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,7 @@ class Slot:
         steps, generator = random_start(self._seed, self._index, self._source.decorrelate_steps)
         actions = spaces.Actions(self._env.action_space, 1, self._source.id)
         for _ in range(steps):
-            action = actions.encode(actions.sample(generator)[None])[0]
+            action = actions.encode(actions.sample(generator, allowed(obs))[None])[0]
             obs, _, terminated, truncated, _ = self._play(action)
             if terminated or truncated:
                 obs = self._begin()

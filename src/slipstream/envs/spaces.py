@@ -205,8 +205,17 @@ class Actions:
             raise ValueError(f"{self._name}: expected actions in [0, {self._counts}), got {action.tolist()}")
         return action + self._start if self._shifted else action.astype(np.int64)
 
-    def sample(self, generator: np.random.Generator) -> NDArray[Any]:
-        """One random action `[*A]` in the policy's terms; unbounded Box dimensions are drawn from a normal."""
+    def sample(self, generator: np.random.Generator, mask: NDArray[np.bool_] | None = None) -> NDArray[Any]:
+        """One random action `[*A]` in the policy's terms; unbounded Box dimensions are drawn from a normal.
+
+        Args:
+            generator: Draws.
+            mask: bool, flat, which choices are allowed; None for all.
+        """
+        if not self._box and mask is not None:
+            parts = np.split(mask, np.cumsum(np.ravel(self._counts))[:-1])
+            drawn = [generator.choice(np.flatnonzero(part) if part.any() else len(part)) for part in parts]
+            return np.reshape(np.array(drawn, np.int64), self.shape[1:])
         if not self._box:
             return np.asarray(generator.integers(0, self._counts, self.shape[1:]), np.int64)
         bounded = np.isfinite(self._low) & np.isfinite(self._high)

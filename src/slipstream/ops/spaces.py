@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from gymnasium import Space, spaces
+from numpy.typing import NDArray
 
 from slipstream import tree
 from slipstream.tree import Tree
@@ -51,6 +52,14 @@ def feature_space(space: Space[Any]) -> Tree:
     if sum(math.prod(leaf.shape or ()) for leaf in tree.leaves(features)) == 0:
         raise ValueError(f"observation space {space}: holds nothing that a network could see")
     return features
+
+
+def allowed(obs: Any) -> NDArray[np.bool_] | None:
+    """The mask of one observation, flat, choice by choice; None if it has none, or one that allows nothing."""
+    if not isinstance(obs, dict) or ACTION_MASK not in obs:
+        return None
+    mask = np.concatenate([np.ravel(leaf) for leaf in tree.leaves(obs[ACTION_MASK])]) != 0
+    return mask if mask.any() else None
 
 
 def is_image(space: Space[Any]) -> bool:

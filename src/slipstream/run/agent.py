@@ -107,8 +107,11 @@ class Agent:
             seed: Another seed than the run's.
 
         Raises:
+            ValueError: If there is no episode to play.
             CheckpointError: If the environment no longer has the spaces that the agent was trained on.
         """
+        if episodes < 1:
+            raise ValueError(f"expected at least 1 episode to evaluate, got {episodes}")
         loop.require_callable(self.config, self.env, self.run)
         envs = loop.evaluation_envs(self.config, episodes, self.env)
         try:
@@ -238,7 +241,7 @@ def resume(
 
 def load(
     run: str | Path,
-    checkpoint: str = "last",
+    checkpoint: str | int = "last",
     env: str | EnvFactory | None = None,
     torso: nn.Module | None = None,
     policy: Policy | None = None,
@@ -260,7 +263,7 @@ def load(
     folder = RunDirectory(Path(run))
     id, factory = _id_or_callable(env)
     config = loop.with_env(folder.config(), id)
-    saved = _select(folder, checkpoint)
+    saved = _select(folder, str(checkpoint))
     spec = saved.spec()
     made = policy or config.algo.make_policy(spec, config.net, torso, config.seed)
     weights = {name.removeprefix("policy."): value for name, value in saved.tensors().items() if _is_policy(name)}

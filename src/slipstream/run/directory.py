@@ -41,6 +41,11 @@ if sys.platform != "win32":
 _PACKAGES = ("slipstream", "torch", "numpy", "gymnasium", "ale-py", "envpool", "mujoco", "box2d-py", "safetensors")
 
 
+def _stamp(name: str) -> str:
+    """The time in the name of a run directory."""
+    return name.rpartition("__")[2]
+
+
 class RunDirectory:
     """Names and reads the files of one run.
 
@@ -52,8 +57,12 @@ class RunDirectory:
     """
 
     def __init__(self, path: Path) -> None:
+        if not path.is_dir():
+            raise ConfigError(f"{path} {'is a file, not a run directory' if path.exists() else 'does not exist'}")
         if not (path / "config.yaml").is_file():
-            raise ConfigError(f"{path} is not a run directory: it has no config.yaml")
+            inside = sorted(child.parent.name for child in path.glob("*/config.yaml"))
+            hint = f"; the newest run in it is {path / max(inside, key=_stamp)}" if inside else ""
+            raise ConfigError(f"{path} is not a run directory: it has no config.yaml{hint}")
         self.path = path
 
     @property

@@ -82,6 +82,8 @@ def _key(
     switch = canonical(switch, known) if canonical else switch
     if leaf.startswith("no_") and known.get(switch) is bool:
         return switch, True
+    if dotted.startswith("no_") and known.get(dotted.removeprefix("no_")) is bool:
+        return dotted.removeprefix("no_"), True
     flags = [_flag(each) for each in known]
     raise ConfigError(f"unknown flag --{name}.{settings.nearest(f'--{name}', flags)}")
 

@@ -59,6 +59,8 @@ class Training:
         policy: Policy | None = None,
         jitter: Jitter | None = None,
     ) -> None:
+        if torso is not None and policy is not None:
+            raise ConfigError("a whole policy has its own torso: give torso or policy, not both")
         self._config = config
         place = config.placement
         self.device = _device(place.device)
