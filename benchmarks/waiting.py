@@ -225,9 +225,13 @@ def main() -> None:
     result: dict[str, Any] = {"collect": [], "train": [], "published": []}
     if args.output.exists():
         result |= json.loads(args.output.read_text())
+    command = f"python benchmarks/waiting.py --mean-ms {args.mean_ms:g} --parts"
+    commands = {
+        "collect": f"{command} collect --seconds {args.seconds:g}",
+        "train": f"{command} train --updates {args.updates} --unroll {args.unroll} --algo {args.algo}",
+    }
     result |= {
-        "command": f"python benchmarks/waiting.py --seconds {args.seconds:g} --updates {args.updates} "
-        f"--mean-ms {args.mean_ms:g} --unroll {args.unroll} --algo {args.algo}",
+        "commands": {**result.get("commands", {}), **{part: commands[part] for part in args.parts}},
         "machine": {"processor": platform.processor() or platform.machine(), "cores": cores()},
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
     }
