@@ -329,6 +329,22 @@ def test_a_failing_environment_is_the_last_line(
     assert problem in (run / "error.txt").read_text()
 
 
+def test_a_closed_terminal_saves(tmp_path: Path) -> None:
+    program = "import sys; from slipstream.run.cli import main; sys.exit(main())"
+    words = ["train", "ppo", "--env", "CartPole-v1", "--total-steps", "1e9", "--log.dir", str(tmp_path), *SMALL]
+    terminal, end = os.openpty()
+    child = subprocess.Popen([sys.executable, "-c", program, *words], stdin=end, stdout=end, stderr=end)
+    os.close(end)
+    shown = b""
+    while b"steps/s" not in shown:
+        shown += os.read(terminal, 4096)
+    child.send_signal(signal.SIGHUP)
+    os.close(terminal)
+    assert child.wait(60) == 128 + signal.SIGHUP
+    (run,) = tmp_path.iterdir()
+    assert checkpoint.newest(run / "checkpoints").steps > 0
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_tells_how_to_go_on(tmp_path: Path, number: signal.Signals) -> None:
     program = "import sys; from slipstream.run.cli import main; sys.exit(main())"

@@ -1,13 +1,16 @@
-"""What SIGINT and SIGTERM mean for a run in progress."""
+"""What SIGINT, SIGTERM and SIGHUP mean for a run in progress."""
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
+
+_ENDING = [number for number in signal.Signals if number.name in ("SIGINT", "SIGTERM", "SIGHUP")]
 
 
 class Interrupted(KeyboardInterrupt):
@@ -24,7 +27,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Signals:
-    """Context manager that notes SIGINT and SIGTERM instead of dying of them; a second one is obeyed at once.
+    """Context manager that notes SIGINT, SIGTERM and SIGHUP instead of dying of them; a second one is obeyed at once.
 
     Python delivers signals to the main thread only; elsewhere (a notebook's worker, a test) nothing is installed.
 
@@ -36,11 +39,15 @@ class Signals:
         self.received: int | None = None
         self._notice = notice
         self._former: dict[int, Any] = {}
+        self._terminals: list[int] = []
 
     def __enter__(self) -> Signals:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._former[number] = signal.signal(number, self._note)
+            self._terminals = [fd for fd in (1, 2) if os.isatty(fd)]
+            for number in _ENDING:
+                former = signal.getsignal(number)
+                if number in (signal.SIGINT, signal.SIGTERM) or former is not signal.SIG_IGN:  # as nohup has it
+                    self._former[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(
@@ -51,8 +58,17 @@ class Signals:
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = number
         self._restore()
+        if number not in (signal.SIGINT, signal.SIGTERM):
+            self._let_go_of_terminals()
         self._notice("Stopping after this update, then saving. Once more to stop at once.")
 
     def _restore(self) -> None:
         for number, former in self._former.items():
             signal.signal(number, former)
+
+    def _let_go_of_terminals(self) -> None:
+        """Has output that went to a terminal go nowhere: writing to one that was closed is an error."""
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for fd in self._terminals:
+            os.dup2(nowhere, fd)
+        os.close(nowhere)
