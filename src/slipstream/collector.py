@@ -96,6 +96,8 @@ class Collector:
     while another lane is inferred. Lanes never see each other: the bits of a lane's columns depend on the policy, the
     seed and the lane alone. It waits only for the environments of its own lanes.
 
+    Args:
+        given: What it works with.
     """
 
     def __init__(self, given: Assignment) -> None:

@@ -70,7 +70,8 @@ def check_finite(step: EnvStep, name: str, first_slot: int, count: int) -> None:
     Raises:
         EnvError: Names the first slot concerned.
     """
-    for path, leaf in [("reward", step.reward), ("score", step.reported), *tree.items(step.obs, "observation")]:
+    score = [] if step.score is None else [("score", step.score)]
+    for path, leaf in [("reward", step.reward), *score, *tree.items(step.obs, "observation")]:
         if leaf.dtype.kind != "f" or np.isfinite(leaf).all():
             continue
         bad = ~np.isfinite(leaf).reshape(len(leaf), -1).all(axis=1)
