@@ -193,7 +193,12 @@ PRESETS: dict[tuple[str, str], Preset] = {
         "algo.ent_coef": 0.01,
         "algo.vf_coef": 1.0,
     },
-    ("appo", "ALE/Pong-v5"): {"total_steps": 1_700_000, "stop_at_return": 18.0, "algo.anneal_lr": False},
+    ("appo", "ALE/Pong-v5"): {
+        "total_steps": 1_700_000,
+        "stop_at_return": 18.0,
+        "algo.anneal_lr": False,
+        "algo.desired_kl": 0.01,
+    },
     # Espeholt et al., 2018, table of the Atari experiments; its losses are sums over 32 unrolls of 20 rows.
     ("impala", "atari"): {
         "total_steps": 10_000_000,
