@@ -9,7 +9,7 @@ ALGO  ?= ppo
 ENV   ?= ALE/Pong-v5
 FLAGS ?=
 
-.PHONY: train test test-slow lint format bench lock clean
+.PHONY: train test test-slow lint format grf bench lock clean
 
 train: $(VENV)/.installed
 	$(BIN)/slipstream train $(ALGO) --env $(ENV) $(FLAGS)
@@ -29,6 +29,20 @@ lint: $(VENV)/.installed-dev
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Google Research Football from its sources (6 to 8 minutes): ids gfootball:SCENARIO, with checkpoint rewards. Debian's
+# Boost.Python is for Debian's Python, 3.11. The build looks for programs of the environment, whose bin comes first.
+GRF_DEBIAN := build-essential cmake libgl-dev libegl-dev libsdl2-dev libsdl2-image-dev libsdl2-ttf-dev libsdl2-gfx-dev \
+              libboost-python-dev libboost-thread-dev libboost-system-dev libboost-filesystem-dev
+SUDO       := $(if $(filter 0,$(shell id -u)),,sudo)
+grf: $(VENV)/.installed
+	$(BIN)/python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and "gfootball needs Python 3.11; make clean, then make grf PYTHON=python3.11")'
+	$(SUDO) apt-get update -qq
+	$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(GRF_DEBIAN)
+	$(PIP) install -c constraints.txt setuptools wheel psutil absl-py six opencv-python-headless
+	PATH="$(abspath $(BIN)):$$PATH" $(abspath $(BIN))/python -m pip --disable-pip-version-check \
+	  install --no-deps --no-build-isolation gfootball==2.10.2
+	$(BIN)/slipstream check-env gfootball:academy_empty_goal_close
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/throughput.py

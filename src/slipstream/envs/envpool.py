@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from slipstream import dice, tree
 from slipstream.envs import spaces
-from slipstream.envs.factory import unknown_id
+from slipstream.envs.ids import unknown_id
 from slipstream.envs.options import AtariProtocol, EnvOptions
 from slipstream.envs.receivers import Receivers
 from slipstream.envs.rows import EnvError, check_finite

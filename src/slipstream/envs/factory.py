@@ -5,15 +5,16 @@ Nothing here imports torch: workers start without it.
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import gymnasium
 import gymnasium.vector
 
-from slipstream.envs import toy
+from slipstream.envs import football, toy
+from slipstream.envs.ids import unknown_id
 from slipstream.envs.options import EnvOptions
 
 Env = gymnasium.Env[Any, Any]
@@ -28,7 +29,7 @@ class GymFactory:
     """Makes one environment with its wrappers; picklable, so that workers can make their own.
 
     Attributes:
-        env: Gymnasium id, `toy:` id, or callable.
+        env: Gymnasium id, `toy:` id, `gfootball:` id, or callable.
         options: Choices.
         render_mode: Passed to the environment if not None.
     """
@@ -43,28 +44,29 @@ class GymFactory:
         Raises:
             ImportError: A package is missing; the message has the pip line if we have an extra for it.
         """
-        limit, stack = self.options.max_episode_steps, self.options.frame_stack
-        made = self._bare(limit)
-        if limit is not None and not (isinstance(self.env, str) and not self.env.startswith("toy:")):
-            made = gymnasium.wrappers.TimeLimit(made, limit)
-        if stack > 1:
-            made = gymnasium.wrappers.FrameStackObservation(made, stack)
-        return made
+        made, stack = self._limited(self.options.max_episode_steps), self.options.frame_stack
+        return gymnasium.wrappers.FrameStackObservation(made, stack) if stack > 1 else made
 
-    def _bare(self, limit: int | None) -> Env:
-        arguments: dict[str, Any] = dict(self.options.kwargs)
-        if self.render_mode is not None:
-            arguments["render_mode"] = self.render_mode
-        if not isinstance(self.env, str):
-            return self.env()
-        if self.env.startswith("toy:"):
-            return toy_class(self.env)(**arguments)
+    def _limited(self, limit: int | None) -> Env:
+        make = self.env
+        if isinstance(make, str):
+            own = own_env(make)
+            if own is None:
+                return self._registered(make, limit)
+            make = partial(own.make, **self._arguments())
+        return make() if limit is None else gymnasium.wrappers.TimeLimit(make(), limit)
+
+    def _arguments(self) -> dict[str, Any]:
+        render = {} if self.render_mode is None else {"render_mode": self.render_mode}
+        return {**self.options.kwargs, **render}
+
+    def _registered(self, id: str, limit: int | None) -> Env:
         try:
-            return gymnasium.make(self.env, max_episode_steps=limit, disable_env_checker=True, **arguments)
+            return gymnasium.make(id, max_episode_steps=limit, disable_env_checker=True, **self._arguments())
         except (gymnasium.error.DependencyNotInstalled, ModuleNotFoundError) as error:
-            family = gym_family(str(gymnasium.spec(self.env).entry_point))
+            family = gym_family(str(gymnasium.spec(id).entry_point))
             remedy = f'pip install "slipstream[{family}]"' if family in ("mujoco", "box2d") else str(error)
-            raise ImportError(f"{self.env} needs a package that is not installed: {remedy}") from error
+            raise ImportError(f"{id} needs a package that is not installed: {remedy}") from error
 
 
 def require_maker(env: object) -> None:
@@ -82,25 +84,39 @@ def require_maker(env: object) -> None:
         raise ValueError(f"expected an id or a callable that makes an environment, got {type(env).__name__} {env!r}")
 
 
-def toy_class(id: str) -> Callable[..., Env]:
-    """The class of a `toy:` id.
+class OwnEnv(NamedTuple):
+    """An environment that Slipstream makes without Gymnasium's registry.
+
+    Attributes:
+        make: Makes one, given its keyword arguments.
+        family: As in `EnvSpec`.
+        score_key: As in `EnvOptions`, where that is empty.
+    """
+
+    make: Callable[..., Env]
+    family: str
+    score_key: str = ""
+
+
+def own_env(id: str) -> OwnEnv | None:
+    """The environment of a `toy:` or `gfootball:` id; None for other ids.
 
     Raises:
+        ImportError: The package of the id is not installed; the message says how to install it.
         ValueError: There is none of that name.
     """
-    name = id.removeprefix("toy:")
+    if id.startswith(football.PREFIX):
+        scenario = id.removeprefix(football.PREFIX)
+        football.require_scenario(scenario)
+        return OwnEnv(partial(football.Football, scenario), "gfootball", football.SCORE_KEY)
+    if not id.startswith(toy.PREFIX):
+        return None
+    name = id.removeprefix(toy.PREFIX)
     if name not in toy.TOYS:
-        raise ValueError(unknown_id(id, [f"toy:{known}" for known in toy.TOYS]))
-    return toy.TOYS[name]
+        raise ValueError(unknown_id(id, [toy.PREFIX + known for known in toy.TOYS]))
+    return OwnEnv(toy.TOYS[name], "toy")
 
 
 def gym_family(entry_point: str) -> str:
     """The preset family of an environment class, by its module."""
     return next((family for part, family in _FAMILIES.items() if f".{part}" in entry_point), "other")
-
-
-def unknown_id(id: str, known: Iterable[str]) -> str:
-    """What to say about an id that nobody knows."""
-    near = difflib.get_close_matches(id, known, n=3, cutoff=0.5)
-    hint = f"did you mean {', '.join(near)}? " if near else ""
-    return f"unknown environment '{id}'; {hint}`slipstream envs` lists all"

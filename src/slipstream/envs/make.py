@@ -13,9 +13,10 @@ import gymnasium
 from gymnasium.vector import VectorEnv
 
 # Importing ale_py registers its ids with Gymnasium.
-from slipstream.envs import atari, envpool, toy
-from slipstream.envs.factory import EnvFactory, GymFactory, gym_family, require_maker, toy_class, unknown_id
+from slipstream.envs import atari, envpool, football, toy
+from slipstream.envs.factory import EnvFactory, GymFactory, gym_family, own_env, require_maker
 from slipstream.envs.gym import GymEnvs
+from slipstream.envs.ids import unknown_id
 from slipstream.envs.options import AtariProtocol, EnvOptions
 from slipstream.envs.sleeping import SleepingEnvs
 from slipstream.envs.slot import Source, check_lanes
@@ -38,8 +39,8 @@ def make_envs(
     """Environments behind the one protocol, chosen by what `env` is.
 
     `ALE/Pong-v5` and `PongNoFrameskip-v4` run on ALE's native threads (the protocol is `options.atari`'s, whatever the
-    id ends in); `envpool:ID` on EnvPool's; `toy:ID`, Gymnasium ids and callables in this process, or in worker
-    processes with the same bits.
+    id ends in); `envpool:ID` on EnvPool's; `toy:ID`, `gfootball:SCENARIO`, Gymnasium ids and callables in this process,
+    or in worker processes with the same bits.
 
     Args:
         env: An id, or a callable that makes one environment, or one `gymnasium.vector.VectorEnv` per lane (`vector`).
@@ -151,9 +152,10 @@ def atari_protocol(id: str, options: EnvOptions) -> AtariProtocol:
 
 
 def gym_source(env: str | EnvFactory, options: EnvOptions) -> Source:
-    """What one slot of a Gymnasium id, a toy or a callable is made of.
+    """What one slot of an id that is stepped by Python, or of a callable, is made of.
 
     Raises:
+        ImportError: The package of the id is not installed.
         ValueError: An unknown id.
     """
     every: dict[str, Any] = {"decorrelate_steps": options.decorrelate_steps, "score_key": options.score_key}
@@ -161,9 +163,10 @@ def gym_source(env: str | EnvFactory, options: EnvOptions) -> Source:
         if options.kwargs:
             raise ValueError(f"env kwargs {sorted(options.kwargs)} are for ids; put them into the callable")
         return Source(GymFactory(env, options), _name(env), **every)
-    if env.startswith("toy:"):
-        toy_class(env)
-        return Source(GymFactory(env, options), env, "toy", **every)
+    own = own_env(env)
+    if own is not None:
+        every["score_key"] = options.score_key or own.score_key
+        return Source(GymFactory(env, options), env, own.family, **every)
     spec = gym_spec(env)
     return Source(
         GymFactory(env, options),
@@ -183,9 +186,9 @@ def env_family(env: str) -> str:
     """
     if env.startswith(envpool.PREFIX):
         return envpool.envpool_family(env)
-    if env.startswith("toy:"):
-        toy_class(env)
-        return "toy"
+    own = own_env(env)
+    if own is not None:
+        return own.family
     return "atari" if atari.atari_game(env) is not None else gym_family(str(gym_spec(env).entry_point))
 
 
@@ -214,7 +217,8 @@ def gym_spec(id: str) -> Any:
 
 def list_envs() -> dict[str, list[str]]:
     """Ids that can be typed, by family, sorted. Gymnasium's own are listed even if a package they need is missing."""
-    families: dict[str, list[str]] = {"atari": [], "toy": [f"toy:{name}" for name in toy.TOYS]}
+    families: dict[str, list[str]] = {"atari": [], "toy": [toy.PREFIX + name for name in toy.TOYS]}
+    families["gfootball"] = [football.PREFIX + scenario for scenario in football.scenarios()]
     for id, spec in gymnasium.registry.items():
         if atari.atari_game(id) is not None:
             families["atari"].append(id)
@@ -222,4 +226,4 @@ def list_envs() -> dict[str, list[str]]:
             families.setdefault(gym_family(str(spec.entry_point)), []).append(id)
     for id in envpool.list_envpool():
         families.setdefault(envpool.envpool_family(id), []).append(id)
-    return {family: sorted(ids) for family, ids in families.items()}
+    return {family: sorted(ids) for family, ids in families.items() if ids}

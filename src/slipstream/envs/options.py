@@ -113,7 +113,8 @@ class EnvOptions:
         score_key: Key of `info` under which Gymnasium environments say what a step really scored, where their reward is
             shaped for learning; returns are then reported as sums of that. Empty: the reward is what counts.
         timeout_seconds: How long worker and collector processes may take for resetting or stepping a lane.
-        kwargs: Further arguments of the environment: of `gymnasium.make(id, ...)`, of an EnvPool family, of a toy.
+        kwargs: Further arguments of the environment, each typed as `--env-options.kwargs.NAME VALUE`: of
+            `gymnasium.make(id, ...)`, of an EnvPool family, of a toy, of gfootball (rewards, representation, stacked).
     """
 
     atari: AtariOptions = field(default_factory=AtariOptions)

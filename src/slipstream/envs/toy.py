@@ -281,6 +281,7 @@ _FAULTS: dict[str, Callable[[Answer], Any]] = {
     "old_api": lambda answer: (*answer[:3], {}),
 }
 
+PREFIX = "toy:"
 TOYS: dict[str, Callable[..., gymnasium.Env[Any, Any]]] = {
     "bandit": Bandit,
     "catch": Catch,

@@ -64,18 +64,19 @@ PRESETS: dict[tuple[str, str], Preset] = {
         "algo.vf_coef": 0.5,
         "algo.max_grad_norm": 40.0,
     },
-    # After Kurach et al., 2020 (Google Research Football), with a shorter unroll.
+    # Kurach et al., 2020 (Google Research Football), as HTS-RL has them: its unroll, and value clipping.
     ("ppo", "gfootball"): {
         "total_steps": 5_000_000,
         "num_envs": 16,
         "unroll": 128,
         "lanes": 2,
         "net.torso": "nature_cnn",
-        "algo.lr": 3e-4,
+        "algo.lr": 3.43e-4,
         "algo.gamma": 0.993,
-        "algo.epochs": 4,
+        "algo.epochs": 2,
         "algo.batch_size": 256,
-        "algo.clip_range": 0.1,
+        "algo.clip_range": 0.08,
+        "algo.clip_range_vf": 0.08,
         "algo.ent_coef": 0.003,
         "algo.max_grad_norm": 0.64,
     },

@@ -22,7 +22,7 @@ from PIL import Image
 from slipstream import dice, slab
 from slipstream.envs import EnvError, EnvOptions, make_envs
 from slipstream.envs.envpool import PREFIX
-from slipstream.envs.make import GymFactory
+from slipstream.envs.make import GymFactory, gym_source
 from slipstream.envs.slot import error_line
 from slipstream.run import checkpoint
 from slipstream.run.agent import Agent
@@ -194,12 +194,13 @@ def make_stage(config: Config, env: Callable[[], gymnasium.Env[Any, Any]] | None
     made: list[gymnasium.Env[Any, Any]] = []
     mode = None if env is not None or config.env.startswith("toy:") else "rgb_array"
     factory = GymFactory(env or config.env, options, mode)
+    score_key = gym_source(env or config.env, options).score_key
 
     def make() -> gymnasium.Env[Any, Any]:
         made.append(factory())
         return made[-1]
 
-    envs = make_envs(make, 1, 1)
+    envs = make_envs(make, 1, 1, EnvOptions(score_key=score_key))
     fps = float(made[-1].metadata.get("render_fps") or _DEFAULT_FPS)
     if made[-1].render_mode != "rgb_array":
         return _observation_stage(envs, fps)
