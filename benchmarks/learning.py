@@ -1,108 +1,130 @@
-"""Learning curves: runs an algorithm on an environment for several seeds and says when it reached a target.
+"""Learning curves: trains for several seeds, or takes runs that are there, and says when they reached what.
 
-    python benchmarks/learning.py ppo CartPole-v1 --seeds 5 --target 475 [--total-steps 1e5] [--set algo.lr=1e-3]
-    python benchmarks/learning.py ppo ALE/Pong-v5 --target 18 --of RUN RUN RUN      runs that are there already
+    python benchmarks/learning.py ppo CartPole-v1 --seeds 5 --targets 475 [--total-steps 1e5] [--set algo.lr=1e-3]
+    python benchmarks/learning.py --of RUN RUN RUN --targets 15 18 [--name ppo]
 
 A result is the mean return of the last 100 training episodes, as the run's metrics.jsonl has it. Runs are kept under
---runs; the summary goes to benchmarks/results/learning/ENV__ALGO.json, with a plot of the curves beside it.
+--runs. The table of an environment is benchmarks/results/learning/ENV.json, with a plot of the curves beside it: every
+call adds its runs to those of other algorithms, schedules and seeds, which is how long runs of several days meet.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
-import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
-import torch
+import numpy as np
+from record import save
 
 import slipstream
 from slipstream.run.metrics import read
-from slipstream.run.training import cores
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
 
-Curve = list[tuple[int, float, float]]
-"""(steps, mean return of the last 100 episodes, seconds since the start)."""
+FOLDER = Path("benchmarks/results/learning")
+POINTS = 200  # kept of a curve
+
+Curve = list[list[float]]
+"""[steps, mean return of the last 100 episodes, seconds of training] each."""
+Table = dict[str, dict[str, dict[str, Any]]]
+"""What was reached, by name of the variant and seed."""
 
 
 def curve(run: Path) -> Curve:
     """The learning curve of a run, from the first time that 100 episodes had ended."""
     rows = [row for row in read(run / "metrics.jsonl") if "rollout/ep_rew_mean" in row]
     whole = [row for row in rows if row["time/episodes"] >= 100]
-    return [(row["time/steps"], row["rollout/ep_rew_mean"], row["time/seconds"]) for row in whole]
+    return [[row["time/steps"], row["rollout/ep_rew_mean"], round(row["time/seconds"], 1)] for row in whole]
 
 
-def summary(points: Curve, target: float) -> dict[str, float | None]:
-    """Final and best return, and steps and seconds until the target was first reached (None if never)."""
-    reached = next(((steps, seconds) for steps, value, seconds in points if value >= target), (None, None))
+def reached(points: Curve, target: float) -> dict[str, float | None]:
+    """Steps and minutes until the mean was first at the target; None if it never was."""
+    steps, _, seconds = next((point for point in points if point[1] >= target), [None, None, None])
+    return {"steps": steps, "minutes": None if seconds is None else round(seconds / 60.0, 1)}
+
+
+def entry(agent: slipstream.Agent, targets: list[float], eval_episodes: int) -> dict[str, Any]:
+    """What the table says of a run."""
+    assert agent.run is not None
+    points = curve(agent.run)
+    kept = sorted({int(place) for place in np.linspace(0, len(points) - 1, POINTS)})
+    made = json.loads((agent.run / "env.json").read_text())
     return {
         "final": points[-1][1],
         "best": max(value for _, value, _ in points),
         "steps": points[-1][0],
-        "seconds": points[-1][2],
-        "steps_to_target": reached[0],
-        "seconds_to_target": reached[1],
+        "minutes": round(points[-1][2] / 60.0, 1),
+        "reached": {f"{target:g}": reached(points, target) for target in targets},
+        "eval_episodes": eval_episodes,
+        "eval_mean": statistics.fmean(agent.evaluate(episodes=eval_episodes).returns) if eval_episodes else None,
+        "command": (agent.run / "command.txt").read_text().strip().rpartition("/")[2],
+        "commit": made["git"]["commit"][:7],
+        "machine": {"processor": made["cpu"], "cores": made["cores"], "gpus": made["gpus"]},
+        "versions": made["versions"],
+        "curve": [points[place] for place in kept],
     }
 
 
-def plot(curves: dict[int, Curve], title: str, target: float, path: Path) -> None:
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    for seed, points in curves.items():
-        axes.plot([point[0] for point in points], [point[1] for point in points], label=f"seed {seed}")
-    axes.axhline(target, linestyle=":", color="grey", label=f"target {target:g}")
-    axes.set(title=title, xlabel="steps (agent decisions)", ylabel="return, mean of the last 100 episodes")
+def plot(table: Table, env: str, targets: list[float], path: Path) -> None:
+    """One colour per variant, one line per seed."""
+    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    for number, (name, seeds) in enumerate(table.items()):
+        lines = [run["curve"] for run in seeds.values() if run.get("curve")]
+        for first, points in enumerate(lines):
+            label = f"{name} ({len(seeds)})" if first == 0 else None
+            axes.plot([p[0] for p in points], [p[1] for p in points], color=f"C{number}", label=label, alpha=0.8)
+    for target in targets:
+        axes.axhline(target, linestyle=":", color="grey")
+    axes.set(title=env, xlabel="steps (agent decisions)", ylabel="return, mean of the last 100 episodes")
     axes.legend()
     figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
+def agents(args: argparse.Namespace) -> Iterator[slipstream.Agent]:
+    """The runs of `--of`, or new ones, each as soon as it is there."""
+    for run in args.of:
+        yield slipstream.load(run)
+    settings = {"log.dir": str(args.runs), **dict(item.split("=", 1) for item in args.settings)}
+    for seed in range(args.first_seed, args.first_seed + (0 if args.of else args.seeds)):
+        yield slipstream.train(
+            args.algo, env=args.env, total_steps=args.total_steps, seed=seed, config=settings, quiet=True
+        )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("algo")
-    parser.add_argument("env")
+    parser.add_argument("algo", nargs="?")
+    parser.add_argument("env", nargs="?")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=1)
-    parser.add_argument("--target", type=float, required=True)
+    parser.add_argument("--targets", type=float, nargs="+", required=True)
     parser.add_argument("--total-steps", type=float, default=None)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings")
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--eval-episodes", type=int, default=30)
     parser.add_argument("--of", nargs="+", type=Path, default=[], metavar="RUN")
+    parser.add_argument("--name", default="", help="of the variant, in the table; else algorithm and schedule")
     args = parser.parse_args()
+    if not args.of and not args.env:
+        parser.error("give ALGO and ENV, or runs with --of")
 
-    def train(seed: int) -> slipstream.Agent:
-        total = args.total_steps
-        return slipstream.train(args.algo, env=args.env, total_steps=total, seed=seed, config=settings, quiet=True)
-
-    settings = {"log.dir": str(args.runs), **dict(item.split("=", 1) for item in args.settings)}
-    name = f"{args.env.replace('/', '_').replace(':', '_')}__{args.algo}"
-    folder = Path("benchmarks/results/learning")
-    folder.mkdir(parents=True, exist_ok=True)
-    curves: dict[int, Curve] = {}
-    seeds: dict[int, dict[str, float | None]] = {}
-    trained = (train(args.first_seed + number) for number in range(args.seeds))
-    for agent in (slipstream.load(run) for run in args.of) if args.of else trained:
-        seed = agent.config.seed
-        assert agent.run is not None
-        curves[seed] = curve(agent.run)
-        seeds[seed] = summary(curves[seed], args.target)
-        seeds[seed]["eval_mean"] = statistics.fmean(agent.evaluate(episodes=args.eval_episodes).returns)
-        print(json.dumps({"seed": seed, **seeds[seed]}), flush=True)
-        result = {
-            "command": " ".join(["python", *sys.argv]),
-            "machine": {"processor": platform.processor() or platform.machine(), "cores": cores()},
-            "versions": {"python": platform.python_version(), "torch": torch.__version__},
-            "target": args.target,
-            "eval_episodes": args.eval_episodes,
-            "median_final": statistics.median(row["final"] or 0.0 for row in seeds.values()),
-            "seeds": seeds,
-        }
-        (folder / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
-        plot(curves, f"{args.algo} on {args.env}", args.target, folder / f"{name}.png")
+    for agent in agents(args):
+        env = agent.config.env
+        file = FOLDER / f"{env.replace('/', '_').replace(':', '_')}.json"
+        table: Table = json.loads(file.read_text())["runs"] if file.exists() else {}
+        name = args.name or f"{agent.config.algo.name} {agent.config.schedule}"
+        found = entry(agent, args.targets, args.eval_episodes)
+        table.setdefault(name, {})[str(agent.config.seed)] = found
+        print(name, json.dumps({"seed": agent.config.seed, **found, "curve": len(found["curve"])}), flush=True)
+        save({"env": env, "runs": table}, file)
+        plot(table, env, args.targets, file.with_suffix(".png"))
 
 
 if __name__ == "__main__":

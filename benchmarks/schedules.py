@@ -9,17 +9,13 @@ In each round every schedule runs once, in turn, since other programs share the 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import statistics
-import sys
 from pathlib import Path
 
-import torch
+from record import conditions, save
 from throughput import training_speed
 
 from slipstream.run.presets import configure
-from slipstream.run.training import cores
 
 SCHEDULES = {
     "ppo": ("sync", "concurrent"),
@@ -51,17 +47,13 @@ def main() -> None:
     for key, ratio in ratios.items():
         print(f"{key}: {ratio:.2f} of sync")
     result = {
-        "command": " ".join(["python", *sys.argv]),
-        "machine": {"processor": platform.processor() or platform.machine(), "cores": cores()},
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        **conditions(args.device),
         "env": args.env,
         "torso": "nature_cnn",
-        "device": torch.cuda.get_device_name() if args.device == "cuda" else "cpu",
         "median_ratio_to_sync": ratios,
         "steps_per_second": speeds,
     }
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(json.dumps(result, indent=2) + "\n")
+    save(result, args.output)
 
 
 if __name__ == "__main__":

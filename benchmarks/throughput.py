@@ -9,14 +9,11 @@ reported, since other programs share the machine.
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import statistics
-import sys
 import time
 from pathlib import Path
 
-import torch
+from record import conditions, save
 
 from slipstream.run import limit
 from slipstream.run.config import Config
@@ -59,19 +56,15 @@ def main() -> None:
             rows.append({**stages.metrics(), "steps_per_second": speed, "efficiency": speed / stages.limit})
             print(f"round {number + 1} {algo}: {speed:.0f} of {stages.limit:.0f} steps/s, {speed / stages.limit:.2f}")
     result = {
-        "command": " ".join(["python", *sys.argv]),
-        "machine": {"processor": platform.processor() or platform.machine(), "cores": limit.cores()},
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        **conditions(args.device),
         "env": args.env,
         "torso": "nature_cnn",
-        "device": torch.cuda.get_device_name() if args.device == "cuda" else "cpu",
         "median": {
             algo: {key: statistics.median(row[key] for row in rows) for key in rows[0]} for algo, rows in rounds.items()
         },
         "rounds": rounds,
     }
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(json.dumps(result, indent=2) + "\n")
+    save(result, args.output)
 
 
 if __name__ == "__main__":

@@ -11,15 +11,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
-import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
+from record import conditions, save
 
 from slipstream.run.options import PLACEMENTS
 from slipstream.run.presets import configure
@@ -34,7 +31,7 @@ ALGORITHMS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 ENVS: dict[str, dict[str, Any]] = {
     "ALE/Pong-v5": {"net.torso": "nips_cnn"},
-    "CartPole-v1": {},
+    "CartPole-v1": {"placement.env_workers": 2},
     "envpool:gfootball/academy_empty_goal_close-v1": {"net.torso": "nips_cnn"},
 }
 LANES = (1, 2, 4, 8)
@@ -65,25 +62,23 @@ def main() -> None:
     args = parser.parse_args()
 
     result = json.loads(args.output.read_text()) if args.output.exists() else {"cells": {}}
-    result |= {
-        "command": " ".join(["python", *sys.argv]),
-        "machine": {"processor": platform.processor() or platform.machine()},
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        "updates": args.updates,
-        "delay_seconds": args.delay,
-    }
     for name, algo, settings in cells():
         if args.only not in name or name in result["cells"]:
             continue
         start = time.perf_counter()
         env = settings.pop("env")
         config = configure(algo, env, settings)
-        outcomes = [asdict(outcome) for outcome in verify(config, args.updates, PLACEMENTS, args.delay)]
-        result["cells"][name] = outcomes
-        verdicts = {outcome["difference"] or outcome["refused"] or "identical" for outcome in outcomes}
-        print(f"{name}: {'; '.join(sorted(verdicts))} ({time.perf_counter() - start:.0f} s)", flush=True)
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(json.dumps(result, indent=1) + "\n")
+        outcomes = list(verify(config, args.updates, PLACEMENTS, args.delay))
+        verdicts = {outcome.placement: outcome.difference or outcome.refused or "identical" for outcome in outcomes}
+        result["cells"][name] = {
+            "placements": verdicts,
+            "updates": min(outcome.updates for outcome in outcomes),
+            "digest": outcomes[0].digest,
+            "seconds": round(time.perf_counter() - start),
+            **conditions(),
+        }
+        print(f"{name}: {'; '.join(sorted(set(verdicts.values())))} ({result['cells'][name]['seconds']} s)", flush=True)
+        save(result, args.output)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import platform
 import time
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ import numpy as np
 import torch
 from gymnasium.utils import seeding
 from numpy.typing import NDArray
+from record import conditions, save
 
 from slipstream import dice, slab
 from slipstream.collector import Assignment, home
@@ -36,7 +36,7 @@ from slipstream.envs.step_time import StepTime
 from slipstream.nets.policy import Network, make_actor_critic
 from slipstream.ready import make_collector
 from slipstream.run.presets import configure
-from slipstream.run.training import Training, cores
+from slipstream.run.training import Training
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
@@ -225,16 +225,7 @@ def main() -> None:
     result: dict[str, Any] = {"collect": [], "train": [], "published": []}
     if args.output.exists():
         result |= json.loads(args.output.read_text())
-    command = f"python benchmarks/waiting.py --mean-ms {args.mean_ms:g} --parts"
-    commands = {
-        "collect": f"{command} collect --seconds {args.seconds:g}",
-        "train": f"{command} train --updates {args.updates} --unroll {args.unroll} --algo {args.algo}",
-    }
-    result |= {
-        "commands": {**result.get("commands", {}), **{part: commands[part] for part in args.parts}},
-        "machine": {"processor": platform.processor() or platform.machine(), "cores": cores()},
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
-    }
+    result["made"] = result.get("made", {}) | {part: conditions() for part in args.parts}
     if "collect" in args.parts:
         result["published"] = published()
         result["collect"] = collect_all(args.mean_ms, args.seconds)
@@ -242,8 +233,7 @@ def main() -> None:
         print(f"measured / table between {min(ratios):.3f} and {max(ratios):.3f}")
     if "train" in args.parts:
         result["train"] = train_all(args.algo, args.unroll, args.mean_ms, args.updates)
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(json.dumps(result, indent=2) + "\n")
+    save(result, args.output)
     plot(result, args.output.with_suffix(".png"))
 
 

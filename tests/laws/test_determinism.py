@@ -123,6 +123,7 @@ def test_another_seed_is_another_run(case: str) -> None:
     assert not set(other) & set(reference(case))
 
 
+@pytest.mark.filterwarnings("ignore:net.precision=bfloat16 is several times slower")
 @pytest.mark.parametrize(("threads", "precision"), [(1, "float32"), (2, "float32"), (4, "float32"), (2, "bfloat16")])
 def test_native_threads_change_no_bit(threads: int, precision: str) -> None:
     settings = {"lanes": 2, "unroll": 8, "num_envs": 4, "algo.batch_size": 16, "algo.epochs": 1}

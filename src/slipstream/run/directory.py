@@ -13,13 +13,10 @@ It is `runs/{env}__{algo}__{seed}__{stamp}/`:
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
-import platform
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 from collections.abc import Sequence
 from datetime import datetime
@@ -27,18 +24,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
-import torch
 import yaml
 
 from slipstream.run.checkpoint import writing
 from slipstream.run.config import Config, from_plain
+from slipstream.run.machine import surroundings
 from slipstream.run.settings import ConfigError, plain
-from slipstream.run.training import cores
 
 if sys.platform != "win32":
     import fcntl
-
-_PACKAGES = ("slipstream", "torch", "numpy", "gymnasium", "ale-py", "envpool", "mujoco", "box2d-py", "safetensors")
 
 
 def _stamp(name: str) -> str:
@@ -175,20 +169,6 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def surroundings() -> dict[str, Any]:
-    """Versions, hardware and git state: what a result may depend on besides the configuration."""
-    return {
-        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "versions": {name: version for name in _PACKAGES if (version := _version(name))},
-        "cpu": _cpu_name(),
-        "cores": cores(),
-        "gpus": [torch.cuda.get_device_name(place) for place in range(torch.cuda.device_count())],
-        "git": _git(),
-    }
-
-
 def _no_place(root: Path, error: OSError) -> str:
     """Why there can be no run in `root`: what stands in its way, or what the system says."""
     files = [path for path in (root, *root.parents) if path.exists() and not path.is_dir()]
@@ -208,32 +188,3 @@ def _new_directory(root: Path, config: Config) -> Path:
             continue
         return path
     raise FileExistsError(f"{root / base} and its 998 successors exist")
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _cpu_name() -> str:
-    information = Path("/proc/cpuinfo")
-    if information.is_file():
-        for line in information.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def _git() -> dict[str, Any] | None:
-    """Commit of the working directory, and whether it has uncommitted changes; None outside a repository."""
-
-    def ask(*words: str) -> str:
-        answer = subprocess.run(["git", *words], capture_output=True, text=True, timeout=10, check=True)
-        return answer.stdout.strip()
-
-    try:
-        return {"commit": ask("rev-parse", "HEAD"), "dirty": bool(ask("status", "--porcelain"))}
-    except (OSError, subprocess.SubprocessError):
-        return None

@@ -18,7 +18,8 @@ import torch
 
 from slipstream import tree
 from slipstream.run.config import Config
-from slipstream.run.training import Training, cores
+from slipstream.run.machine import cores
+from slipstream.run.training import Training
 from slipstream.types import EnvSpec
 
 

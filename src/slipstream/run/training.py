@@ -24,6 +24,7 @@ from slipstream.nets.policy import Policy
 from slipstream.ready import group_that_holds, make_collector
 from slipstream.remote import Remotes, Work
 from slipstream.run.config import Config, ConfigError
+from slipstream.run.machine import computes_bfloat16, cores, processor
 from slipstream.schedules import SCHEDULES, Parts
 from slipstream.schedules.asynchronous import slabs_needed
 from slipstream.types import Envs, Report
@@ -64,6 +65,12 @@ class Training:
         self._config = config
         place = config.placement
         self.device = _device(place.device)
+        if config.net.precision == "bfloat16" and self.device.type == "cpu" and not computes_bfloat16():
+            warnings.warn(
+                f"net.precision=bfloat16 is several times slower than float32 here: {processor()} has no instructions "
+                "for it",
+                stacklevel=2,
+            )
         lanes = config.lanes
         remote = place.collectors == "process"
         if remote and self.device.type != "cpu":
@@ -238,11 +245,6 @@ def _slabs(config: Config) -> int:
     if config.schedule == "async":
         return slabs_needed(config.max_lag, config.stale == "drop")
     return 1 if config.schedule == "sync" else 2
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
 def _device(name: str) -> torch.device:

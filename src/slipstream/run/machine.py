@@ -1,0 +1,73 @@
+"""The machine, the libraries and the sources that a run is made with."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_PACKAGES = ("slipstream", "torch", "numpy", "gymnasium", "ale-py", "safetensors")
+_OPTIONAL = ("envpool", "gfootball", "mujoco", "box2d-py")
+_INFORMATION = Path("/proc/cpuinfo")
+
+
+def surroundings() -> dict[str, Any]:
+    """Versions, hardware and git state: what a result may depend on besides the configuration."""
+    return {
+        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": {name: version for name in (*_PACKAGES, *_OPTIONAL) if (version := _version(name))},
+        "cpu": processor(),
+        "cores": cores(),
+        "gpus": [torch.cuda.get_device_name(place) for place in range(torch.cuda.device_count())],
+        "git": _git(),
+    }
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+def processor() -> str:
+    """Name of the processor, where Linux tells, else its kind."""
+    return _said_of_processor("model name") or platform.processor() or platform.machine()
+
+
+def computes_bfloat16() -> bool:
+    """Whether the processor has instructions for bfloat16; yes where nobody says."""
+    flags = (_said_of_processor("flags") or _said_of_processor("Features")).split()
+    return not flags or any(flag in flags for flag in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def _said_of_processor(key: str) -> str:
+    """What Linux says of the first core; empty where it says nothing."""
+    lines = _INFORMATION.read_text().splitlines() if _INFORMATION.is_file() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(key)), "")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git() -> dict[str, Any] | None:
+    """Commit of the working directory, and whether it has uncommitted changes; None outside a repository."""
+
+    def ask(*words: str) -> str:
+        answer = subprocess.run(["git", *words], capture_output=True, text=True, timeout=10, check=True)
+        return answer.stdout.strip()
+
+    try:
+        return {"commit": ask("rev-parse", "HEAD"), "dirty": bool(ask("status", "--porcelain"))}
+    except (OSError, subprocess.SubprocessError):
+        return None
