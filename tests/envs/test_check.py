@@ -186,3 +186,25 @@ def test_random_play_obeys_the_mask(space: gymnasium.Space[Any]) -> None:
     envs = make_envs(lambda: Masked(space), 2, 1, EnvOptions(decorrelate_steps=9))
     envs.reset(1)
     envs.close()
+
+
+class Stuck(Masked):
+    """Nothing is legal from a step on, which may be the last."""
+
+    def __init__(self, empty_from: int) -> None:
+        super().__init__(gymnasium.spaces.Discrete(3))
+        self._empty_from = empty_from
+
+    def _obs(self) -> Any:
+        return {
+            key: leaf * (key != "action_mask" or self._t < self._empty_from) for key, leaf in super()._obs().items()
+        }
+
+
+def test_a_mask_may_be_empty_where_an_episode_ends_and_nowhere_else() -> None:
+    assert check_env(lambda: Stuck(4)) == []
+    (finding,) = check_env(lambda: Stuck(2))
+    assert finding.severity == "error"
+    assert "slot 0, step 2: expected at least one allowed action in observation.action_mask, got [0 0 0]" in str(
+        finding
+    )

@@ -19,7 +19,7 @@ from slipstream.envs import spaces
 from slipstream.envs.ids import unknown_id
 from slipstream.envs.options import AtariProtocol, EnvOptions
 from slipstream.envs.receivers import Receivers
-from slipstream.envs.rows import EnvError, check_finite
+from slipstream.envs.rows import EnvError, check_row
 from slipstream.envs.slot import check_lanes, random_start
 from slipstream.envs.spaces import Actions
 from slipstream.ops.spaces import space_tree
@@ -179,7 +179,7 @@ class _Lane:
             self._lives = lives
         reward = reward.astype(np.float32, copy=False)
         step = EnvStep(self._convert(obs), reward, terminated, truncated, over | truncated)
-        check_finite(step, self._spec.id, self._first_slot, self._count)
+        check_row(step, self._spec.id, self._first_slot, self._count)
         return step
 
     def _decorrelate(self, seed: int, most: int, actions: Actions, obs: Tree, info: Any) -> tuple[Tree, Any]:

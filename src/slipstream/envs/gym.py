@@ -10,7 +10,7 @@ import gymnasium
 from numpy.typing import NDArray
 
 from slipstream.envs import spaces
-from slipstream.envs.rows import Rows, check_finite
+from slipstream.envs.rows import Rows, check_row
 from slipstream.envs.slot import Source, check_lanes, make_slots
 from slipstream.envs.spaces import Actions
 from slipstream.types import EnvSpec, EnvStep
@@ -80,7 +80,7 @@ class GymEnvs:
             EnvError: A reward or observation is not finite.
         """
         step = self._steps[lane]
-        check_finite(step, self._spec.id, self._spec.slots(lane).start, self._counts[lane])
+        check_row(step, self._spec.id, self._spec.slots(lane).start, self._counts[lane])
         return step
 
     def close(self) -> None:

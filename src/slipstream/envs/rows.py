@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from slipstream import tree
 from slipstream.envs import spaces
+from slipstream.ops.spaces import ACTION_MASK
 from slipstream.tree import Tree
 
 if TYPE_CHECKING:  # it imports torch, which worker processes do without
@@ -58,8 +59,10 @@ class Rows:
         )
 
 
-def check_finite(step: EnvStep, name: str, first_slot: int, count: int) -> None:
-    """Refuses NaN and infinity in rewards and float observations, in one pass over the lane.
+def check_row(step: EnvStep, name: str, first_slot: int, count: int) -> None:
+    """Refuses NaN and infinity in rewards and float observations, and masks that leave nothing to do.
+
+    The mask of an episode's last observation may be empty: nothing is done there.
 
     Args:
         step: The row.
@@ -70,12 +73,18 @@ def check_finite(step: EnvStep, name: str, first_slot: int, count: int) -> None:
     Raises:
         EnvError: Names the first slot concerned.
     """
+
+    def refuse(bad: BoolArray, expected: str, leaf: NDArray[Any]) -> None:
+        column = int(np.flatnonzero(bad)[0])
+        raise EnvError(f"{name}: slot {first_slot + column}, step {count}: expected {expected}, got {leaf[column]}")
+
     score = [] if step.score is None else [("score", step.score)]
     for path, leaf in [("reward", step.reward), *score, *tree.items(step.obs, "observation")]:
-        if leaf.dtype.kind != "f" or np.isfinite(leaf).all():
-            continue
-        bad = ~np.isfinite(leaf).reshape(len(leaf), -1).all(axis=1)
-        column = int(np.flatnonzero(bad)[0])
-        raise EnvError(
-            f"{name}: slot {first_slot + column}, step {count}: expected finite numbers as {path}, got {leaf[column]}"
-        )
+        if leaf.dtype.kind == "f" and not np.isfinite(leaf).all():
+            finite = np.isfinite(leaf).reshape(len(leaf), -1)
+            refuse(np.asarray(~finite.all(axis=1)), f"finite numbers as {path}", leaf)
+    if isinstance(step.obs, dict) and ACTION_MASK in step.obs:
+        for path, leaf in tree.items(step.obs[ACTION_MASK], f"observation.{ACTION_MASK}"):
+            empty = ~leaf.reshape(len(leaf), -1).any(axis=1) & ~step.ended
+            if empty.any():
+                refuse(empty, f"at least one allowed action in {path}", leaf)

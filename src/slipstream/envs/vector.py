@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from slipstream import dice, tree
 from slipstream.envs import spaces
 from slipstream.envs.gym import as_step
-from slipstream.envs.rows import EnvError, Rows, check_finite
+from slipstream.envs.rows import EnvError, Rows, check_row
 from slipstream.envs.slot import Source, check_lanes, error_line
 from slipstream.envs.spaces import Actions
 from slipstream.tree import Tree
@@ -155,7 +155,7 @@ class _Lane:
 
     def row(self) -> EnvStep:
         step = as_step(self._rows)
-        check_finite(step, self._id, self._first_slot, self._count)
+        check_row(step, self._id, self._first_slot, self._count)
         return step
 
     def _end(self, info: dict[str, Any]) -> None:

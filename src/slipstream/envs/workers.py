@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from slipstream import process
 from slipstream.envs.gym import as_step, source_spec
-from slipstream.envs.rows import EnvError, check_finite
+from slipstream.envs.rows import EnvError, check_row
 from slipstream.envs.shared import map_shared
 from slipstream.envs.slot import Source
 from slipstream.envs.spaces import Actions
@@ -139,7 +139,7 @@ class WorkerEnvs:
         """
         self._settle(lane)
         step = self._steps[lane]
-        check_finite(step, self._spec.id, self._spec.slots(lane).start, self._counts[lane])
+        check_row(step, self._spec.id, self._spec.slots(lane).start, self._counts[lane])
         return step
 
     def close(self) -> None:
