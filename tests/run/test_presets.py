@@ -76,3 +76,9 @@ def test_unknown_key_names_the_nearest() -> None:
 def test_names_of_other_libraries_are_understood() -> None:
     config = presets.configure("ppo", "CartPole-v1", {"n_envs": 4, "learning_rate": 0.25})
     assert (config.num_envs, config.algo.lr) == (4, 0.25)
+
+
+@pytest.mark.parametrize("env", ["PongNoFrameskip-v4", "envpool:Pong-v5"])
+def test_a_game_has_its_preset_under_all_its_ids(env: str) -> None:
+    assert presets.preset("ppo", env) == presets.preset("ppo", "ALE/Pong-v5")
+    assert presets.preset("ppo", env.replace("Pong", "Breakout")) == presets.PRESETS["ppo", "atari"]

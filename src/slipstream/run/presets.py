@@ -6,6 +6,7 @@ over both. `slipstream presets` prints them; `slipstream train ... --print-confi
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
@@ -374,8 +375,13 @@ def family(env: str) -> str:
 
 
 def preset(algo: str, env: str) -> dict[str, Any]:
-    """What the presets say for this algorithm and environment, the exact id over its family."""
-    return {**PRESETS.get((algo, family(env)), {}), **PRESETS.get((algo, env), {})}
+    """What the presets say for this algorithm and environment, the exact id over its family.
+
+    An Atari game is the same game under all of its ids.
+    """
+    kind = family(env)
+    game = re.sub(r"^(envpool:)?(\w+?)(NoFrameskip)?-v\d$", r"ALE/\2-v5", env) if kind == "atari" else env
+    return {**PRESETS.get((algo, kind), {}), **PRESETS.get((algo, game), {})}
 
 
 def configure(algo: str, env: str, changes: Mapping[str, Any] | None = None) -> Config:
