@@ -1,9 +1,10 @@
-"""Speed of the schedules on Pong: PPO sync and concurrent, APPO sync, concurrent and async, A2C sync and concurrent.
+"""Speed of the schedules: steps per second of training, on Pong unless told.
 
-    python benchmarks/schedules.py [--rounds 3] [--seconds 20] [--device cpu] [--output benchmarks/results/...json]
+    python benchmarks/schedules.py [--env ENV] [--of "ppo sync" "ppo concurrent"] [--rounds 3] [--seconds 20]
+                                   [--device cpu] [--set KEY=VALUE] [--output benchmarks/results/...json]
 
-In each round every schedule runs once, in turn, since other programs share the machine; what counts is the ratio to
-`sync` of the same algorithm in the same round.
+In each round every schedule runs once, in turn, since other programs share the machine; what counts is the ratio to the
+first one of the same algorithm in the same round, and for an algorithm with one only to the very first.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ from throughput import training_speed
 
 from slipstream.run.presets import configure
 
-SCHEDULES = {
-    "ppo": ("sync", "concurrent"),
-    "appo": ("sync", "concurrent", "async"),
-    "a2c": ("sync", "concurrent"),
-}
+VARIANTS = ("ppo sync", "ppo concurrent", "appo sync", "appo concurrent", "appo async", "a2c sync", "a2c concurrent")
+
+
+def reference(key: str, keys: list[str]) -> str:
+    """What a variant is compared with."""
+    alike = [other for other in keys if other.split()[0] == key.split()[0]]
+    return alike[0] if len(alike) > 1 else keys[0]
 
 
 def main() -> None:
@@ -31,26 +34,29 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/schedules.json"))
+    parser.add_argument("--of", nargs="+", default=VARIANTS, metavar="'ALGO SCHEDULE'")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings")
     args = parser.parse_args()
 
-    speeds: dict[str, list[float]] = {f"{algo} {name}": [] for algo, names in SCHEDULES.items() for name in names}
+    fixed = {"net.torso": "nature_cnn", "placement.device": args.device}
+    fixed |= dict(item.split("=", 1) for item in args.settings)
+    speeds: dict[str, list[float]] = {key: [] for key in args.of}
     for number in range(args.rounds):
         for key, found in speeds.items():
             algo, schedule = key.split()
-            settings = {"net.torso": "nature_cnn", "schedule": schedule, "placement.device": args.device}
-            found.append(training_speed(configure(algo, args.env, settings), args.seconds))
-            print(f"round {number + 1} {key}: {found[-1]:.0f} steps/s")
+            found.append(training_speed(configure(algo, args.env, {**fixed, "schedule": schedule}), args.seconds))
+            print(f"round {number + 1} {key}: {found[-1]:.0f} steps/s", flush=True)
     ratios = {
-        key: statistics.median(a / b for a, b in zip(found, speeds[f"{key.split()[0]} sync"], strict=True))
+        key: statistics.median(a / b for a, b in zip(found, speeds[reference(key, list(speeds))], strict=True))
         for key, found in speeds.items()
     }
     for key, ratio in ratios.items():
-        print(f"{key}: {ratio:.2f} of sync")
+        print(f"{key}: {ratio:.2f} of {reference(key, list(speeds))}")
     result = {
         **conditions(args.device),
         "env": args.env,
-        "torso": "nature_cnn",
-        "median_ratio_to_sync": ratios,
+        "settings": fixed,
+        "median_ratio_to": {key: [reference(key, list(speeds)), ratio] for key, ratio in ratios.items()},
         "steps_per_second": speeds,
     }
     save(result, args.output)
