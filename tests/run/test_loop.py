@@ -221,13 +221,16 @@ def test_an_error_keeps_its_traceback_in_the_run(tmp_path: Path, monkeypatch: py
     def boom() -> BaseException:
         return FloatingPointError("the loss is not finite")
 
-    monkeypatch.setattr(Progress, "__call__", stop_after(5, boom))
-    with pytest.raises(FloatingPointError, match="not finite") as caught:
-        train(tmp_path, log__checkpoint_every=50)
+    with monkeypatch.context() as patch:
+        patch.setattr(Progress, "__call__", stop_after(5, boom))
+        with pytest.raises(FloatingPointError, match="not finite") as caught:
+            train(tmp_path, log__checkpoint_every=50)
     (path,) = tmp_path.iterdir()
     assert "FloatingPointError: the loss is not finite" in (path / "error.txt").read_text()
     assert caught.value.__notes__ == [f"traceback:  {path / 'error.txt'}", f"resume:     slipstream resume {path}"]
     assert checkpoint.newest(path / "checkpoints").steps < 5 * 21
+    resume(path)
+    assert not (path / "error.txt").exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -65,6 +65,11 @@ class RunDirectory:
         return self.path / "checkpoints"
 
     @property
+    def error(self) -> Path:
+        """The traceback of the last attempt, if it failed."""
+        return self.path / "error.txt"
+
+    @property
     def metrics(self) -> Path:
         """The table of metrics."""
         return self.path / "metrics.jsonl"

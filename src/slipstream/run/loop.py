@@ -140,6 +140,7 @@ def resume(path: Path, parts: Parts, total_steps: int | None, console: Console, 
             training.load(tensors, facts["training"])
         warn_unused(config, training.spec, parts.torso is not None, parts.policy is not None)
         run.write_config(config)
+        run.error.unlink(missing_ok=True)  # it tells of the time before
         return _drive(_Run(config, parts, training, run, _progress(config, training), console), saved)
 
 
@@ -299,8 +300,8 @@ def _closing(rows: Metrics) -> Callable[[Any, BaseException | None, Any], None]:
 def _leave_note(error: Exception, run: RunDirectory) -> None:
     """Adds to an error where its traceback is and how to go on, as far as the disk has them."""
     try:
-        (run.path / "error.txt").write_text("".join(traceback.format_exception(error)))
-        error.add_note(f"traceback:  {run.path / 'error.txt'}")
+        run.error.write_text("".join(traceback.format_exception(error)))
+        error.add_note(f"traceback:  {run.error}")
     except OSError as problem:
         error.add_note(f"traceback:  not written, {problem.strerror or problem}")
     if any(run.checkpoints.glob("[0-9]*")):
