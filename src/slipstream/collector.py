@@ -169,7 +169,7 @@ class _Lane:
         self._state: Tree = slab.tensors(given.policy.initial_state(size), given.device)
         self._step: EnvStep | None = None
         self._dead: BoolArray = np.zeros(size, np.bool_)
-        self._return = np.zeros(size, np.float64)
+        self._return, self._shaped = np.zeros(size, np.float64), np.zeros(size, np.float64)
         self._length = np.zeros(size, np.int64)
         self.steps = 0
         self.episodes: list[Episode] = []
@@ -219,6 +219,7 @@ class _Lane:
         arrays.valid[t] = valid
         self.steps += int(valid.sum())
         self._return += np.where(valid, step.reported, 0.0)
+        self._shaped += np.where(valid, step.reward, 0.0)
         self._length += valid
         self._row += 1
         if step.ended.any():
@@ -246,10 +247,11 @@ class _Lane:
                     row=self._row,
                     length=int(self._length[column]),
                     reward=float(self._return[column]),
+                    shaped=float(self._shaped[column]),
                     truncated=bool(step.truncated[column]),
                 )
             )
-        self._return[step.ended] = 0.0
+        self._return[step.ended] = self._shaped[step.ended] = 0.0
         self._length[step.ended] = 0
 
 

@@ -78,7 +78,8 @@ class ReadyCollector:
         ]
         self._own = [np.arange(part.start, part.stop) for part in self._groups]
         self._dead = np.zeros(count, np.bool_)
-        self._return, self._length = np.zeros(count, np.float64), np.zeros(count, np.int64)
+        self._return, self._shaped = np.zeros(count, np.float64), np.zeros(count, np.float64)
+        self._length = np.zeros(count, np.int64)
         self._started = self._stopped = False
 
     def stop(self) -> None:
@@ -186,6 +187,7 @@ class ReadyCollector:
         self._t[slots] += 1
         self._steps += int(valid.sum())
         self._return[slots] += np.where(valid, last.reported[slots], 0.0)
+        self._shaped[slots] += np.where(valid, last.reward[slots], 0.0)
         self._length[slots] += valid
         self._dead[slots] = ended
         if ended.any():
@@ -244,10 +246,11 @@ class ReadyCollector:
                     row=self._row + int(self._t[slot]),
                     length=int(self._length[slot]),
                     reward=float(self._return[slot]),
+                    shaped=float(self._shaped[slot]),
                     truncated=bool(self._last.truncated[slot]),
                 )
             )
-        self._return[slots] = 0.0
+        self._return[slots] = self._shaped[slots] = 0.0
         self._length[slots] = 0
 
 

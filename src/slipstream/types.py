@@ -238,6 +238,7 @@ class Episode:
         row: Rows the slot had collected when the episode ended, dead rows included (orders episodes in time).
         length: Agent decisions.
         reward: Sum of raw rewards, or of scores where the environments have them (the return that is reported).
+        shaped: Sum of raw rewards in any case: what was learned from.
         truncated: Whether a limit ended it.
     """
 
@@ -245,6 +246,7 @@ class Episode:
     row: int
     length: int
     reward: float
+    shaped: float
     truncated: bool
 
 

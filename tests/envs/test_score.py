@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import gymnasium
 import numpy as np
 import pytest
 
-from slipstream import slab
+from slipstream import slab, train
 from slipstream.collector import Assignment, home
 from slipstream.envs import EnvError, EnvOptions, make_envs
 from slipstream.nets.policy import Network, make_actor_critic
 from slipstream.ready import make_collector
+from slipstream.run import metrics
 from slipstream.run.evaluate import evaluate
 
 LENGTH, ROWS = 3, 9
@@ -50,7 +52,7 @@ def test_episodes_report_the_score_and_learning_sees_the_reward(
         episodes = collector.collect(home(range(2), 2, 0)).episodes
     finally:
         envs.close()
-    assert [episode.reward for episode in episodes] == [reported] * 8
+    assert [(episode.reward, episode.shaped) for episode in episodes] == [(reported, 1.5)] * 8
     assert bool((trajectory.reward[trajectory.valid] == 0.5).all())
 
 
@@ -66,3 +68,13 @@ def test_a_score_that_is_not_there_is_an_error() -> None:
     envs.reset(1)
     with pytest.raises(EnvError, match=r"env_options\.score_key=points is not in info, which has: goal, other"):
         envs.send(np.zeros(1, np.int64), 0)
+
+
+@pytest.mark.parametrize("options", [SCORED, EnvOptions()])
+def test_a_run_logs_both(tmp_path: Path, options: EnvOptions) -> None:
+    config = {"env_options.score_key": options.score_key, "num_envs": 2, "unroll": 6, "algo.batch_size": 12}
+    agent = train("ppo", env=Shaped, total_steps=24, config={**config, "log.dir": str(tmp_path)}, quiet=True)
+    assert agent.run is not None
+    (row,) = metrics.read(agent.run / "metrics.jsonl")[-1:]
+    assert row["rollout/ep_rew_mean"] == (1.0 if options.score_key else 1.5)
+    assert row.get("rollout/ep_shaped_rew_mean") == (1.5 if options.score_key else None)

@@ -9,6 +9,7 @@ schedule `async`, which is not deterministic, all differ).
     time/steps_per_second, time/frames_per_second             since the row before
     time/{collect,learn,env,infer}_seconds                    since the row before (env, infer: summed over workers)
     rollout/ep_rew_mean, ep_rew_std, ep_len_mean              raw return and length in steps of the last 100 episodes
+    rollout/ep_shaped_rew_mean                                what they were paid, where a score is reported instead
     train/*                                                   means over the updates since the row before
     lag/mean, lag/max                                         versions between acting and learning (sync: 0); mean, max
     wait/*                                                    shares of time spent on waiting (env: for environments)
@@ -119,6 +120,8 @@ class Metrics:
             returns = spread(progress.returns)
             row |= {"rollout/ep_rew_mean": returns.mean, "rollout/ep_rew_std": returns.std}
             row["rollout/ep_len_mean"] = spread(progress.lengths).mean
+            if progress.shaped != progress.returns:
+                row["rollout/ep_shaped_rew_mean"] = spread(progress.shaped).mean
         for name, value in self._sums.items():
             row[name] = float(value) if name.endswith(_GREATEST) else float(value) / self._counts[name]
         if progress.evaluated_at == progress.steps:

@@ -70,6 +70,7 @@ class Progress:
         updates: Updates so far.
         episodes: Episodes finished so far.
         returns: Raw returns of the last `WINDOW` episodes.
+        shaped: Their sums of the rewards that were learned from, equal to `returns` where no score is reported instead.
         lengths: Their lengths in steps.
         evaluation: The last evaluation's `eval/*` numbers, empty before there was one.
         evaluated_at: Steps at the last evaluation, -1 before there was one.
@@ -87,6 +88,7 @@ class Progress:
         self.stop_at_return = stop_at_return
         self.steps = self.before = self.updates = self.episodes = 0
         self.returns: deque[float] = deque(maxlen=WINDOW)
+        self.shaped: deque[float] = deque(maxlen=WINDOW)
         self.lengths: deque[int] = deque(maxlen=WINDOW)
         self.evaluation: dict[str, float] = {}
         self.evaluated_at = -1
@@ -105,6 +107,7 @@ class Progress:
         self.before, self.steps, self.updates = self.steps, report.steps, report.update
         self.episodes += len(report.episodes)
         self.returns.extend(episode.reward for episode in report.episodes)
+        self.shaped.extend(episode.shaped for episode in report.episodes)
         self.lengths.extend(episode.length for episode in report.episodes)
         for stage, seconds in report.seconds.items():
             self._stages[stage] = self._stages.get(stage, 0.0) + seconds
@@ -159,6 +162,7 @@ class Progress:
             "updates": self.updates,
             "episodes": self.episodes,
             "returns": list(self.returns),
+            "shaped": list(self.shaped),
             "lengths": list(self.lengths),
             "evaluation": self.evaluation,
             "evaluated_at": self.evaluated_at,
@@ -170,6 +174,7 @@ class Progress:
         self.steps = self.before = int(facts["steps"])
         self.updates, self.episodes = int(facts["updates"]), int(facts["episodes"])
         self.returns.extend(facts["returns"])
+        self.shaped.extend(facts["shaped"])
         self.lengths.extend(facts["lengths"])
         self.evaluation, self.evaluated_at = dict(facts["evaluation"]), int(facts["evaluated_at"])
         self._earlier_seconds = float(facts["seconds"])
