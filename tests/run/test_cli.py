@@ -511,3 +511,10 @@ def test_an_interrupted_evaluation_has_nothing_to_save(
 
     monkeypatch.setattr(verbs, "load", interrupted)
     assert _run(capsys, "eval", "somewhere") == (130, [], "slipstream: interrupted")
+
+
+def test_verify_names_what_it_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["verify", "--help"]) == 0
+    assert "usage: slipstream verify ALGO --env ENV" in capsys.readouterr().out
+    _, _, last = _run(capsys, "verify", "ppo", "--env", "CartPole-v1", "--updates", "0")
+    assert last == "slipstream: error: updates must be at least 1, got 0"

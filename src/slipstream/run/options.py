@@ -30,7 +30,9 @@ class TrainFlags:
 
 @dataclass(frozen=True)
 class VerifyFlags:
-    """Flags of `verify` beside the settings.
+    """Runs a configuration inline and under other placements with random delays, and compares all bits.
+
+    ALGO, --env ENV and every other setting are typed as for `train`.
 
     Attributes:
         config: As for `train`.

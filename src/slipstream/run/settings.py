@@ -124,8 +124,8 @@ def build(kind: type[Built], values: Mapping[str, Any], prefix: str = "", **repl
     except ConfigError:
         raise
     except ValueError as error:
-        named = prefix and str(error).startswith(prefix)
-        raise ConfigError(str(error) if named else f"{prefix.rstrip('.') or kind.__name__}: {error}") from error
+        named = str(error).startswith(prefix)
+        raise ConfigError(str(error) if named else f"{prefix.rstrip('.')}: {error}") from error
 
 
 def coerce(hint: Any, value: Any, key: str) -> Any:

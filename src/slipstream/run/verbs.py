@@ -131,7 +131,7 @@ def _dispatch(words: list[str]) -> int:
         if verb not in OPTIONS:
             _out.print(_USAGE, end="")
             return 0
-        return _help(OPTIONS[verb], f"slipstream {verb}", None)
+        return _help(OPTIONS[verb], f"slipstream {verb}{' ALGO --env ENV' * (verb == 'verify')}", None)
     return VERBS[verb](rest)
 
 
