@@ -11,15 +11,19 @@ call adds its runs to those of other algorithms, schedules and seeds, which is h
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
+import os
+import shlex
 import statistics
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-from record import save
+from record import made, save
 
 import slipstream
 from slipstream.run.metrics import read
@@ -54,7 +58,9 @@ def entry(agent: slipstream.Agent, targets: list[float], eval_episodes: int) -> 
     assert agent.run is not None
     points = curve(agent.run)
     kept = sorted({int(place) for place in np.linspace(0, len(points) - 1, POINTS)})
-    made = json.loads((agent.run / "env.json").read_text())
+    words = shlex.split((agent.run / "command.txt").read_text())
+    facts = json.loads((agent.run / "env.json").read_text())
+    device = "cuda" if facts["gpus"] and agent.config.placement.device != "cpu" else "cpu"
     return {
         "final": points[-1][1],
         "best": max(value for _, value, _ in points),
@@ -63,10 +69,7 @@ def entry(agent: slipstream.Agent, targets: list[float], eval_episodes: int) -> 
         "reached": {f"{target:g}": reached(points, target) for target in targets},
         "eval_episodes": eval_episodes,
         "eval_mean": statistics.fmean(agent.evaluate(episodes=eval_episodes).returns) if eval_episodes else None,
-        "command": (agent.run / "command.txt").read_text().strip().rpartition("/")[2],
-        "commit": made["git"]["commit"][:7],
-        "machine": {"processor": made["cpu"], "cores": made["cores"], "gpus": made["gpus"]},
-        "versions": made["versions"],
+        **made(words, facts, device),
         "curve": [points[place] for place in kept],
     }
 
@@ -75,7 +78,7 @@ def plot(table: Table, env: str, targets: list[float], path: Path) -> None:
     """One colour per variant, one line per seed."""
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
     for number, (name, seeds) in enumerate(table.items()):
-        lines = [run["curve"] for run in seeds.values() if run.get("curve")]
+        lines = [run["curve"] for run in seeds.values() if run["curve"]]
         for first, points in enumerate(lines):
             label = f"{name} ({len(seeds)})" if first == 0 else None
             axes.plot([p[0] for p in points], [p[1] for p in points], color=f"C{number}", label=label, alpha=0.8)
@@ -112,19 +115,32 @@ def main() -> None:
     parser.add_argument("--of", nargs="+", type=Path, default=[], metavar="RUN")
     parser.add_argument("--name", default="", help="of the variant, in the table; else algorithm and schedule")
     args = parser.parse_args()
-    if not args.of and not args.env:
-        parser.error("give ALGO and ENV, or runs with --of")
+    if bool(args.of) == bool(args.env):
+        parser.error("give either ALGO and ENV, or runs with --of")
 
     for agent in agents(args):
         env = agent.config.env
         file = FOLDER / f"{env.replace('/', '_').replace(':', '_')}.json"
-        table: Table = json.loads(file.read_text())["runs"] if file.exists() else {}
-        name = args.name or f"{agent.config.algo.name} {agent.config.schedule}"
+        name = args.name or " ".join([agent.config.algo.name, agent.config.schedule, *args.settings])
         found = entry(agent, args.targets, args.eval_episodes)
-        table.setdefault(name, {})[str(agent.config.seed)] = found
         print(name, json.dumps({"seed": agent.config.seed, **found, "curve": len(found["curve"])}), flush=True)
-        save({"env": env, "runs": table}, file)
-        plot(table, env, args.targets, file.with_suffix(".png"))
+        with alone(file.parent):  # another process may add its runs at the same time
+            table: Table = json.loads(file.read_text())["runs"] if file.exists() else {}
+            table.setdefault(name, {})[str(agent.config.seed)] = found
+            save({"env": env, "runs": table}, file)
+            plot(table, env, args.targets, file.with_suffix(".png"))
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """One process at a time is inside, for each folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    place = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(place, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(place)
 
 
 if __name__ == "__main__":

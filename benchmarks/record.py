@@ -3,23 +3,38 @@
 from __future__ import annotations
 
 import json
-import platform
+import re
+import shlex
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from slipstream.run.machine import cores, processor
+from slipstream.run.machine import surroundings
 
 
-def conditions(device: str = "cpu") -> dict[str, Any]:
-    """Command, machine, versions and the device that networks ran on (`cpu` or `cuda`)."""
+def conditions(device: str) -> dict[str, Any]:
+    """Those of this process, whose networks run on `device` (`cpu` or `cuda`)."""
+    return made(["python", *sys.argv], surroundings(), device)
+
+
+def made(words: Sequence[str], facts: Mapping[str, Any], device: str) -> dict[str, Any]:
+    """Command, sources, machine, versions and device, without the places of files on this machine.
+
+    Args:
+        words: What was typed.
+        facts: `surroundings` of then, such as a run's env.json.
+        device: `cpu` or `cuda`.
+    """
+    git = facts["git"] or {"commit": None, "dirty": None}
+    command = shlex.join([Path(words[0]).name, *words[1:]])
     return {
-        "command": " ".join(["python", *sys.argv]),
-        "machine": {"processor": processor(), "cores": cores()},
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+        "command": re.sub(r" --log\.dir \S+|/\S+/(?=[^/\s])", "", command),
+        "commit": git["commit"],
+        "dirty": git["dirty"],
+        "machine": {"processor": facts["cpu"], "cores": facts["cores"]},
+        "versions": {"python": facts["python"], **facts["versions"]},
+        "device": facts["gpus"][0] if device == "cuda" else "cpu",
     }
 
 

@@ -67,15 +67,17 @@ def main() -> None:
             continue
         start = time.perf_counter()
         env = settings.pop("env")
-        config = configure(algo, env, settings)
+        config = configure(algo, env, {"placement.device": "cpu", **settings})
         outcomes = list(verify(config, args.updates, PLACEMENTS, args.delay))
-        verdicts = {outcome.placement: outcome.difference or outcome.refused or "identical" for outcome in outcomes}
+        verdicts = {
+            outcome.placement: outcome.difference or outcome.refused or f"identical, {outcome.updates} updates"
+            for outcome in outcomes
+        }
         result["cells"][name] = {
             "placements": verdicts,
-            "updates": min(outcome.updates for outcome in outcomes),
             "digest": outcomes[0].digest,
             "seconds": round(time.perf_counter() - start),
-            **conditions(),
+            **conditions("cpu"),
         }
         print(f"{name}: {'; '.join(sorted(set(verdicts.values())))} ({result['cells'][name]['seconds']} s)", flush=True)
         save(result, args.output)

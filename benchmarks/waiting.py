@@ -123,6 +123,7 @@ def training(algo: str, n: int, name: str, unroll: int, mean_ms: float, updates:
     lanes = 1 if name == "sync" else n
     schedule = {"sync": "sync", "sync, lanes of one": "sync"}.get(name, name)
     settings = {
+        "placement.device": "cpu",
         "schedule": schedule,
         "num_envs": n,
         "lanes": lanes,
@@ -225,7 +226,7 @@ def main() -> None:
     result: dict[str, Any] = {"collect": [], "train": [], "published": []}
     if args.output.exists():
         result |= json.loads(args.output.read_text())
-    result["made"] = result.get("made", {}) | {part: conditions() for part in args.parts}
+    result["made"] = result.get("made", {}) | {part: conditions("cpu") for part in args.parts}
     if "collect" in args.parts:
         result["published"] = published()
         result["collect"] = collect_all(args.mean_ms, args.seconds)

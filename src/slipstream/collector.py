@@ -247,7 +247,7 @@ class _Lane:
                     row=self._row,
                     length=int(self._length[column]),
                     reward=float(self._return[column]),
-                    shaped=float(self._shaped[column]),
+                    shaped=None if step.score is None else float(self._shaped[column]),
                     truncated=bool(step.truncated[column]),
                 )
             )

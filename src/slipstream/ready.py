@@ -79,7 +79,7 @@ class ReadyCollector:
         self._own = [np.arange(part.start, part.stop) for part in self._groups]
         self._dead = np.zeros(count, np.bool_)
         self._return, self._shaped = np.zeros(count, np.float64), np.zeros(count, np.float64)
-        self._length = np.zeros(count, np.int64)
+        self._length, self._scored = np.zeros(count, np.int64), False
         self._started = self._stopped = False
 
     def stop(self) -> None:
@@ -169,7 +169,7 @@ class ReadyCollector:
 
     def _receive(self, ready: Sequence[int], steps: Sequence[EnvStep]) -> None:
         """Records what the last actions of the lanes `ready` caused, with the observations of their next rows."""
-        last = self._last
+        last, self._scored = self._last, steps[0].score is not None
         for i, step in zip(ready, steps, strict=True):
             part = self._parts[i]
             last.put(part, step)
@@ -246,7 +246,7 @@ class ReadyCollector:
                     row=self._row + int(self._t[slot]),
                     length=int(self._length[slot]),
                     reward=float(self._return[slot]),
-                    shaped=float(self._shaped[slot]),
+                    shaped=float(self._shaped[slot]) if self._scored else None,
                     truncated=bool(self._last.truncated[slot]),
                 )
             )

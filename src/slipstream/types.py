@@ -238,7 +238,7 @@ class Episode:
         row: Rows the slot had collected when the episode ended, dead rows included (orders episodes in time).
         length: Agent decisions.
         reward: Sum of raw rewards, or of scores where the environments have them (the return that is reported).
-        shaped: Sum of raw rewards in any case: what was learned from.
+        shaped: Sum of raw rewards where scores are reported instead, else None.
         truncated: Whether a limit ended it.
     """
 
@@ -246,7 +246,7 @@ class Episode:
     row: int
     length: int
     reward: float
-    shaped: float
+    shaped: float | None
     truncated: bool
 
 

@@ -189,22 +189,26 @@ def test_random_play_obeys_the_mask(space: gymnasium.Space[Any]) -> None:
 
 
 class Stuck(Masked):
-    """Nothing is legal from a step on, which may be the last."""
+    """One of the actions has no choice left from a step on, which may be the last."""
 
-    def __init__(self, empty_from: int) -> None:
-        super().__init__(gymnasium.spaces.Discrete(3))
-        self._empty_from = empty_from
+    def __init__(self, empty_from: int, nested: bool) -> None:
+        super().__init__(gymnasium.spaces.MultiDiscrete([3, 2]))
+        self._empty_from, self._nested = empty_from, nested
+        if nested:
+            parts = [gymnasium.spaces.MultiBinary(size) for size in (3, 2)]
+            space = {**self.observation_space.spaces, "action_mask": gymnasium.spaces.Tuple(parts)}
+            self.observation_space = gymnasium.spaces.Dict(space)
 
     def _obs(self) -> Any:
-        return {
-            key: leaf * (key != "action_mask" or self._t < self._empty_from) for key, leaf in super()._obs().items()
-        }
+        obs = super()._obs()
+        mask = obs["action_mask"] * (np.arange(5) < (3 if self._t >= self._empty_from else 5)).astype(np.int8)
+        return {**obs, "action_mask": (mask[:3], mask[3:]) if self._nested else mask}
 
 
-def test_a_mask_may_be_empty_where_an_episode_ends_and_nowhere_else() -> None:
-    assert check_env(lambda: Stuck(4)) == []
-    (finding,) = check_env(lambda: Stuck(2))
+@pytest.mark.parametrize(("nested", "mask"), [(False, r"[0 0 1 0 0]"), (True, "0, 0, 1")])
+def test_a_mask_may_be_empty_where_an_episode_ends_and_nowhere_else(nested: bool, mask: str) -> None:
+    assert check_env(lambda: Stuck(4, nested)) == []
+    (finding,) = check_env(lambda: Stuck(2, nested))
     assert finding.severity == "error"
-    assert "slot 0, step 2: expected at least one allowed action in observation.action_mask, got [0 0 0]" in str(
-        finding
-    )
+    assert "step 2: expected at least one choice for every action in action_mask, got" in finding.problem
+    assert mask in finding.problem

@@ -14,6 +14,7 @@ import pytest
 
 from slipstream.envs import EnvError, EnvOptions, football, list_envs, make_envs
 from slipstream.envs.football import Football
+from slipstream.run.presets import configure
 from tests.envs.playing import assert_equal, play
 
 SCENARIO = "gfootball:academy_empty_goal_close"
@@ -29,7 +30,8 @@ register(id="Football-v0", entry_point="gfootball:never")
 
 class Game(gym.Env):
     def __init__(self, config):
-        self._config, self._env, self.game_duration = config, self, 5
+        self._config, self._env, self.config = config, self, self
+        self.game_duration, self.end_episode_on_score = 5, config["level"] != "full_match"
         self.action_space = gym.spaces.Discrete(19)
         self.observation_space = gym.spaces.Box(-np.inf, np.inf, (4,), np.float32)
 
@@ -46,7 +48,8 @@ class Game(gym.Env):
         assert type(action) is int
         self._step += 1
         goal = int(action == 1)
-        return self.observation(), float(goal), goal or action == 2 or self._step == 5, {"score_reward": goal}
+        done = goal and self.end_episode_on_score or action == 2 or self._step == 5
+        return self.observation(), float(goal), bool(done), {"score_reward": goal}
 
     def close(self):
         pass
@@ -60,9 +63,7 @@ class Twice(gym.ObservationWrapper):
         return 2 * obs
 
 def create_environment(env_name, rewards, representation, stacked, render, other_config_options):
-    game = Game(dict(other_config_options))
-    game._env.game_duration = 5
-    game.config = game
+    game = Game({**other_config_options, "level": env_name})
     env = Checkpoints(game) if "checkpoints" in rewards else game
     return gym.Wrapper(Twice(env)) if stacked else env
 """
@@ -75,7 +76,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         (tmp_path / "gfootball" / folder).mkdir()
         (tmp_path / "gfootball" / folder / "__init__.py").touch()
     (tmp_path / "gfootball/env/__init__.py").write_text(PACKAGE)
-    for scenario in ("academy_empty_goal_close", "academy_corner", "test_example"):
+    for scenario in ("academy_empty_goal_close", "academy_corner", "full_match", "test_example"):
         (tmp_path / f"gfootball/scenarios/{scenario}.py").touch()
     monkeypatch.syspath_prepend(tmp_path)
     real = _forget()
@@ -120,13 +121,20 @@ class TestAdapter:
         assert len(set(seeds())) == 3
 
     @pytest.mark.parametrize(
-        ("actions", "terminated", "truncated"),
-        [([1], True, False), ([0, 2], True, False), ([0] * 5, False, True), ([0, 0, 0, 0, 1], True, False)],
+        ("scenario", "actions", "terminated", "truncated"),
+        [
+            ("academy_corner", [1], True, False),
+            ("academy_corner", [0, 2], True, False),
+            ("academy_corner", [0] * 5, False, True),
+            ("academy_corner", [0, 0, 0, 0, 1], True, False),
+            ("academy_corner", [0, 0, 0, 0, 2], False, True),
+            ("full_match", [1, 1, 0, 0, 1], False, True),
+        ],
     )
     def test_the_clock_truncates_and_the_rest_terminates(
-        self, actions: list[int], terminated: bool, truncated: bool
+        self, scenario: str, actions: list[int], terminated: bool, truncated: bool
     ) -> None:
-        env = Football("academy_corner")
+        env = Football(scenario)
         env.reset(seed=1)
         ends = [env.step(np.int64(action))[2:4] for action in actions]
         assert ends[:-1] == [(False, False)] * (len(actions) - 1)
@@ -141,6 +149,13 @@ class TestAdapter:
         assert step.reward.tolist() == [0.25, 1.25]
         assert step.reported.tolist() == [0.0, 1.0]
         assert envs.spec.family == "gfootball"
+
+    def test_the_score_is_written_into_the_configuration_and_can_be_switched_off(self) -> None:
+        assert configure("ppo", SCENARIO).env_options.score_key == "score_reward"
+        assert configure("ppo", "CartPole-v1").env_options.score_key == ""
+        envs = make_envs(SCENARIO, 1, options=EnvOptions(score_key=""))
+        envs.reset(1)
+        assert envs.recv(0).score is None
 
     def test_options_reach_the_package(self) -> None:
         envs = make_envs(SCENARIO, 1, options=EnvOptions(kwargs={"rewards": "scoring", "stacked": True}))
@@ -158,8 +173,9 @@ class TestAdapter:
     @pytest.mark.parametrize(
         ("kwargs", "message"),
         [
-            ({"representation": "raw"}, "representation of gfootball must be of extracted, .*, got 'raw'"),
-            ({"rewards": "scoring,goals"}, "rewards of gfootball must be of scoring, checkpoints, got 'goals'"),
+            ({"representation": "raw"}, "representation of gfootball must be 'extracted' or .*, got 'raw'"),
+            ({"rewards": "checkpoints"}, "rewards of .* must be 'scoring' or 'scoring,checkpoints', got 'checkpoints'"),
+            ({"stacked": "false"}, "stacked of gfootball must be False or True, got 'false'"),
             ({"rewrads": "scoring"}, "rewrads"),
         ],
     )
@@ -169,7 +185,7 @@ class TestAdapter:
 
     def test_scenarios_are_listed_and_unknown_ones_refused(self) -> None:
         ids = [id for id in list_envs()["gfootball"] if id.startswith(football.PREFIX)]
-        assert ids == ["gfootball:academy_corner", SCENARIO]
+        assert ids == ["gfootball:academy_corner", SCENARIO, "gfootball:full_match"]
         with pytest.raises(
             ValueError, match="unknown environment 'gfootball:academy_coner'; did you mean gfootball:ac"
         ):

@@ -18,7 +18,7 @@ def _slab() -> Trajectory:
 
 
 def report(update: int, steps: int, returns: tuple[float, ...] = (), **metrics: float) -> Report:
-    episodes = tuple(Episode(slot, update, 7, reward, reward, False) for slot, reward in enumerate(returns))
+    episodes = tuple(Episode(slot, update, 7, reward, None, False) for slot, reward in enumerate(returns))
     named = {name.replace("__", "/"): value for name, value in metrics.items()}
     seconds = {"collect": 0.5, "learn": 0.25, "env": 0.3, "infer": 0.1}
     return Report(update, steps, named, episodes, seconds, _slab())

@@ -101,9 +101,9 @@ class EnvPoolEnvs:
             slots = self._spec.slots(lane)
             seeds = [dice.env_seed(seed, "env", slot) for slot in slots]
             pool = _make(self._task, {**self._config, "seed": seeds})
-            self._lanes.append(_Lane(pool, self._spec, slots.start, self._life_loss))
+            self._lanes.append(_Lane(pool, self._spec, self._actions, slots.start, self._life_loss))
         for lane in self._lanes:
-            lane.start(seed, self._decorrelate_steps, self._actions)
+            lane.start(seed, self._decorrelate_steps)
 
     def send(self, action: NDArray[Any], lane: int) -> None:
         """Hands the actions of `lane` to its threads.
@@ -138,18 +138,18 @@ class EnvPoolEnvs:
 class _Lane:
     """A pool, and what bringing its answers to an `EnvStep` takes."""
 
-    def __init__(self, pool: Any, spec: EnvSpec, first_slot: int, life_loss: bool) -> None:
+    def __init__(self, pool: Any, spec: EnvSpec, actions: Actions, first_slot: int, life_loss: bool) -> None:
         self.pool = pool
-        self._spec, self._first_slot, self._life_loss = spec, first_slot, life_loss
+        self._spec, self._actions, self._first_slot, self._life_loss = spec, actions, first_slot, life_loss
         self._spaces = space_tree(spec.observation_space)
         self._lives = np.zeros(spec.lane_size, np.int32)
         self._count, self.due = 0, False
         self._step: EnvStep | None = None
 
-    def start(self, seed: int, decorrelate_steps: int, actions: Actions) -> None:
+    def start(self, seed: int, decorrelate_steps: int) -> None:
         obs, info = self.pool.reset()
         if decorrelate_steps:
-            obs, info = self._decorrelate(seed, decorrelate_steps, actions, obs, info)
+            obs, info = self._decorrelate(seed, decorrelate_steps, obs, info)
         if self._life_loss:
             self._lives = info["lives"]
         none = np.zeros(self._spec.lane_size, np.bool_)
@@ -179,12 +179,12 @@ class _Lane:
             self._lives = lives
         reward = reward.astype(np.float32, copy=False)
         step = EnvStep(self._convert(obs), reward, terminated, truncated, over | truncated)
-        check_row(step, self._spec.id, self._first_slot, self._count)
+        check_row(step, self._actions, self._first_slot, self._count)
         return step
 
-    def _decorrelate(self, seed: int, most: int, actions: Actions, obs: Tree, info: Any) -> tuple[Tree, Any]:
+    def _decorrelate(self, seed: int, most: int, obs: Tree, info: Any) -> tuple[Tree, Any]:
         """Steps every slot its own number of random steps; a slot whose episode ended is reset before it goes on."""
-        size = self._spec.lane_size
+        actions, size = self._actions, self._spec.lane_size
         starts = [random_start(seed, self._first_slot + column, most) for column in range(size)]
         obs = tree.map(np.copy, obs)
         lives = info["lives"].copy() if self._life_loss else None

@@ -90,7 +90,7 @@ class OwnEnv(NamedTuple):
     Attributes:
         make: Makes one, given its keyword arguments.
         family: As in `EnvSpec`.
-        score_key: As in `EnvOptions`, where that is empty.
+        score_key: As in `EnvOptions`, where that is None.
     """
 
     make: Callable[..., Env]

@@ -1,6 +1,6 @@
 """Google Research Football from its own package (`gfootball:SCENARIO`, installed by `make grf`).
 
-EnvPool's ids (`envpool:gfootball/...`) need no installation and are the same game, but only this package has the
+EnvPool's ids (`envpool:gfootball/...`) come with a pip line and are the same game, but only this package has the
 checkpoint rewards and the vector of 115 numbers. It holds Python's lock while it computes: several environments are
 stepped at the same time in worker processes only. Nothing here imports torch.
 """
@@ -25,7 +25,7 @@ SCORE_KEY = "score_reward"
 """Where `info` has the goals of a step, without the checkpoints."""
 
 _REPRESENTATIONS = ("extracted", "simple115v2", "simple115", "pixels", "pixels_gray")
-_REWARDS = ("scoring", "checkpoints")
+_REWARDS = ("scoring", "scoring,checkpoints")
 _SEEDS = 2_000_000_000  # the engine's seeds are below
 
 
@@ -33,10 +33,11 @@ class Football(gymnasium.Env[Any, np.int64]):
     """A scenario with one controlled player, behind Gymnasium's interface.
 
     An episode is a function of the seed of its `reset` and of the actions. Its clock running out truncates it, since
-    observations don't show the clock; a goal, the ball out of play or lost, as the scenario has it, terminates it.
+    observations don't show the clock; a goal, the ball out of play or lost, as the scenario has it, terminates it. In
+    the very last step of the clock only a goal is told from the clock.
 
     Args:
-        scenario: Name, such as `academy_run_to_score`.
+        scenario: Name, such as `academy_run_to_score`, one of `scenarios()`.
         rewards: `scoring` (a goal is 1, one against -1), or `scoring,checkpoints`: 0.1 more for each of ten zones
             towards the goal, once per episode. What was scored is in `info["score_reward"]` either way.
         representation: `extracted`, planes uint8 `[72, 96, 4]` of both teams, ball and active player (the "super mini
@@ -46,7 +47,7 @@ class Football(gymnasium.Env[Any, np.int64]):
 
     Raises:
         ImportError: The package is not installed.
-        ValueError: An unknown scenario, representation or reward.
+        ValueError: An unknown representation or reward.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012 - Gymnasium's name and type
@@ -59,9 +60,9 @@ class Football(gymnasium.Env[Any, np.int64]):
         stacked: bool = False,
         render_mode: str | None = None,
     ) -> None:
-        require_scenario(scenario)
-        _require(rewards.split(","), _REWARDS, "rewards")
-        _require([representation], _REPRESENTATIONS, "representation")
+        _require(rewards, _REWARDS, "rewards")
+        _require(representation, _REPRESENTATIONS, "representation")
+        _require(stacked, (False, True), "stacked")
         pixels = representation.startswith("pixels")
         self.render_mode = render_mode
         self._game: Any = _package().create_environment(
@@ -87,7 +88,8 @@ class Football(gymnasium.Env[Any, np.int64]):
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Plays a tenth of a second."""
         obs, reward, done, info = self._game.step(int(action))
-        late = self._core._step >= self._core._env.config.game_duration and not info[SCORE_KEY]
+        rules = self._core._env.config
+        late = self._core._step >= rules.game_duration and not (rules.end_episode_on_score and info[SCORE_KEY])
         return obs, float(reward), done and not late, done and late, info
 
     def render(self) -> Any:
@@ -119,7 +121,8 @@ def require_scenario(scenario: str) -> None:
     if not known:
         raise ImportError(
             f"{PREFIX}{scenario} needs the package gfootball, which is compiled from its sources: type `make grf` "
-            f"(Debian, Python 3.11). Or without it, with rewards for goals only: envpool:gfootball/{scenario}-v1"
+            f"(Debian, Python 3.11). EnvPool has the game as envpool:gfootball/{scenario}-v1, with rewards for goals "
+            'only: pip install "slipstream[envpool]"'
         )
     if scenario not in known:
         raise ValueError(unknown_id(f"{PREFIX}{scenario}", [f"{PREFIX}{name}" for name in known]))
@@ -142,7 +145,6 @@ def _seeded(seed: int) -> Mapping[str, Any]:
     }
 
 
-def _require(given: Sequence[str], known: Sequence[str], what: str) -> None:
-    for name in given:
-        if name not in known:
-            raise ValueError(f"{what} of {PREFIX[:-1]} must be of {', '.join(known)}, got {name!r}")
+def _require(given: object, known: Sequence[object], what: str) -> None:
+    if given not in known:
+        raise ValueError(f"{what} of {PREFIX[:-1]} must be {' or '.join(map(repr, known))}, got {given!r}")

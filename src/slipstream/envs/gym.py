@@ -80,7 +80,7 @@ class GymEnvs:
             EnvError: A reward or observation is not finite.
         """
         step = self._steps[lane]
-        check_row(step, self._spec.id, self._spec.slots(lane).start, self._counts[lane])
+        check_row(step, self._actions, self._spec.slots(lane).start, self._counts[lane])
         return step
 
     def close(self) -> None:

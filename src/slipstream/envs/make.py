@@ -158,14 +158,13 @@ def gym_source(env: str | EnvFactory, options: EnvOptions) -> Source:
         ImportError: The package of the id is not installed.
         ValueError: An unknown id.
     """
-    every: dict[str, Any] = {"decorrelate_steps": options.decorrelate_steps, "score_key": options.score_key}
+    every: dict[str, Any] = {"decorrelate_steps": options.decorrelate_steps, "score_key": score_key(env, options)}
     if not isinstance(env, str):
         if options.kwargs:
             raise ValueError(f"env kwargs {sorted(options.kwargs)} are for ids; put them into the callable")
         return Source(GymFactory(env, options), _name(env), **every)
     own = own_env(env)
     if own is not None:
-        every["score_key"] = options.score_key or own.score_key
         return Source(GymFactory(env, options), env, own.family, **every)
     spec = gym_spec(env)
     return Source(
@@ -175,6 +174,14 @@ def gym_source(env: str | EnvFactory, options: EnvOptions) -> Source:
         deterministic=not spec.nondeterministic,
         **every,
     )
+
+
+def score_key(env: str | EnvFactory, options: EnvOptions) -> str:
+    """`options.score_key`, or what the environment has where that is None."""
+    if options.score_key is not None:
+        return options.score_key
+    own = own_env(env) if isinstance(env, str) else None
+    return own.score_key if own else ""
 
 
 def env_family(env: str) -> str:

@@ -98,5 +98,5 @@ def stand_in() -> Generator[None]:
         sys.modules |= former
 
 
-def _register(**_: Any) -> None:
+def _register(id: str, entry_point: str = "", kwargs: dict[str, Any] | None = None) -> None:
     """Ids of the old interface are of no use to Gymnasium."""

@@ -111,7 +111,8 @@ class EnvOptions:
             steps, so that slots don't go through their episodes in step. A function of (seed, slot); 0 switches it off.
             The first episode of a slot is then seen, and reported, from its middle on.
         score_key: Key of `info` under which Gymnasium environments say what a step really scored, where their reward is
-            shaped for learning; returns are then reported as sums of that. Empty: the reward is what counts.
+            shaped for learning; returns are then reported as sums of that. Empty: the reward is what counts. None: as
+            the environment has it, which is empty but for gfootball's `score_reward`.
         timeout_seconds: How long worker and collector processes may take for resetting or stepping a lane.
         kwargs: Further arguments of the environment, each typed as `--env-options.kwargs.NAME VALUE`: of
             `gymnasium.make(id, ...)`, of an EnvPool family, of a toy, of gfootball (rewards, representation, stacked).
@@ -121,7 +122,7 @@ class EnvOptions:
     frame_stack: int = 1
     max_episode_steps: int | None = None
     decorrelate_steps: int = 0
-    score_key: str = ""
+    score_key: str | None = None
     timeout_seconds: float = 300.0
     kwargs: dict[str, int | float | bool | str] = field(default_factory=dict[str, int | float | bool | str])
 

@@ -59,14 +59,14 @@ class Rows:
         )
 
 
-def check_row(step: EnvStep, name: str, first_slot: int, count: int) -> None:
-    """Refuses NaN and infinity in rewards and float observations, and masks that leave nothing to do.
+def check_row(step: EnvStep, actions: spaces.Actions, first_slot: int, count: int) -> None:
+    """Refuses NaN and infinity in rewards and float observations, and masks that leave an action without a choice.
 
-    The mask of an episode's last observation may be empty: nothing is done there.
+    The mask of an episode's last observation may do so: nothing is done there.
 
     Args:
         step: The row.
-        name: The environments, for the message.
+        actions: The lane's.
         first_slot: Slot of column 0.
         count: Steps since the reset, for the message.
 
@@ -74,9 +74,11 @@ def check_row(step: EnvStep, name: str, first_slot: int, count: int) -> None:
         EnvError: Names the first slot concerned.
     """
 
-    def refuse(bad: BoolArray, expected: str, leaf: NDArray[Any]) -> None:
+    def refuse(bad: BoolArray, expected: str, got: Tree) -> None:
         column = int(np.flatnonzero(bad)[0])
-        raise EnvError(f"{name}: slot {first_slot + column}, step {count}: expected {expected}, got {leaf[column]}")
+        value = tree.map(lambda leaf: leaf[column], got)
+        place = f"{actions.name}: slot {first_slot + column}, step {count}"
+        raise EnvError(f"{place}: expected {expected}, got {value}")
 
     score = [] if step.score is None else [("score", step.score)]
     for path, leaf in [("reward", step.reward), *score, *tree.items(step.obs, "observation")]:
@@ -84,7 +86,7 @@ def check_row(step: EnvStep, name: str, first_slot: int, count: int) -> None:
             finite = np.isfinite(leaf).reshape(len(leaf), -1)
             refuse(np.asarray(~finite.all(axis=1)), f"finite numbers as {path}", leaf)
     if isinstance(step.obs, dict) and ACTION_MASK in step.obs:
-        for path, leaf in tree.items(step.obs[ACTION_MASK], f"observation.{ACTION_MASK}"):
-            empty = ~leaf.reshape(len(leaf), -1).any(axis=1) & ~step.ended
-            if empty.any():
-                refuse(empty, f"at least one allowed action in {path}", leaf)
+        mask = step.obs[ACTION_MASK]
+        empty = actions.nothing_allowed(mask) & ~step.ended
+        if empty.any():
+            refuse(empty, f"at least one choice for every action in {ACTION_MASK}", mask)

@@ -169,11 +169,16 @@ class Actions:
         space: The environment's own action space.
         size: Slots per lane.
         name: The environment, for messages.
+
+    Attributes:
+        name: The environment.
+        shape: `[B, *A]`.
+        dtype: Of the environment's actions.
     """
 
     def __init__(self, space: Space[Any], size: int, name: str) -> None:
         check_action_space(space, name)
-        self._name, self._box = name, isinstance(space, spaces.Box)
+        self.name, self._box = name, isinstance(space, spaces.Box)
         self.shape = (size, *leaf_shape(space))
         if isinstance(space, spaces.Box):
             self._low, self._high = space.low, space.high
@@ -195,15 +200,27 @@ class Actions:
         if action.shape != self.shape or action.dtype.kind != ("f" if self._box else "i"):
             kind = "floats" if self._box else "integers"
             raise ValueError(
-                f"{self._name}: expected actions {list(self.shape)} of {kind}, got {action.dtype} {list(action.shape)}"
+                f"{self.name}: expected actions {list(self.shape)} of {kind}, got {action.dtype} {list(action.shape)}"
             )
         if self._box:
             if np.isnan(action).any():
-                raise ValueError(f"{self._name}: the policy chose an action that is not a number (NaN)")
+                raise ValueError(f"{self.name}: the policy chose an action that is not a number (NaN)")
             return np.clip(action, self._low, self._high).astype(self.dtype, copy=False)
         if (action < 0).any() or (action >= self._counts).any():
-            raise ValueError(f"{self._name}: expected actions in [0, {self._counts}), got {action.tolist()}")
+            raise ValueError(f"{self.name}: expected actions in [0, {self._counts}), got {action.tolist()}")
         return action + self._start if self._shifted else action.astype(np.int64)
+
+    def nothing_allowed(self, mask: Tree) -> NDArray[np.bool_]:
+        """Where a mask leaves an action without a choice, bool `[B]`; nowhere if it is no mask of these actions.
+
+        Args:
+            mask: Tree `[B, ...]` whose leaves, side by side, have an entry for every choice of every action.
+        """
+        flat = np.concatenate([leaf.reshape(len(leaf), -1) for leaf in tree.leaves(mask)], axis=1) != 0
+        if self._box or flat.shape[1] != np.sum(self._counts):
+            return np.zeros(len(flat), np.bool_)
+        starts = np.cumsum([0, *np.ravel(self._counts)[:-1]])
+        return np.asarray(~np.logical_or.reduceat(flat, starts, axis=1).all(axis=1))
 
     def sample(self, generator: np.random.Generator, mask: NDArray[np.bool_] | None = None) -> NDArray[Any]:
         """One random action `[*A]` in the policy's terms; unbounded Box dimensions are drawn from a normal.

@@ -71,7 +71,9 @@ class VectorEnvs:
                     )
             spaces.check_observation_space(first.single_observation_space, id)
             self._actions = Actions(first.single_action_space, size, id)
-            self._lanes = [_Lane(vector, id, start) for start, vector in zip(starts, vectors, strict=True)]
+            self._lanes = [
+                _Lane(vector, id, self._actions, start) for start, vector in zip(starts, vectors, strict=True)
+            ]
             undo.pop_all()
         self._spec = EnvSpec(
             id=id,
@@ -123,8 +125,8 @@ class VectorEnvs:
 class _Lane:
     """A vector environment, the row it filled, and the episodes its slots are in."""
 
-    def __init__(self, vector: Vector, id: str, first_slot: int) -> None:
-        self.vector, self._id, self._first_slot = vector, id, first_slot
+    def __init__(self, vector: Vector, id: str, actions: Actions, first_slot: int) -> None:
+        self.vector, self._id, self._actions, self._first_slot = vector, id, actions, first_slot
         self._mode = autoreset_mode(vector, id)
         self._seeds_per_slot = isinstance(vector.unwrapped, SyncVectorEnv | AsyncVectorEnv)
         self._rows = Rows.empty(vector.single_observation_space, vector.num_envs)
@@ -155,7 +157,7 @@ class _Lane:
 
     def row(self) -> EnvStep:
         step = as_step(self._rows)
-        check_row(step, self._id, self._first_slot, self._count)
+        check_row(step, self._actions, self._first_slot, self._count)
         return step
 
     def _end(self, info: dict[str, Any]) -> None:

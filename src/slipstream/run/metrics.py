@@ -120,8 +120,8 @@ class Metrics:
             returns = spread(progress.returns)
             row |= {"rollout/ep_rew_mean": returns.mean, "rollout/ep_rew_std": returns.std}
             row["rollout/ep_len_mean"] = spread(progress.lengths).mean
-            if progress.shaped != progress.returns:
-                row["rollout/ep_shaped_rew_mean"] = spread(progress.shaped).mean
+        if progress.shaped:
+            row["rollout/ep_shaped_rew_mean"] = spread(progress.shaped).mean
         for name, value in self._sums.items():
             row[name] = float(value) if name.endswith(_GREATEST) else float(value) / self._counts[name]
         if progress.evaluated_at == progress.steps:

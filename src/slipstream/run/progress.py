@@ -70,7 +70,7 @@ class Progress:
         updates: Updates so far.
         episodes: Episodes finished so far.
         returns: Raw returns of the last `WINDOW` episodes.
-        shaped: Their sums of the rewards that were learned from, equal to `returns` where no score is reported instead.
+        shaped: Their sums of raw rewards where scores are reported instead, else empty.
         lengths: Their lengths in steps.
         evaluation: The last evaluation's `eval/*` numbers, empty before there was one.
         evaluated_at: Steps at the last evaluation, -1 before there was one.
@@ -107,7 +107,7 @@ class Progress:
         self.before, self.steps, self.updates = self.steps, report.steps, report.update
         self.episodes += len(report.episodes)
         self.returns.extend(episode.reward for episode in report.episodes)
-        self.shaped.extend(episode.shaped for episode in report.episodes)
+        self.shaped.extend(episode.shaped for episode in report.episodes if episode.shaped is not None)
         self.lengths.extend(episode.length for episode in report.episodes)
         for stage, seconds in report.seconds.items():
             self._stages[stage] = self._stages.get(stage, 0.0) + seconds
@@ -174,7 +174,7 @@ class Progress:
         self.steps = self.before = int(facts["steps"])
         self.updates, self.episodes = int(facts["updates"]), int(facts["episodes"])
         self.returns.extend(facts["returns"])
-        self.shaped.extend(facts["shaped"])
+        self.shaped.extend(facts.get("shaped", ()))  # older checkpoints have none
         self.lengths.extend(facts["lengths"])
         self.evaluation, self.evaluated_at = dict(facts["evaluation"]), int(facts["evaluated_at"])
         self._earlier_seconds = float(facts["seconds"])

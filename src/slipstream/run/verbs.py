@@ -76,6 +76,9 @@ A new run from the tuned preset of (ALGO, ENV), with the flags over it.
 {aliases}
 """
 
+_TAKES = {"verify": "verify ALGO --env ENV"}
+"""What a verb is followed by, where its options don't say."""
+
 _EXPECTED = (ConfigError, CheckpointError, EnvError, ValueError, ImportError, OSError, FloatingPointError)
 """Errors whose message says all; anything else is a bug in Slipstream and shows its traceback."""
 
@@ -131,7 +134,7 @@ def _dispatch(words: list[str]) -> int:
         if verb not in OPTIONS:
             _out.print(_USAGE, end="")
             return 0
-        return _help(OPTIONS[verb], f"slipstream {verb}{' ALGO --env ENV' * (verb == 'verify')}", None)
+        return _help(OPTIONS[verb], f"slipstream {_TAKES.get(verb, verb)}", None)
     return VERBS[verb](rest)
 
 

@@ -20,9 +20,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from slipstream import dice, slab
-from slipstream.envs import EnvError, EnvOptions, make_envs
-from slipstream.envs.envpool import PREFIX
-from slipstream.envs.make import GymFactory, gym_source
+from slipstream.envs import EnvError, EnvOptions, envpool, make_envs, toy
+from slipstream.envs.make import GymFactory, score_key
 from slipstream.envs.slot import error_line
 from slipstream.run import checkpoint
 from slipstream.run.agent import Agent
@@ -189,18 +188,17 @@ def make_stage(config: Config, env: Callable[[], gymnasium.Env[Any, Any]] | None
     options = replace(config.env_options, decorrelate_steps=0)
     if env is None and family(config.env) == "atari":
         return _atari_stage(config.env, options)
-    if env is None and config.env.startswith(PREFIX):
+    if env is None and config.env.startswith(envpool.PREFIX):
         return _observation_stage(make_envs(config.env, 1, 1, options), _DEFAULT_FPS)
     made: list[gymnasium.Env[Any, Any]] = []
-    mode = None if env is not None or config.env.startswith("toy:") else "rgb_array"
+    mode = None if env is not None or config.env.startswith(toy.PREFIX) else "rgb_array"
     factory = GymFactory(env or config.env, options, mode)
-    score_key = gym_source(env or config.env, options).score_key
 
     def make() -> gymnasium.Env[Any, Any]:
         made.append(factory())
         return made[-1]
 
-    envs = make_envs(make, 1, 1, EnvOptions(score_key=score_key))
+    envs = make_envs(make, 1, 1, EnvOptions(score_key=score_key(env or config.env, options)))
     fps = float(made[-1].metadata.get("render_fps") or _DEFAULT_FPS)
     if made[-1].render_mode != "rgb_array":
         return _observation_stage(envs, fps)
