@@ -39,7 +39,7 @@ grf: $(VENV)/.installed
 	$(BIN)/python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and "gfootball needs Python 3.11; make clean, then make grf PYTHON=python3.11")'
 	$(SUDO) apt-get update -qq
 	$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(GRF_DEBIAN)
-	$(PIP) install -c constraints.txt setuptools wheel psutil absl-py six opencv-python-headless
+	$(PIP) install -c constraints.txt setuptools==84.2.1 wheel==0.48.0 psutil absl-py six==1.17.0 opencv-python-headless==5.0.0.93
 	PATH="$(abspath $(BIN)):$$PATH" $(abspath $(BIN))/python -m pip --disable-pip-version-check \
 	  install --no-deps --no-build-isolation gfootball==2.10.2
 	$(BIN)/slipstream check-env gfootball:academy_empty_goal_close
