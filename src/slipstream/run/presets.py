@@ -65,9 +65,9 @@ PRESETS: dict[tuple[str, str], Preset] = {
         "algo.vf_coef": 0.5,
         "algo.max_grad_norm": 40.0,
     },
-    # Kurach et al., 2020 (Google Research Football), as HTS-RL has them, but for minibatches of half the size and a rate
-    # that follows the divergence, which is small there: academy_empty_goal_close was at 0.8 after 74 k steps instead of
-    # 106 k (one seed each); four epochs were no faster for twice the cost.
+    # Kurach et al., 2020 (Google Research Football), as HTS-RL has them, but for minibatches of half the size and a
+    # rate that follows the divergence, which is small there: academy_empty_goal_close was at 0.8 after 74 k steps
+    # instead of 95 k (one seed each); four epochs were no faster for twice the cost.
     ("ppo", "gfootball"): {
         "total_steps": 5_000_000,
         "num_envs": 16,
