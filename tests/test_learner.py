@@ -259,6 +259,22 @@ def test_target_policy_is_refreshed_by_updates(crew: Callable[[int], Crew], peri
     assert len(seen) == 7
 
 
+@pytest.mark.parametrize("period", [1, 2])
+def test_a_slab_of_the_newest_policy_is_shown_to_no_other(crew: Callable[[int], Crew], period: int) -> None:
+    """Where every row is of the policy at the start of the update, what it stored is what it would say now."""
+    seen.clear()
+    policy = rows.policy()
+    student = learner(Watched(target_period=period, **ONE_BATCH), policy, crew(1))
+    for update in range(3):
+        slab = rows.trajectory(policy, seed=update)
+        slab.version.fill_(update)
+        if update == 2:
+            slab.version[0, 1] = 1
+        student.step(slab)
+        stored = seen[update].log_prob is slab.log_prob and seen[update].value is slab.extras["value"]
+        assert stored == (period == 1 and update < 2)
+
+
 def test_a_loaded_target_policy_is_the_one_that_was_saved(crew: Callable[[int], Crew]) -> None:
     """Between two refreshes the target is neither the first policy nor the newest."""
     algorithm = APPO(target_period=3, epochs=2, batch_size=rows.ROWS * 2)

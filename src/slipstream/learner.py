@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from slipstream import dice, tree
-from slipstream.algos.algorithm import Algorithm, Batch, Evaluation, ShardShape
+from slipstream.algos.algorithm import Algorithm, Batch, Evaluation, ShardShape, acted
 from slipstream.crew import Crew
 from slipstream.nets.policy import Policy
 from slipstream.ops.normalize import ReturnScale
@@ -205,7 +205,9 @@ class Learner:
         return [self._algorithm.minibatches(shape, partial(permute, shard)) for shard in range(self.shards)]
 
     def _evaluate(self, trajectory: Trajectory) -> Evaluation:
-        """The slab under the target policy, shard by shard."""
+        """The slab under the target policy, shard by shard; as it was stored if that policy acted."""
+        if self._target is None and bool((trajectory.version == self.version).all()):
+            return acted(trajectory)
         policy = self._target or self.policy
         rows = _Rows(trajectory, trajectory.valid, {}, self.policy.recurrent, True, self._device)
 

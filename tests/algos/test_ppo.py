@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import copy
 import math
+from functools import partial
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -8,8 +11,9 @@ import torch
 from torch import Tensor
 
 from slipstream.algos import PPO
-from slipstream.algos.algorithm import Batch, ShardShape, items_per_minibatch
-from slipstream.nets.policy import ActorCritic
+from slipstream.algos.algorithm import Batch, ShardShape, acted, items_per_minibatch
+from slipstream.nets.policy import ActorCritic, Network
+from slipstream.ops import returns
 from tests.algos import rows
 
 N = 11
@@ -28,6 +32,7 @@ def batch(policy: ActorCritic, seed: int = 0) -> Batch:
         "advantage": torch.randn(N, generator=random),
         "return": torch.randn(N, generator=random),
         "value": value,
+        "reference": out.distribution.log_prob(action).detach() + 0.3 * torch.randn(N, generator=random),
     }
     log_prob = out.distribution.log_prob(action).detach() + 0.3 * torch.randn(N, generator=random)
     return Batch(obs, action, log_prob, torch.zeros(N, dtype=torch.bool), (), weight, columns)
@@ -40,7 +45,7 @@ def oracle(algorithm: PPO, policy: ActorCritic, rows: Batch, clip: float) -> flo
     entropies = out.distribution.entropy().tolist()
     total = 0.0
     for n in range(N - 2):
-        ratio = math.exp(log_probs[n] - float(rows.log_prob[n]))
+        ratio = math.exp(log_probs[n] - float(rows.columns["reference"][n]))
         advantage, target, old = (float(rows.columns[key][n]) for key in ("advantage", "return", "value"))
         surrogate = min(ratio * advantage, min(max(ratio, 1 - clip), 1 + clip) * advantage)
         error = (values[n] - target) ** 2
@@ -66,15 +71,71 @@ def test_loss_is_equation_9(clip_range_vf: float, anneal: bool, progress: float,
 def test_advantages_are_normalised_over_valid_rows_of_the_whole_update() -> None:
     policy = rows.policy()
     slab = rows.trajectory(policy)
-    prepared = PPO().prepare(slab, slab.reward, rows.unused)
+    prepared = PPO().prepare(slab, slab.reward, partial(acted, slab))
     live = prepared.columns["advantage"][slab.valid].numpy()
     assert live.mean() == pytest.approx(0.0, abs=1e-6)
     assert live.std() == pytest.approx(1.0, abs=1e-4)
-    raw = PPO(normalize_advantage=False).prepare(slab, slab.reward, rows.unused)
+    raw = PPO(normalize_advantage=False).prepare(slab, slab.reward, partial(acted, slab))
     np.testing.assert_allclose(
         raw.columns["return"][slab.valid], (raw.columns["advantage"] + slab.extras["value"][:-1])[slab.valid]
     )
     assert torch.equal(prepared.columns["return"], raw.columns["return"])
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("core", ["none", "gru"])
+@pytest.mark.parametrize("surrogate", ["target", "acting"])
+def test_gradient_on_rows_of_an_older_policy(
+    surrogate: Literal["target", "acting"], core: str, normalize: bool
+) -> None:
+    """The decoupled objective from plain numbers, and the paper's with the acting policy; all three policies differ."""
+    target = rows.policy(Network(hidden=(11,), core=core, core_size=5))
+    policy, slab = copy.deepcopy(target), rows.off_policy(target)
+    random = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=random))
+    shown = rows.evaluation(target, slab) if surrogate == "target" else acted(slab)
+    algorithm = PPO(gamma=0.9, gae_lambda=0.8, clip_range=0.3, surrogate=surrogate, normalize_advantage=normalize)
+    evaluate = (lambda: shown) if surrogate == "target" else rows.unused
+    got, metrics = rows.gradient(algorithm, policy, slab, evaluate)
+
+    gae = returns.gae(slab.reward, shown.value, slab.terminated, slab.valid, 0.9, 0.8)
+    whole = rows.whole(slab, {}, bootstraps=False)
+    out = policy.unroll(whole.obs, whole.state0, whole.first)
+    log_prob, entropy = out.distribution.log_prob(slab.action), out.distribution.entropy()
+    alive = [tuple(cell) for cell in np.argwhere(slab.valid.numpy())]
+    weight = {cell: math.exp(float(shown.log_prob[cell]) - float(slab.log_prob[cell])) for cell in alive}
+    mean = sum(weight[cell] * float(gae[cell]) for cell in alive) / sum(weight.values()) if normalize else 0.0
+    weighted = {cell: weight[cell] * (float(gae[cell]) - mean) for cell in alive}
+    scale = math.sqrt(np.mean(np.square(list(weighted.values())))) if normalize else 1.0
+    total, clipped = torch.zeros(()), 0
+    for cell in alive:
+        a = weighted[cell] / scale
+        ratio = (log_prob[cell] - float(shown.log_prob[cell])).exp()
+        bounded = ratio.clamp(0.7, 1.3)
+        clipped += ratio.item() != bounded.item()
+        error = out.value[cell] - float(gae[cell]) - float(shown.value[cell])
+        total = total + max(-ratio * a, -bounded * a) + 0.5 * 0.5 * error**2 - 0.01 * entropy[cell]
+    names, parameters = zip(*policy.named_parameters(), strict=True)
+    for name, gradient in zip(names, torch.autograd.grad(total / len(alive), parameters), strict=True):
+        torch.testing.assert_close(got[name], gradient, rtol=2e-4, atol=2e-5, msg=name)
+    assert 0 < clipped < len(alive)
+    assert float(metrics["clip_fraction"]) == pytest.approx(clipped / len(alive))
+    assert (max(weight.values()) > 1.1) == (surrogate == "target")
+
+
+@pytest.mark.parametrize("surrogate", ["target", "acting"])
+def test_dead_rows_of_an_older_policy_teach_nothing(surrogate: Literal["target", "acting"]) -> None:
+    policy = rows.policy()
+    slab = rows.off_policy(policy)
+    algorithm = PPO(surrogate=surrogate)
+    clean, _ = rows.gradient(algorithm, policy, slab, lambda: rows.evaluation(policy, slab))
+    slab.log_prob[~slab.valid] = -0.1
+    scribbled, _ = rows.gradient(algorithm, policy, slab, lambda: rows.evaluation(policy, slab))
+    for name, gradient in clean.items():
+        assert gradient.any(), name
+        assert torch.equal(scribbled[name], gradient), name
 
 
 @pytest.mark.parametrize("recurrent", [False, True])

@@ -33,7 +33,6 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
             "schedule": "concurrent",
             "net.core": "lstm",
             "algo.batch_size": 64,
-            "algo.recompute_values": True,
         },
     ),
     "a2c, concurrent": ("a2c", "CartPole-v1", {"lanes": 8, "schedule": "concurrent"}),

@@ -17,7 +17,7 @@ SIZE = {"num_envs": 8, "lanes": 8, "unroll": 7, "total_steps": 10_000, "seed": 3
 CASES: dict[str, dict[str, Any]] = {
     "sync": {},
     "concurrent": {"schedule": "concurrent"},
-    "recurrent": {"schedule": "concurrent", "net.core": "lstm", "algo.recompute_values": True},
+    "recurrent": {"schedule": "concurrent", "net.core": "lstm"},
 }
 PLACEMENTS: dict[str, dict[str, Any]] = {
     "inline": {"collectors": "inline"},

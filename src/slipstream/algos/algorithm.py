@@ -136,7 +136,7 @@ class Algorithm(Protocol):
         Args:
             trajectory: The slab; its raw `reward` is not to be used for targets.
             reward: float32 `[T, B]`, the training reward (clipped or scaled as the run says).
-            evaluate: Shows the slab to the target policy, at the cost of one forward pass.
+            evaluate: Shows the slab to the target policy, at the cost of one forward pass unless that policy acted.
         """
         ...
 
@@ -205,16 +205,22 @@ class ShardShape:
         return self.rows if self.recurrent else 1
 
 
+def acted(trajectory: Trajectory) -> Evaluation:
+    """The slab in the eyes of the policy that acted, as it was stored."""
+    return Evaluation(trajectory.log_prob, trajectory.extras["value"])
+
+
 def advantage_columns(
     trajectory: Trajectory,
     reward: Tensor,
     value: Tensor,
     gamma: float,
     gae_lambda: float,
+    ratio: Tensor | None = None,
     *,
     normalize: bool,
 ) -> Prepared:
-    """Columns `advantage` (GAE), `return` (advantage + value) and `value`.
+    """Columns `advantage` (GAE times `ratio`), `return` (GAE + value) and `value`.
 
     Args:
         trajectory: The slab.
@@ -222,6 +228,7 @@ def advantage_columns(
         value: float32 `[T+1, B]`.
         gamma: Discount.
         gae_lambda: Lambda of GAE; 1 gives n-step returns.
+        ratio: float32 `[T, B]`, importance weights of the rows; None for 1.
         normalize: Whether to bring the advantages of valid rows to mean 0 and standard deviation 1 (the return is taken
             before that).
     """
@@ -229,8 +236,10 @@ def advantage_columns(
     advantage = returns.gae(reward, value, trajectory.terminated, valid, gamma, gae_lambda)
     target = advantage + value[:-1]
     metrics = {"explained_variance": losses.explained_variance(value[:-1], target, valid)}
+    if ratio is not None:
+        advantage = advantage * ratio
     if normalize:
-        advantage = losses.normalize_advantage(advantage, valid)
+        advantage = losses.normalize_advantage(advantage, valid, ratio)
     return Prepared({"advantage": advantage, "return": target, "value": value[:-1]}, metrics)
 
 

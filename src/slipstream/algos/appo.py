@@ -15,8 +15,7 @@ pi/pi_old, so that r A carries pi/mu exactly once: one factor of it truncated, t
 update starts. With `surrogate="acting"` (the form of 2019) r = pi/mu, so that the ratio enters twice, truncated in A
 and whole in r, and what the lag alone has moved counts against the clip.
 
-Where pi_old = mu (lag 0, `target_period` 1) this is PPO with `recompute_values` and the same `gae_lambda`, and both
-surrogates are the same.
+Where pi_old = mu (lag 0, `target_period` 1) this is PPO with the same `gae_lambda`, and both surrogates are the same.
 
 Deviations: advantages are normalised beneath their weight (`ops/losses.py` says why), and over the whole update; the
 optional penalty KL(pi_old || pi), estimated from the rows of mu with weights min(rho_bar, pi_old/mu), has a constant

@@ -6,15 +6,21 @@ moves the policy far. With one epoch and one minibatch the first ratio is 1 and 
 Deviations from the paper, all of them options with the field's usual values: value clipping, normalised advantages
 (over the whole update, dead rows excluded), annealed learning rate and clip, early stop at a target KL.
 
-The ratio is taken to the policy that acted, so rows of the version before (schedule `concurrent`) are accounted for:
-the first ratios are then not 1.
+Rows of the version before (schedule `concurrent`) are shown to the policy at the start of the update, pi_old. It gives
+the values for GAE, and the clip is around it; its ratio to the policy that acted, mu, weighs the advantages:
+
+    r = pi/pi_old        L_clip = -min(r A, clip(r, 1 - epsilon, 1 + epsilon) A),        A = pi_old/mu GAE
+
+This is the decoupled objective (Hilton et al., 2022, arXiv 2110.00641). With `surrogate="acting"` (the form of HTS-RL)
+r = pi/mu and A = GAE of the values computed while acting: the first ratios are then not 1, and what the lag alone has
+moved counts against the clip. At lag 0, where pi_old = mu, both are the paper's objective.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +32,7 @@ from slipstream.algos.algorithm import (
     Evaluate,
     Prepared,
     ShardShape,
+    acted,
     advantage_columns,
     anneal,
     paced,
@@ -44,7 +51,7 @@ class PPO:
     Attributes:
         lr: Learning rate (alpha).
         anneal_lr: Whether the learning rate falls linearly to 0 over the run.
-        desired_kl: KL divergence of an update to the policy that acted, in nats: below half of it the
+        desired_kl: KL divergence of an update to the policy that the clip is around, in nats: below half of it the
             learning rate grows (up to twice `lr`), above twice of it it falls (down to a twentieth); 0 for neither.
         gamma: Discount.
         gae_lambda: Lambda of GAE.
@@ -58,8 +65,8 @@ class PPO:
         max_grad_norm: Global norm to which the gradient is clipped.
         target_kl: The update ends once a minibatch's KL estimate exceeds 1.5 times this, in nats; 0 for never.
         normalize_advantage: Whether advantages are brought to mean 0 and standard deviation 1 over the update.
-        recompute_values: Whether advantages come from values of the parameters at the start of the update, at the cost
-            of one forward pass, rather than from the values computed while acting. The two are equal at lag 0.
+        surrogate: What the clip is around: the policy at the start of the update (its target policy), for which rows
+            older than that cost one forward pass, or the policy that acted.
         optimizer: Rule of the gradient step.
         eps: Epsilon of the optimiser.
     """
@@ -84,7 +91,7 @@ class PPO:
     max_grad_norm: float = 0.5
     target_kl: float = 0.0
     normalize_advantage: bool = True
-    recompute_values: bool = False
+    surrogate: Literal["target", "acting"] = "target"
     optimizer: OptimizerKind = "adam"
     eps: float = 1e-5
 
@@ -107,10 +114,18 @@ class PPO:
         return make_actor_critic(spec, network, torso, seed)
 
     def prepare(self, trajectory: Trajectory, reward: Tensor, evaluate: Evaluate) -> Prepared:
-        """GAE; `return` = advantage + value, before normalisation."""
-        value = evaluate().value if self.recompute_values else trajectory.extras["value"]
+        """GAE times pi_old/mu; `return` = GAE + value, before that.
+
+        Column `reference` (log of the surrogate's denominator) as well.
+        """
+        told = evaluate() if self.surrogate == "target" else acted(trajectory)
+        ratio = torch.where(trajectory.valid, told.log_prob - trajectory.log_prob, 0.0).exp()
         normalize = self.normalize_advantage
-        return advantage_columns(trajectory, reward, value, self.gamma, self.gae_lambda, normalize=normalize)
+        prepared = advantage_columns(
+            trajectory, reward, told.value, self.gamma, self.gae_lambda, ratio, normalize=normalize
+        )
+        prepared.columns["reference"] = told.log_prob
+        return prepared
 
     def minibatches(self, shape: ShardShape, permute: Callable[[int, int], Tensor]) -> Iterator[Tensor]:
         """`epochs` times all items of the shard in a new order, in equal parts of `batch_size / shards` rows."""
@@ -119,10 +134,10 @@ class PPO:
     def loss(self, policy: Policy, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         """Paper's equation 9: L = L_clip + vf_coef L_value - ent_coef H, as a weighted sum over rows."""
         out = policy.unroll(batch.obs, batch.state0, batch.first)
-        advantage, target = batch.columns["advantage"], batch.columns["return"]
+        advantage, target, reference = (batch.columns[name] for name in ("advantage", "return", "reference"))
         clip = anneal(self.clip_range, progress, self.anneal_clip)
         log_prob, entropy = out.distribution.log_prob(batch.action), out.distribution.entropy()
-        policy_loss = losses.clipped_surrogate_loss(log_prob, batch.log_prob, advantage, clip)
+        policy_loss = losses.clipped_surrogate_loss(log_prob, reference, advantage, clip)
         if self.clip_range_vf > 0:
             value_loss = losses.clipped_value_loss(out.value, batch.columns["value"], target, self.clip_range_vf)
         else:
@@ -130,7 +145,7 @@ class PPO:
 
         loss = batch.mean(policy_loss + self.vf_coef * value_loss - self.ent_coef * entropy)
         with torch.no_grad():
-            log_ratio = log_prob - batch.log_prob
+            log_ratio = log_prob - reference
             metrics = {
                 "policy_loss": batch.mean(policy_loss),
                 "value_loss": batch.mean(value_loss),
