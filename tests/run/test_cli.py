@@ -330,7 +330,10 @@ def test_a_failing_environment_is_the_last_line(
 
 
 def test_a_closed_terminal_saves(tmp_path: Path) -> None:
-    program = "import sys; from slipstream.run.cli import main; sys.exit(main())"
+    program = (
+        "import signal, sys; signal.signal(signal.SIGHUP, signal.SIG_DFL);"  # a job under nohup inherits SIG_IGN
+        "from slipstream.run.cli import main; sys.exit(main())"
+    )
     words = ["train", "ppo", "--env", "CartPole-v1", "--total-steps", "1e9", "--log.dir", str(tmp_path), *SMALL]
     terminal, end = os.openpty()
     child = subprocess.Popen([sys.executable, "-c", program, *words], stdin=end, stdout=end, stderr=end)
@@ -340,7 +343,11 @@ def test_a_closed_terminal_saves(tmp_path: Path) -> None:
         shown += os.read(terminal, 4096)
     child.send_signal(signal.SIGHUP)
     os.close(terminal)
-    assert child.wait(60) == 128 + signal.SIGHUP
+    try:
+        assert child.wait(60) == 128 + signal.SIGHUP
+    finally:
+        child.kill()
+        child.wait()
     (run,) = tmp_path.iterdir()
     assert checkpoint.newest(run / "checkpoints").steps > 0
 
