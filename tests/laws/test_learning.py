@@ -37,8 +37,10 @@ def final_return(algo: str, env: str, steps: int, settings: dict[str, Any], seed
     return statistics.fmean(episodes[-100:])
 
 
-def median_return(algo: str, env: str, steps: int, settings: dict[str, Any]) -> float:
-    return statistics.median(final_return(algo, env, steps, settings, seed) for seed in (1, 2, 3))
+def reaches(enough: float, algo: str, env: str, steps: int, settings: dict[str, Any]) -> bool:
+    """Whether the median of three seeds is `enough`; two that are decide it."""
+    first = [final_return(algo, env, steps, settings, seed) >= enough for seed in (1, 2)]
+    return all(first) or (any(first) and final_return(algo, env, steps, settings, 3) >= enough)
 
 
 @pytest.mark.parametrize(("algo", "settings"), [("ppo", PPO), ("a2c", A2C)], ids=["ppo", "a2c"])
@@ -47,21 +49,19 @@ def median_return(algo: str, env: str, steps: int, settings: dict[str, Any]) -> 
     [("toy:bandit", 4_000, 0.9), ("toy:catch", 30_000, 0.9), ("toy:chain", 20_000, 0.9)],
 )
 def test_discrete_toys_are_solved(algo: str, settings: dict[str, Any], env: str, steps: int, enough: float) -> None:
-    assert median_return(algo, env, steps, settings) >= enough
+    assert reaches(enough, algo, env, steps, settings)
 
 
 @pytest.mark.parametrize(("algo", "settings"), [("ppo", PPO), ("a2c", A2C)], ids=["ppo", "a2c"])
 def test_linear_quadratic_regulator_is_near_its_optimum(algo: str, settings: dict[str, Any]) -> None:
     """Doing nothing costs a third of the horizon; the optimum is -phi / 3 = -0.54 (x0 uniform in [-1, 1])."""
     settings = {**settings, "net.log_std_init": -1.0, "algo.ent_coef": 0.0}
-    assert median_return(algo, "toy:lqr", 30_000, settings) >= -0.9
+    assert reaches(-0.9, algo, "toy:lqr", 30_000, settings)
 
 
 def test_memory_is_needed_and_used() -> None:
-    with_memory = median_return("ppo", "toy:recall", 8_000, {**PPO, **RECURRENT})
-    without = median_return("ppo", "toy:recall", 8_000, {**PPO, "unroll": 32})
-    assert with_memory >= 0.9
-    assert without <= 0.4
+    assert reaches(0.9, "ppo", "toy:recall", 8_000, {**PPO, **RECURRENT})
+    assert not reaches(0.4, "ppo", "toy:recall", 8_000, {**PPO, "unroll": 32})
 
 
 @pytest.mark.slow
@@ -70,4 +70,4 @@ def test_memory_is_needed_and_used() -> None:
     [("ppo", "CartPole-v1", 100_000, 475), ("a2c", "CartPole-v1", 200_000, 475), ("ppo", "Acrobot-v1", 300_000, -90)],
 )
 def test_presets_of_classic_control_reach_their_targets(algo: str, env: str, steps: int, enough: float) -> None:
-    assert median_return(algo, env, steps, {}) >= enough
+    assert reaches(enough, algo, env, steps, {})
