@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 
 from record import conditions, save
@@ -21,7 +22,7 @@ from slipstream.run.presets import configure
 VARIANTS = ("ppo sync", "ppo concurrent", "appo sync", "appo concurrent", "appo async", "a2c sync", "a2c concurrent")
 
 
-def reference(key: str, keys: list[str]) -> str:
+def reference(key: str, keys: Sequence[str]) -> str:
     """What a variant is compared with."""
     alike = [other for other in keys if other.split()[0] == key.split()[0]]
     return alike[0] if len(alike) > 1 else keys[0]
@@ -41,22 +42,23 @@ def main() -> None:
     fixed = {"net.torso": "nature_cnn", "placement.device": args.device}
     fixed |= dict(item.split("=", 1) for item in args.settings)
     speeds: dict[str, list[float]] = {key: [] for key in args.of}
+    references = {key: reference(key, args.of) for key in args.of}
     for number in range(args.rounds):
         for key, found in speeds.items():
             algo, schedule = key.split()
             found.append(training_speed(configure(algo, args.env, {**fixed, "schedule": schedule}), args.seconds))
             print(f"round {number + 1} {key}: {found[-1]:.0f} steps/s", flush=True)
     ratios = {
-        key: statistics.median(a / b for a, b in zip(found, speeds[reference(key, list(speeds))], strict=True))
+        key: statistics.median(a / b for a, b in zip(found, speeds[references[key]], strict=True))
         for key, found in speeds.items()
     }
     for key, ratio in ratios.items():
-        print(f"{key}: {ratio:.2f} of {reference(key, list(speeds))}")
+        print(f"{key}: {ratio:.2f} of {references[key]}")
     result = {
         **conditions(args.device),
         "env": args.env,
         "settings": fixed,
-        "median_ratio_to": {key: [reference(key, list(speeds)), ratio] for key, ratio in ratios.items()},
+        "median_ratio_to": {key: [references[key], ratio] for key, ratio in ratios.items()},
         "steps_per_second": speeds,
     }
     save(result, args.output)

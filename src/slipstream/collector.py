@@ -219,7 +219,8 @@ class _Lane:
         arrays.valid[t] = valid
         self.steps += int(valid.sum())
         self._return += np.where(valid, step.reported, 0.0)
-        self._shaped += np.where(valid, step.reward, 0.0)
+        if step.score is not None:
+            self._shaped += np.where(valid, step.reward, 0.0)
         self._length += valid
         self._row += 1
         if step.ended.any():

@@ -187,7 +187,8 @@ class ReadyCollector:
         self._t[slots] += 1
         self._steps += int(valid.sum())
         self._return[slots] += np.where(valid, last.reported[slots], 0.0)
-        self._shaped[slots] += np.where(valid, last.reward[slots], 0.0)
+        if self._scored:
+            self._shaped[slots] += np.where(valid, reward, 0.0)
         self._length[slots] += valid
         self._dead[slots] = ended
         if ended.any():

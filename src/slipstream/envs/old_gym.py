@@ -55,12 +55,12 @@ class ObservationWrapper(Wrapper):
 
     def reset(self) -> Any:
         """Starts an episode."""
-        return self.observation(self.env.reset())  # type: ignore[attr-defined]
+        return self.observation(self.env.reset())
 
     def step(self, action: Any) -> tuple[Any, Any, bool, dict[str, Any]]:
         """As in `Wrapper`."""
         obs, reward, done, info = self.env.step(action)
-        return self.observation(obs), reward, done, info  # type: ignore[attr-defined]
+        return self.observation(obs), reward, done, info
 
 
 class RewardWrapper(Wrapper):
@@ -69,7 +69,7 @@ class RewardWrapper(Wrapper):
     def step(self, action: Any) -> tuple[Any, Any, bool, dict[str, Any]]:
         """As in `Wrapper`."""
         obs, reward, done, info = self.env.step(action)
-        return obs, self.reward(reward), done, info  # type: ignore[attr-defined]
+        return obs, self.reward(reward), done, info
 
 
 @contextmanager

@@ -190,6 +190,8 @@ class Actions:
             self._counts, self._start = np.int64(space.n), np.int64(space.start)
             self.dtype = np.dtype(np.int64)
         self._shifted = not self._box and bool(np.any(self._start))
+        if not self._box:
+            self._firsts = np.cumsum([0, *np.ravel(self._counts)[:-1]])  # of every action's choices in a flat mask
 
     def encode(self, action: NDArray[Any]) -> NDArray[Any]:
         """A new array `[B, *A]`: Box clipped to its bounds and in the env's dtype, integers shifted by their start.
@@ -219,8 +221,7 @@ class Actions:
         flat = np.concatenate([leaf.reshape(len(leaf), -1) for leaf in tree.leaves(mask)], axis=1) != 0
         if self._box or flat.shape[1] != np.sum(self._counts):
             return np.zeros(len(flat), np.bool_)
-        starts = np.cumsum([0, *np.ravel(self._counts)[:-1]])
-        return np.asarray(~np.logical_or.reduceat(flat, starts, axis=1).all(axis=1))
+        return np.asarray(~np.logical_or.reduceat(flat, self._firsts, axis=1).all(axis=1))
 
     def sample(self, generator: np.random.Generator, mask: NDArray[np.bool_] | None = None) -> NDArray[Any]:
         """One random action `[*A]` in the policy's terms; unbounded Box dimensions are drawn from a normal.
@@ -230,7 +231,7 @@ class Actions:
             mask: bool, flat, which choices are allowed; None for all.
         """
         if not self._box and mask is not None:
-            parts = np.split(mask, np.cumsum(np.ravel(self._counts))[:-1])
+            parts = np.split(mask, self._firsts[1:])
             drawn = [generator.choice(np.flatnonzero(part) if part.any() else len(part)) for part in parts]
             return np.reshape(np.array(drawn, np.int64), self.shape[1:])
         if not self._box:
