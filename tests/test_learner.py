@@ -312,9 +312,19 @@ def test_skipped_rows_are_counted_and_teach_nothing(crew: Callable[[int], Crew])
 
 
 @pytest.mark.parametrize("core", ["none", "lstm"])
-@pytest.mark.parametrize("algorithm", [A2C(normalize_advantage=True), PPO(epochs=1, batch_size=rows.ROWS * 2)])
+@pytest.mark.parametrize(
+    "algorithm",
+    [
+        A2C(normalize_advantage=True),
+        PPO(epochs=1, batch_size=rows.ROWS * 2),
+        APPO(epochs=1, batch_size=rows.ROWS * 2),
+        APPO(epochs=1, batch_size=rows.ROWS * 2, target_period=2),
+        IMPALA(),
+    ],
+    ids=["a2c", "ppo", "appo", "appo with a target", "impala"],
+)
 def test_columns_that_are_not_fresh_are_counted_and_teach_nothing(
-    crew: Callable[[int], Crew], algorithm: A2C | PPO, core: Literal["none", "lstm"]
+    crew: Callable[[int], Crew], algorithm: Algorithm, core: Literal["none", "lstm"]
 ) -> None:
     """Whatever they hold, the parameters are the same; the reward scale sees them."""
     network = Network(hidden=(11,), core=core, core_size=4)
@@ -324,7 +334,9 @@ def test_columns_that_are_not_fresh_are_counted_and_teach_nothing(
         policy = rows.policy(network)
         student = learner(algorithm, policy, crew(1))
         slab = rows.trajectory(policy)
+        slab.version.fill_(-1)
         slab.reward[:, ~fresh] += bonus
+        slab.log_prob[:, ~fresh] -= bonus / 10
         student.step(slab, fresh=fresh)
         assert student.steps == int(slab.valid.sum())
         found.append(parameters(policy))

@@ -58,6 +58,8 @@ def off_policy(actor: ActorCritic, action_space: gymnasium.Space[object] | None 
     filled = trajectory(actor, action_space, seed)
     noise = torch.randn(filled.log_prob.shape, generator=torch.Generator().manual_seed(seed + 100))
     filled.log_prob.add_(0.7 * noise)
+    values = filled.extras["value"]
+    values.add_(torch.randn(values.shape, generator=torch.Generator().manual_seed(seed + 200)))
     filled.terminated[2, 3] = True
     assert filled.valid[3, 3]
     dead = ~filled.valid

@@ -130,6 +130,14 @@ def test_on_policy_it_is_ppo(core: str, normalize: bool, surrogate: Literal["tar
         assert float(metrics["rho_clipped"]) == 0.0
 
 
+def test_the_learning_rate_follows_the_divergence_from_the_target() -> None:
+    """What the lag has moved before the update is not its doing."""
+    metrics = {"approx_kl": torch.tensor(0.5), "kl_target": torch.tensor(0.001)}
+    assert APPO(desired_kl=0.01).pace(1.0, metrics) == pytest.approx(1.2)
+    assert APPO(desired_kl=0.01).pace(1.0, metrics | {"kl_target": torch.tensor(0.021)}) == pytest.approx(1 / 1.2)
+    assert APPO().pace(1.0, metrics) == 1.0
+
+
 def test_kl_penalty_is_the_divergence_from_the_target() -> None:
     """Over all actions, weighted by the policy that drew them, the estimate is the exact divergence."""
     target = actor()

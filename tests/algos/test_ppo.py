@@ -32,18 +32,19 @@ def batch(policy: ActorCritic, seed: int = 0) -> Batch:
         "advantage": torch.randn(N, generator=random),
         "return": torch.randn(N, generator=random),
         "value": value,
+        "ratio": torch.rand(N, generator=random) + 0.5,
         "reference": out.distribution.log_prob(action).detach() + 0.3 * torch.randn(N, generator=random),
     }
     log_prob = out.distribution.log_prob(action).detach() + 0.3 * torch.randn(N, generator=random)
     return Batch(obs, action, log_prob, torch.zeros(N, dtype=torch.bool), (), weight, columns)
 
 
-def oracle(algorithm: PPO, policy: ActorCritic, rows: Batch, clip: float) -> float:
-    """Equation 9 of the paper, row by row, in Python floats."""
+def oracle(algorithm: PPO, policy: ActorCritic, rows: Batch, clip: float) -> tuple[float, float]:
+    """Equation 9 of the paper and the divergence, row by row, in Python floats."""
     out = policy.unroll(rows.obs, (), None)
     log_probs, values = out.distribution.log_prob(rows.action).tolist(), out.value.tolist()
     entropies = out.distribution.entropy().tolist()
-    total = 0.0
+    total = kl = 0.0
     for n in range(N - 2):
         ratio = math.exp(log_probs[n] - float(rows.columns["reference"][n]))
         advantage, target, old = (float(rows.columns[key][n]) for key in ("advantage", "return", "value"))
@@ -52,8 +53,9 @@ def oracle(algorithm: PPO, policy: ActorCritic, rows: Batch, clip: float) -> flo
         if algorithm.clip_range_vf > 0:
             near = old + min(max(values[n] - old, -algorithm.clip_range_vf), algorithm.clip_range_vf)
             error = max(error, (near - target) ** 2)
+        kl += float(rows.columns["ratio"][n]) * (ratio - 1 - math.log(ratio))
         total += -surrogate + algorithm.vf_coef * 0.5 * error - algorithm.ent_coef * entropies[n]
-    return total / (N - 2)
+    return total / (N - 2), kl / (N - 2)
 
 
 @pytest.mark.parametrize("clip_range_vf", [0.0, 0.2])
@@ -63,9 +65,10 @@ def test_loss_is_equation_9(clip_range_vf: float, anneal: bool, progress: float,
     policy = rows.policy()
     data = batch(policy)
     loss, metrics = algorithm.loss(policy, data, progress)
-    assert loss.item() == pytest.approx(oracle(algorithm, policy, data, clip), rel=1e-5)
+    expected, kl = oracle(algorithm, policy, data, clip)
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
     assert 0.0 < float(metrics["clip_fraction"]) < 1.0
-    assert float(metrics["approx_kl"]) > 0.0
+    assert float(metrics["approx_kl"]) == pytest.approx(kl, rel=1e-4)
 
 
 def test_advantages_are_normalised_over_valid_rows_of_the_whole_update() -> None:
@@ -84,9 +87,10 @@ def test_advantages_are_normalised_over_valid_rows_of_the_whole_update() -> None
 
 @pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("core", ["none", "gru"])
+@pytest.mark.parametrize("clip_range_vf", [0.0, 0.2])
 @pytest.mark.parametrize("surrogate", ["target", "acting"])
-def test_gradient_on_rows_of_an_older_policy(
-    surrogate: Literal["target", "acting"], core: str, normalize: bool
+def test_gradient_on_older_rows(
+    surrogate: Literal["target", "acting"], clip_range_vf: float, core: str, normalize: bool
 ) -> None:
     """The decoupled objective from plain numbers, and the paper's with the acting policy; all three policies differ."""
     target = rows.policy(Network(hidden=(11,), core=core, core_size=5))
@@ -96,7 +100,14 @@ def test_gradient_on_rows_of_an_older_policy(
         for parameter in policy.parameters():
             parameter.add_(0.2 * torch.randn(parameter.shape, generator=random))
     shown = rows.evaluation(target, slab) if surrogate == "target" else acted(slab)
-    algorithm = PPO(gamma=0.9, gae_lambda=0.8, clip_range=0.3, surrogate=surrogate, normalize_advantage=normalize)
+    algorithm = PPO(
+        gamma=0.9,
+        gae_lambda=0.8,
+        clip_range=0.3,
+        clip_range_vf=clip_range_vf,
+        surrogate=surrogate,
+        normalize_advantage=normalize,
+    )
     evaluate = (lambda: shown) if surrogate == "target" else rows.unused
     got, metrics = rows.gradient(algorithm, policy, slab, evaluate)
 
@@ -109,19 +120,25 @@ def test_gradient_on_rows_of_an_older_policy(
     mean = sum(weight[cell] * float(gae[cell]) for cell in alive) / sum(weight.values()) if normalize else 0.0
     weighted = {cell: weight[cell] * (float(gae[cell]) - mean) for cell in alive}
     scale = math.sqrt(np.mean(np.square(list(weighted.values())))) if normalize else 1.0
-    total, clipped = torch.zeros(()), 0
+    total, kl, clipped = torch.zeros(()), 0.0, 0
     for cell in alive:
         a = weighted[cell] / scale
         ratio = (log_prob[cell] - float(shown.log_prob[cell])).exp()
         bounded = ratio.clamp(0.7, 1.3)
         clipped += ratio.item() != bounded.item()
-        error = out.value[cell] - float(gae[cell]) - float(shown.value[cell])
-        total = total + max(-ratio * a, -bounded * a) + 0.5 * 0.5 * error**2 - 0.01 * entropy[cell]
+        kl += weight[cell] * (ratio.item() - 1 - math.log(ratio.item()))
+        told = float(shown.value[cell])
+        square = (out.value[cell] - float(gae[cell]) - told) ** 2
+        if clip_range_vf:
+            near = told + (out.value[cell] - told).clamp(-0.2, 0.2)
+            square = max(square, (near - float(gae[cell]) - told) ** 2)
+        total = total + max(-ratio * a, -bounded * a) + 0.5 * 0.5 * square - 0.01 * entropy[cell]
     names, parameters = zip(*policy.named_parameters(), strict=True)
     for name, gradient in zip(names, torch.autograd.grad(total / len(alive), parameters), strict=True):
         torch.testing.assert_close(got[name], gradient, rtol=2e-4, atol=2e-5, msg=name)
     assert 0 < clipped < len(alive)
     assert float(metrics["clip_fraction"]) == pytest.approx(clipped / len(alive))
+    assert float(metrics["approx_kl"]) == pytest.approx(kl / len(alive), rel=1e-3)
     assert (max(weight.values()) > 1.1) == (surrogate == "target")
 
 

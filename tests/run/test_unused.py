@@ -56,6 +56,7 @@ def _pong(changes: dict[str, Any], torso: bool = False, policy: bool = False) ->
         ),
         ({"net.core_size": 7}, "net.core_size=7 (net.core is none, so that there is no memory)"),
         ({"net.log_std_init": -1.0}, "net.log_std_init=-1.0 (the actions of CartPole-v1 are not continuous)"),
+        ({"algo.surrogate": "acting"}, "algo.surrogate=acting (under schedule=sync both are the same)"),
         ({"log.eval_episodes": 7}, "log.eval_episodes=7 (log.eval_every is 0, so that nothing is evaluated)"),
         (
             {"env_options.timeout_seconds": 7},
@@ -75,6 +76,7 @@ def test_a_setting_without_effect_is_said(changes: dict[str, Any], line: str) ->
         {"num_envs": 4, "lanes": 2, "shards": 4, "placement.workers": 4},
         {"net.core": "gru", "net.core_size": 7, "algo.batch_size": 64},
         {"log.eval_every": 100, "log.eval_episodes": 7},
+        {"schedule": "concurrent", "algo.surrogate": "acting"},
     ],
 )
 def test_a_setting_with_an_effect_is_not(changes: dict[str, Any]) -> None:

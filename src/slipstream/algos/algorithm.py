@@ -70,7 +70,7 @@ Evaluate = Callable[[], Evaluation]
 
 Correction = Literal["delayed_gradient", "ratio", "vtrace"]
 """How an algorithm accounts for rows of an older policy: the gradient is evaluated at the parameters that acted; the
-ratio to the acting policy is in the loss; targets and gradient are those of V-trace."""
+ratio to the acting policy weighs the rows or is in the loss; targets and gradient are those of V-trace."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """PPO: proximal policy optimisation with the clipped surrogate (Schulman et al., 2017, arXiv 1707.06347).
 
-Several epochs of minibatches are drawn from each slab; the ratio to the acting policy is clipped so that no minibatch
+Several epochs of minibatches are drawn from each slab; the ratio to the policy before is clipped so that no minibatch
 moves the policy far. With one epoch and one minibatch the first ratio is 1 and the gradient equals A2C's with GAE.
 
 Deviations from the paper, all of them options with the field's usual values: value clipping, normalised advantages
@@ -11,9 +11,9 @@ the values for GAE, and the clip is around it; its ratio to the policy that acte
 
     r = pi/pi_old        L_clip = -min(r A, clip(r, 1 - epsilon, 1 + epsilon) A),        A = pi_old/mu GAE
 
-This is the decoupled objective (Hilton et al., 2022, arXiv 2110.00641). With `surrogate="acting"` (the form of HTS-RL)
-r = pi/mu and A = GAE of the values computed while acting: the first ratios are then not 1, and what the lag alone has
-moved counts against the clip. At lag 0, where pi_old = mu, both are the paper's objective.
+This is the decoupled objective (Hilton et al., 2022, arXiv 2110.00641). With `surrogate="acting"` (as in HTS-RL's
+released code) r = pi/mu and A = GAE of the values computed while acting: the first ratios are then not 1, and what the
+lag alone has moved counts against the clip. At lag 0, where pi_old = mu, both are the paper's objective.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class PPO:
         batch_size: Rows that one gradient step sees, over all shards; for a recurrent policy a multiple of the unroll.
         clip_range: Epsilon of the clipped surrogate.
         anneal_clip: Whether epsilon falls linearly to 0 over the run.
-        clip_range_vf: Range around the acting value for value clipping, in units of the return; 0 for none.
+        clip_range_vf: Range around the value before the update for value clipping, in units of the return; 0 for none.
         ent_coef: Weight of the entropy bonus, per nat.
         vf_coef: Weight of the value loss 0.5 (R - V)^2.
         max_grad_norm: Global norm to which the gradient is clipped.
@@ -106,7 +106,7 @@ class PPO:
 
     @property
     def target_period(self) -> int:
-        """1: there is no target policy."""
+        """1: it is the policy at the start of each update."""
         return 1
 
     def make_policy(self, spec: EnvSpec, network: Network, torso: nn.Module | None, seed: int) -> ActorCritic:
@@ -116,7 +116,7 @@ class PPO:
     def prepare(self, trajectory: Trajectory, reward: Tensor, evaluate: Evaluate) -> Prepared:
         """GAE times pi_old/mu; `return` = GAE + value, before that.
 
-        Column `reference` (log of the surrogate's denominator) as well.
+        Columns `reference` (log of the surrogate's denominator) and `ratio` (pi_old/mu) as well.
         """
         told = evaluate() if self.surrogate == "target" else acted(trajectory)
         ratio = torch.where(trajectory.valid, told.log_prob - trajectory.log_prob, 0.0).exp()
@@ -124,7 +124,7 @@ class PPO:
         prepared = advantage_columns(
             trajectory, reward, told.value, self.gamma, self.gae_lambda, ratio, normalize=normalize
         )
-        prepared.columns["reference"] = told.log_prob
+        prepared.columns.update(reference=told.log_prob, ratio=ratio)
         return prepared
 
     def minibatches(self, shape: ShardShape, permute: Callable[[int, int], Tensor]) -> Iterator[Tensor]:
@@ -150,7 +150,7 @@ class PPO:
                 "policy_loss": batch.mean(policy_loss),
                 "value_loss": batch.mean(value_loss),
                 "entropy": batch.mean(entropy),
-                "approx_kl": batch.mean(losses.approx_kl(log_ratio)),
+                "approx_kl": batch.mean(batch.columns["ratio"] * losses.approx_kl(log_ratio)),
                 "clip_fraction": batch.mean(losses.clip_fraction(log_ratio, clip)),
             }
         return loss, metrics

@@ -157,7 +157,7 @@ class DiagGaussian:
     def sample(self, u: Tensor) -> Tensor:
         """Action float32 `[..., *shape]`: `mean + std * Phi^-1(u + 2**-24)`.
 
-        Half a step is added to `u` so that both ends stay finite and as far from the middle (5.4 standard deviations).
+        Half a step is added to `u` so that both ends stay finite and as far from the middle (5.3 standard deviations).
         """
         noise = torch.special.ndtri(u + 2.0**-24)
         return (self.mean + self.log_std.exp() * noise).unflatten(-1, self.shape)

@@ -38,7 +38,7 @@ def clipped_surrogate_loss(log_prob: Tensor, old_log_prob: Tensor, advantage: Te
 
     Args:
         log_prob: float32 `[N]`, under the parameters being trained.
-        old_log_prob: float32 `[N]`, under the policy that acted.
+        old_log_prob: float32 `[N]`, under the policy that the clip is around.
         advantage: float32 `[N]`.
         clip: epsilon of the paper.
 
@@ -70,7 +70,7 @@ def clipped_value_loss(value: Tensor, old_value: Tensor, target: Tensor, clip: f
 
     Args:
         value: float32 `[N]`, under the parameters being trained.
-        old_value: float32 `[N]`, when acting.
+        old_value: float32 `[N]`, before the update.
         target: float32 `[N]`.
         clip: Largest move of the value that is rewarded, in units of the return.
 

@@ -78,36 +78,39 @@ def measure(config: Config, seconds: float = 3.0) -> Stages:
         reports = iter(training)
         next(reports)  # warms up, and fills the slab
         spec, size = training.spec, training.spec.lane_size
+        slab, learner = training.slabs[0], training.learner
+        valid = int(slab.valid.sum())
+        share = valid / slab.valid.numel()  # of the rows are steps; the others only end an episode
+        lag = int(config.schedule != "sync")
         actions = _random_actions(spec)
 
         envs = training.envs
         assert envs is not None
 
-        def step_lanes() -> int:
+        def step_lanes() -> float:
             for lane in range(spec.lanes):
                 envs.send(actions, lane)
             for lane in range(spec.lanes):
                 envs.recv(lane)
-            return spec.num_envs
+            return spec.num_envs * share
 
         device = training.device
-        obs = tree.map(lambda leaf: leaf[0, :size].to(device), training.slabs[0].obs)
+        obs = tree.map(lambda leaf: leaf[0, :size].to(device), slab.obs)
         state = tree.map(lambda leaf: leaf.to(device), training.policy.initial_state(size))
         uniform = torch.full((size, training.policy.dice_width), 0.5, device=device)
 
-        rows = training.slabs[0].rows
-        forwards = rows + bool(training.slabs[0].extras)
+        rows = slab.rows
+        forwards = rows + bool(slab.extras)
 
-        def infer() -> int:
+        def infer() -> float:
             with torch.no_grad():
                 for _ in range(forwards):
                     training.policy.act(obs, state, uniform)
-            return size * rows
-
-        valid = int(training.slabs[0].valid.sum())
+            return size * rows * share
 
         def learn() -> int:
-            training.learner.step(training.slabs[0])
+            slab.version.fill_(learner.version - lag)
+            learner.step(slab)
             return valid
 
         gpu = device.type == "cuda"
@@ -117,7 +120,7 @@ def measure(config: Config, seconds: float = 3.0) -> Stages:
         training.close()
 
 
-def _cost(stage: Callable[[], int], seconds: float, gpu: bool) -> float:
+def _cost(stage: Callable[[], float], seconds: float, gpu: bool) -> float:
     """Seconds per step of a stage that is called for about `seconds` of wall-clock time."""
     clock = _finished if gpu else time.process_time
     stage()

@@ -17,7 +17,7 @@ from slipstream.run.settings import flatten, nest, plain
 
 Preset = Mapping[str, Any]
 
-# CleanRL's and Stable-Baselines3-zoo's values for parallel environments, unless a comment says otherwise.
+# They start from CleanRL's and Stable-Baselines3-zoo's values and differ where trials with parallel ones were better.
 PRESETS: dict[tuple[str, str], Preset] = {
     # Many small minibatches of fresh rows: on Pong the number of gradient steps is what counts. In trials of one seed,
     # 64 rows and minibatches of 128 were at -7 after 0.47 M steps, 128 rows and minibatches of 256 at -15 after 0.43 M.

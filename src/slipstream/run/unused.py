@@ -13,6 +13,7 @@ from typing import NamedTuple
 from gymnasium import spaces
 
 from slipstream import tree
+from slipstream.algos import APPO, PPO
 from slipstream.envs.make import native_threads
 from slipstream.ops.spaces import feature_space, is_image
 from slipstream.run.config import CALLABLE, Config
@@ -64,6 +65,10 @@ def _rules(config: Config, spec: EnvSpec, own_torso: bool, own_policy: bool) -> 
     floats = [leaf for leaf in leaves if isinstance(leaf, spaces.Box) and leaf.dtype.kind == "f" and not is_image(leaf)]
     threads = max(config.lanes // config.group, config.shards)
 
+    if isinstance(config.algo, PPO):
+        yield Rule("algo", ("surrogate",), config.schedule == "sync", "under schedule=sync both are the same")
+    if isinstance(config.algo, APPO):
+        yield Rule("algo", ("ratio_cap",), config.algo.surrogate == "acting", "it is for algo.surrogate=target")
     names = ("max_lag", "stale", "refresh")
     yield Rule("", names, config.schedule != "async", f"they are for schedule=async, and this is {config.schedule}")
     yield Rule("env_options.atari", (), spec.family != "atari", f"{name} is no Atari game")
@@ -98,6 +103,7 @@ def _groups(config: Config) -> Mapping[str, object]:
     """The parts of a configuration that rules are about."""
     return {
         "": config,
+        "algo": config.algo,
         "env_options": config.env_options,
         "env_options.atari": config.env_options.atari,
         "net": config.net,

@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from slipstream import learner
+from slipstream.algos.algorithm import Evaluation, acted
+from slipstream.run import limit
+from slipstream.run.presets import configure
+from slipstream.types import Trajectory
+
+SMALL = {"num_envs": 4, "unroll": 32, "lanes": 2, "algo.batch_size": 32}
+
+
+@pytest.mark.parametrize(("schedule", "evaluated"), [("sync", 0), ("concurrent", 1)])
+def test_learning_costs_what_it_costs_under_the_schedule(
+    monkeypatch: pytest.MonkeyPatch, schedule: str, evaluated: int
+) -> None:
+    """Under `sync` rows are of the newest policy and shown to no other; under `concurrent` they are one version old."""
+    stored: list[bool] = []
+    steps: list[float] = []
+
+    def count(trajectory: Trajectory) -> Evaluation:
+        stored.append(True)
+        return acted(trajectory)
+
+    def once(stage: Callable[[], float], seconds: float, gpu: bool) -> float:
+        stored.clear()
+        steps.append(stage())
+        return 1.0
+
+    monkeypatch.setattr(learner, "acted", count)
+    monkeypatch.setattr(limit, "_cost", once)
+    limit.measure(configure("ppo", "CartPole-v1", {**SMALL, "schedule": schedule}))
+    assert len(stored) == 1 - evaluated
+    assert len(steps) == 3
+
+
+def test_all_stages_count_the_rows_that_are_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every other row of the bandit ends an episode and is no step."""
+    steps: list[float] = []
+
+    def once(stage: Callable[[], float], seconds: float, gpu: bool) -> float:
+        steps.append(stage())
+        return 1.0
+
+    monkeypatch.setattr(limit, "_cost", once)
+    limit.measure(configure("ppo", "toy:bandit", SMALL))
+    env, infer, learn = steps
+    assert (env, infer, learn) == (2.0, 2 * 32 / 2, 4 * 32 / 2)
