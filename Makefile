@@ -5,9 +5,9 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 # The main job: PPO on Pong without sticky actions. Override with e.g. make train ENV=ALE/Breakout-v5 FLAGS="--seed 2"
-ALGO  ?= ppo
-ENV   ?= ALE/Pong-v5
-FLAGS ?=
+ALGO  = ppo
+ENV   = ALE/Pong-v5
+FLAGS =
 
 .PHONY: train test test-slow lint format grf bench lock clean
 

@@ -56,16 +56,16 @@ def reached(points: Curve, target: float) -> dict[str, float | None]:
 def entry(agent: slipstream.Agent, targets: list[float], eval_episodes: int) -> dict[str, Any]:
     """What the table says of a run."""
     assert agent.run is not None
-    points = curve(agent.run)
+    points, last = curve(agent.run), list(read(agent.run / "metrics.jsonl"))[-1]
     kept = sorted({int(place) for place in np.linspace(0, len(points) - 1, POINTS)})
     words = shlex.split((agent.run / "command.txt").read_text())
     facts = json.loads((agent.run / "env.json").read_text())
     device = "cuda" if facts["gpus"] and agent.config.placement.device != "cpu" else "cpu"
     return {
-        "final": points[-1][1],
-        "best": max(value for _, value, _ in points),
-        "steps": points[-1][0],
-        "minutes": round(points[-1][2] / 60.0, 1),
+        "final": points[-1][1] if points else None,  # 100 episodes have not ended
+        "best": max((value for _, value, _ in points), default=None),
+        "steps": last["time/steps"],
+        "minutes": round(last["time/seconds"] / 60.0, 1),
         "reached": {f"{target:g}": reached(points, target) for target in targets},
         "eval_episodes": eval_episodes,
         "eval_mean": statistics.fmean(agent.evaluate(episodes=eval_episodes).returns) if eval_episodes else None,
@@ -126,7 +126,10 @@ def main() -> None:
         print(name, json.dumps({"seed": agent.config.seed, **found, "curve": len(found["curve"])}), flush=True)
         with alone(file.parent):  # another process may add its runs at the same time
             table: Table = json.loads(file.read_text())["runs"] if file.exists() else {}
-            table.setdefault(name, {})[str(agent.config.seed)] = found
+            earlier = table.setdefault(name, {}).get(str(agent.config.seed), found)
+            if earlier["command"] != found["command"] and not args.name:
+                parser.error(f"{file} has {name!r}, seed {agent.config.seed}, of {earlier['command']}: give a --name")
+            table[name][str(agent.config.seed)] = found
             save({"env": env, "runs": table}, file)
             plot(table, env, args.targets, file.with_suffix(".png"))
 

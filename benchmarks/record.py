@@ -27,9 +27,10 @@ def made(words: Sequence[str], facts: Mapping[str, Any], device: str) -> dict[st
         device: `cpu` or `cuda`.
     """
     git = facts["git"] or {"commit": None, "dirty": None}
-    command = shlex.join([Path(words[0]).name, *words[1:]])
+    words = ["python", *words] if words[0].endswith(".py") else [Path(words[0]).name, *words[1:]]
+    command = re.sub(r" --log\.dir[ =]\S+", "", shlex.join(words))
     return {
-        "command": re.sub(r" --log\.dir \S+|/\S+/(?=[^/\s])", "", command),
+        "command": re.sub(r"(?<![^\s=:])/\S+/(?=[^/\s])", "", command),
         "commit": git["commit"],
         "dirty": git["dirty"],
         "machine": {"processor": facts["cpu"], "cores": facts["cores"]},

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from slipstream.envs.options import PROTOCOLS
 from slipstream.run import checkpoint, cli, metrics, verbs
 from slipstream.run.config import from_plain
 from slipstream.run.progress import Progress
+from slipstream.run.verify import Outcome
 from tests.run.runs import resume, train
 
 SMALL = [
@@ -94,6 +96,20 @@ def _run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, list[str
             "verify appo --env CartPole-v1",
             2,
             "schedule=async does not promise the same bits: its rows depend on timing. Verify sync or concurrent",
+        ),
+        ("verify ppo --env CartPole-v1 --delay inf", 2, "delay must be between 0 and 60, got inf"),
+        ("verify ppo --env CartPole-v1 --placements []", 2, "placements must name one at least, such as thread:2"),
+        (
+            "train ppo --env CartPole-v1 --env-options.timeout-seconds inf",
+            2,
+            "env_options: timeout_seconds must be above 0 and at most 2592000, got inf",
+        ),
+        ("eval nowhere --seed -1", 2, "seed must be at least 0, got -1"),
+        ("watch nowhere --episodes 0", 2, "episodes must be at least 1, got 0"),
+        (
+            "train ppo --env .foo:CartPole-v1",
+            1,
+            ".foo:CartPole-v1: before the colon stands no module, as it does in package:CartPole-v1",
         ),
         (
             "verify ppo --env CartPole-v1 --placements gpu",
@@ -518,6 +534,22 @@ def test_an_interrupted_evaluation_has_nothing_to_save(
 
     monkeypatch.setattr(verbs, "load", interrupted)
     assert _run(capsys, "eval", "somewhere") == (130, [], "slipstream: interrupted")
+
+
+def test_a_verification_of_nothing_is_a_failure(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> Iterator[Outcome]:
+        yield Outcome("inline", 1, digest="1")
+        yield Outcome("thread:2", 0, refused="as the test says")
+
+    monkeypatch.setattr(verbs, "verify", refused)
+    code, out, last = _run(capsys, "verify", "ppo", "--env", "CartPole-v1", "--placements", "thread:2")
+    assert code == 2
+    assert out[-1] == "thread:2    not to be had: as the test says"
+    assert last == (
+        "slipstream: error: nothing was compared: none of the placements is to be had for this configuration"
+    )
 
 
 def test_verify_names_what_it_takes(capsys: pytest.CaptureFixture[str]) -> None:

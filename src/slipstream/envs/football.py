@@ -1,8 +1,9 @@
 """Google Research Football from its own package (`gfootball:SCENARIO`, installed by `make grf`).
 
 EnvPool's ids (`envpool:gfootball/...`) come with a pip line and are the same game, but only this package has the
-checkpoint rewards and the vector of 115 numbers. It holds Python's lock while it computes: several environments are
-stepped at the same time in worker processes only. Nothing here imports torch.
+checkpoint rewards and the vector of 115 numbers. It lets go of Python's lock while it computes, so that lanes are
+stepped at the same time by threads or by worker processes. It renders one environment per process, which is why
+observations of pixels are not among the representations. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ PREFIX = "gfootball:"
 SCORE_KEY = "score_reward"
 """Where `info` has the goals of a step, without the checkpoints."""
 
-_REPRESENTATIONS = ("extracted", "simple115v2", "simple115", "pixels", "pixels_gray")
+_REPRESENTATIONS = ("extracted", "simple115v2", "simple115")
 _REWARDS = ("scoring", "scoring,checkpoints")
 _SEEDS = 2_000_000_000  # the engine's seeds are below
 
@@ -41,7 +42,7 @@ class Football(gymnasium.Env[Any, np.int64]):
         rewards: `scoring` (a goal is 1, one against -1), or `scoring,checkpoints`: 0.1 more for each of ten zones
             towards the goal, once per episode. What was scored is in `info["score_reward"]` either way.
         representation: `extracted`, planes uint8 `[72, 96, 4]` of both teams, ball and active player (the "super mini
-            map"); `simple115v2`, float32 `[115]`; `simple115`; `pixels`, uint8 `[72, 96, 3]`; `pixels_gray`.
+            map"); `simple115v2`, float32 `[115]`; `simple115`.
         stacked: Whether the last four observations are joined along the last axis.
         render_mode: `rgb_array`, or none. The engine renders one environment per process.
 
@@ -63,14 +64,13 @@ class Football(gymnasium.Env[Any, np.int64]):
         _require(rewards, _REWARDS, "rewards")
         _require(representation, _REPRESENTATIONS, "representation")
         _require(stacked, (False, True), "stacked")
-        pixels = representation.startswith("pixels")
         self.render_mode = render_mode
         self._game: Any = _package().create_environment(
             env_name=scenario,
             rewards=rewards,
             representation=representation,
             stacked=stacked,
-            render=pixels or render_mode is not None,
+            render=render_mode is not None,
             other_config_options=_seeded(0),
         )
         self._core: Any = self._game.unwrapped._env

@@ -218,6 +218,8 @@ def gym_spec(id: str) -> Any:
         return gymnasium.spec(name)
     except ModuleNotFoundError as error:
         raise ImportError(f"{id}: the module before the colon cannot be imported: {error}") from error
+    except (ValueError, TypeError) as error:  # an empty or a relative name
+        raise ValueError(f"{id}: before the colon stands no module, as it does in package:CartPole-v1") from error
     except gymnasium.error.Error as error:
         raise ValueError(unknown_id(id, [known for ids in list_envs().values() for known in ids])) from error
 

@@ -99,6 +99,9 @@ class AtariOptions:
         return replace(PROTOCOLS[self.protocol], **overrides)
 
 
+_LONGEST = 30 * 86400.0  # seconds
+
+
 @dataclass(frozen=True)
 class EnvOptions:
     """Choices for all kinds of environments.
@@ -134,3 +137,5 @@ class EnvOptions:
             raise ValueError(f"max_episode_steps must be at least 1, got {self.max_episode_steps}")
         if self.decorrelate_steps < 0:
             raise ValueError(f"decorrelate_steps must be 0 or more, got {self.decorrelate_steps}")
+        if not 0 < self.timeout_seconds <= _LONGEST:
+            raise ValueError(f"timeout_seconds must be above 0 and at most {_LONGEST:.0f}, got {self.timeout_seconds}")

@@ -46,6 +46,7 @@ class SleepingEnvs:
             "frame_stack": options.frame_stack - 1,
             "max_episode_steps": options.max_episode_steps,
             "decorrelate_steps": options.decorrelate_steps,
+            "score_key": options.score_key,
         }
         for name, value in refused.items():
             if value:

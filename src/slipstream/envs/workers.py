@@ -2,7 +2,7 @@
 
     driver thread of lane l            worker w (its slots of every lane)
     send: writes actions, command  ->  steps its slots of l, writes rows
-    recv: waits for all workers    <-  one byte on the answer pipe of (w, l)
+    recv: waits for all workers    <-  five bytes on the answer pipe of (w, l)
 
 Who waits for whom: `recv` waits for the answers of its own lane and, at the same time, for the death of any worker,
 with a time limit (where the kernel refuses pidfds: only of those whose answers are due). Workers wait for commands

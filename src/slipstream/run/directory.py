@@ -5,6 +5,7 @@ It is `runs/{env}__{algo}__{seed}__{stamp}/`:
     config.yaml     the whole configuration; `slipstream train --config` takes it
     command.txt     what was typed
     env.json        versions, hardware, git
+    error.txt       the traceback of the error that ended the run, if one did
     metrics.jsonl   one JSON object per row, keyed by step
     tensorboard/    the same for TensorBoard
     checkpoints/    see checkpoint.py

@@ -52,7 +52,7 @@ class Stages:
         return self.cores / (self.env + self.infer + self.learn)
 
     def metrics(self) -> dict[str, float]:
-        """`limit/*` in the names that runs and benchmarks report."""
+        """`limit/*` in the names that benchmarks report."""
         return {
             "limit/env_seconds_per_step": self.env,
             "limit/infer_seconds_per_step": self.infer,

@@ -4,8 +4,8 @@
         for observer in observers:      # progress, evaluation, metrics, checkpoints, display; in this order
             observer(report)
 
-SIGINT and SIGTERM are noted, and obeyed after the update that is under way: a checkpoint is written, then the run ends.
-A second signal ends it at once, and the last periodic checkpoint is what remains.
+SIGINT, SIGTERM and SIGHUP are noted, and obeyed after the update that is under way: a checkpoint is written, then the
+run ends. A second signal ends it at once, and the last periodic checkpoint is what remains.
 """
 
 from __future__ import annotations

@@ -51,7 +51,9 @@ class VerifyFlags:
     def __post_init__(self) -> None:
         """Refuses numbers that mean nothing."""
         ranges.at_least(self, "", 1, "updates")
-        ranges.at_least(self, "", 0, "delay")
+        ranges.between(self, "", 0, 60, "delay")
+        if not self.placements:
+            raise ValueError("placements must name one at least, such as thread:2")
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,11 @@ class EvalOptions:
     greedy: bool = False
     seed: int | None = None
 
+    def __post_init__(self) -> None:
+        """Refuses numbers that mean nothing."""
+        ranges.at_least(self, "", 1, "episodes")
+        ranges.at_least(self, "", 0, *(["seed"] if self.seed is not None else []))
+
 
 @dataclass(frozen=True)
 class WatchOptions:
@@ -107,6 +114,11 @@ class WatchOptions:
     seed: int | None = None
     format: Literal["auto", "gif", "mp4"] = "auto"
     max_steps: int = 5_000
+
+    def __post_init__(self) -> None:
+        """Refuses numbers that mean nothing."""
+        ranges.at_least(self, "", 1, "episodes", "max_steps")
+        ranges.at_least(self, "", 0, *(["seed"] if self.seed is not None else []))
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
-from slipstream.envs.make import env_family, score_key
+from slipstream.envs.make import env_family
 from slipstream.run.config import CALLABLE, Config, algorithm, canonical, from_plain, known_settings
 from slipstream.run.settings import flatten, nest, plain
 
@@ -404,9 +404,9 @@ def configure(algo: str, env: str, changes: Mapping[str, Any] | None = None) -> 
 
 
 def spelled_out(config: Config) -> Config:
-    """`config` with what is left to the environment written out, so that a file tells all."""
-    options = config.env_options
-    options = replace(options, score_key=score_key(config.env, options))
-    if family(config.env) == "atari":
-        options = replace(options, atari=replace(options.atari, **asdict(options.atari.spelled_out())))
-    return replace(config, env_options=options)
+    """`config` with what the Atari protocol stands for written out, so that a file tells all."""
+    if family(config.env) != "atari":
+        return config
+    atari = config.env_options.atari
+    atari = replace(atari, **asdict(atari.spelled_out()))
+    return replace(config, env_options=replace(config.env_options, atari=atari))

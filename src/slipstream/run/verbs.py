@@ -201,7 +201,7 @@ def _verify(words: list[str]) -> int:
     _refuse_callable(config, file)
     outcomes = verify(config, chosen.updates, chosen.placements, chosen.delay)
     _out.print(f"{algo} on {config.env}, schedule {config.schedule}, lanes {config.lanes}, {chosen.updates} updates")
-    different = 0
+    different = refused = 0
     for outcome in outcomes:
         verdict = f"identical, {outcome.updates} updates, {outcome.digest}"
         if outcome.refused:
@@ -210,6 +210,9 @@ def _verify(words: list[str]) -> int:
             verdict = f"DIFFERS: {outcome.difference}"
             different += 1
         _out.print(f"{outcome.placement:10}  {verdict}")
+        refused += outcome.refused is not None
+    if refused == len(chosen.placements):
+        raise ConfigError("nothing was compared: none of the placements is to be had for this configuration")
     if different:
         raise EnvError(f"{different} of {len(chosen.placements)} placements give another run than inline")
     return 0
@@ -269,8 +272,6 @@ def _refuse_settings(words: Sequence[str]) -> None:
 
 def _eval(words: list[str]) -> int:
     options = flags.parse(EvalOptions, words, "eval")
-    if options.episodes < 1:
-        raise ConfigError(f"episodes must be at least 1, got {options.episodes}")
     agent = load(options.run, options.checkpoint)
     result = agent.evaluate(options.episodes, options.greedy, options.seed)
     reward = result.reward
