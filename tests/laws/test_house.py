@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from slipstream.algos import ALGORITHMS
-from slipstream.run.presets import PRESETS
+from slipstream.run.preset_table import PRESETS
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "slipstream"

@@ -9,21 +9,22 @@ from slipstream.envs import AtariOptions
 from slipstream.envs.options import PROTOCOLS
 from slipstream.run import presets
 from slipstream.run.config import Config, ConfigError, override
+from slipstream.run.preset_table import PRESETS
 
 FAMILIES = ["atari", "gfootball", "classic", "mujoco", "box2d", "toy", "other"]
 
 
-@pytest.mark.parametrize("key", sorted(presets.PRESETS))
+@pytest.mark.parametrize("key", sorted(PRESETS))
 def test_every_preset_is_a_valid_configuration(key: tuple[str, str]) -> None:
     algo, _ = key
-    config = override(Config(env="x", algo=ALGORITHMS[algo]()), presets.PRESETS[key])
+    config = override(Config(env="x", algo=ALGORITHMS[algo]()), PRESETS[key])
     assert config.algo.name == algo
 
 
 @pytest.mark.parametrize("algo", sorted(ALGORITHMS))
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_has_a_preset_for_every_algorithm(algo: str, family: str) -> None:
-    assert (algo, family) in presets.PRESETS
+    assert (algo, family) in PRESETS
 
 
 @pytest.mark.parametrize(
@@ -45,7 +46,7 @@ def test_family(env: str, family: str) -> None:
 
 
 def test_flags_win_over_the_id_and_the_id_over_its_family() -> None:
-    general, exact = presets.PRESETS["ppo", "classic"], presets.PRESETS["ppo", "Acrobot-v1"]
+    general, exact = PRESETS["ppo", "classic"], PRESETS["ppo", "Acrobot-v1"]
     config = presets.configure("ppo", "Acrobot-v1", {"algo.gamma": 0.5})
     assert isinstance(config.algo, PPO)
     assert config.algo.gamma == 0.5
@@ -81,4 +82,4 @@ def test_names_of_other_libraries_are_understood() -> None:
 @pytest.mark.parametrize("env", ["PongNoFrameskip-v4", "envpool:Pong-v5"])
 def test_a_game_has_its_preset_under_all_its_ids(env: str) -> None:
     assert presets.preset("ppo", env) == presets.preset("ppo", "ALE/Pong-v5")
-    assert presets.preset("ppo", env.replace("Pong", "Breakout")) == presets.PRESETS["ppo", "atari"]
+    assert presets.preset("ppo", env.replace("Pong", "Breakout")) == PRESETS["ppo", "atari"]

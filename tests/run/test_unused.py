@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from slipstream.run.presets import PRESETS, configure
+from slipstream.run.preset_table import PRESETS
+from slipstream.run.presets import configure
 from slipstream.run.unused import warn_unused
 from slipstream.types import EnvSpec
 

@@ -21,7 +21,7 @@ from rich.console import Console
 
 from slipstream.algos import ALGORITHMS
 from slipstream.envs import EnvError, check_env, list_envs
-from slipstream.run import flags, loop, presets, settings, video
+from slipstream.run import flags, loop, settings, video
 from slipstream.run.agent import load
 from slipstream.run.checkpoint import CheckpointError
 from slipstream.run.config import CALLABLE, Config, alias_lines, canonical, known_settings
@@ -37,6 +37,7 @@ from slipstream.run.options import (
     VerifyFlags,
     WatchOptions,
 )
+from slipstream.run.preset_table import PRESETS
 from slipstream.run.settings import ConfigError
 from slipstream.run.signals import Interrupted
 from slipstream.run.systems import SYSTEMS
@@ -307,11 +308,11 @@ def _algos(words: list[str]) -> int:
 
 
 def _presets(words: list[str]) -> int:
-    unknown = [word for word in words if word not in {part for key in presets.PRESETS for part in key}]
+    unknown = [word for word in words if word not in {part for key in PRESETS for part in key}]
     if unknown:
-        names = sorted({part for key in presets.PRESETS for part in key})
+        names = sorted({part for key in PRESETS for part in key})
         raise ConfigError(f"no preset for {unknown[0]!r}.{settings.nearest(unknown[0], names)}")
-    for key, values in presets.PRESETS.items():
+    for key, values in PRESETS.items():
         if set(words) <= set(key):
             _out.print(f"# {key[0]} on {key[1]}\n{yaml.safe_dump(dict(values), sort_keys=False)}")
     return 0
