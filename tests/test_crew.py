@@ -56,6 +56,18 @@ def test_the_first_error_is_raised_after_all_tasks_have_ended() -> None:
         crew.close()
 
 
+def test_an_interrupt_of_a_task_in_the_callers_thread_is_raised_there_and_then() -> None:
+    crew, later = Crew(1), list[int]()
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        crew.start([interrupted, lambda: later.append(1)])
+    assert later == []
+    crew.close()
+
+
 def test_one_math_thread_while_open_and_the_former_number_afterwards() -> None:
     former = torch.get_num_threads()
     torch.set_num_threads(2)

@@ -312,6 +312,18 @@ def test_what_fails_in_the_process_only_is_told_at_the_start() -> None:
     assert set(psutil.Process().children()) == before
 
 
+def test_a_death_while_environments_are_made_says_so() -> None:
+    driver = os.getpid()
+
+    def deadly() -> gymnasium.Env[Any, Any]:
+        if os.getpid() != driver:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return Counter()
+
+    with pytest.raises(EnvError, match="was killed by SIGKILL while making or resetting its environments"):
+        Remotes(work(deadly), SHARES)
+
+
 def test_other_spaces_in_the_process_are_noticed() -> None:
     driver = os.getpid()
     job = work(lambda: gymnasium.make("CartPole-v1" if os.getpid() == driver else "Acrobot-v1"))

@@ -48,19 +48,30 @@ class Crew:
             thread.start()
 
     def run(self, tasks: Sequence[Callable[[], Result]]) -> list[Result]:
-        """Runs all tasks and returns their results in the order of the tasks; errors as in `Pending.results`."""
+        """Runs all tasks and returns their results in the order of the tasks; errors as in `Pending.results`.
+
+        An interrupt of the caller cancels the tasks that have not begun and waits a few seconds at most for the others.
+        """
         if self._before is None and (not self._threads or len(tasks) == 1):
             return [task() for task in tasks]
-        return self.start(tasks).results()
+        pending = self.start(tasks)
+        try:
+            return pending.results()
+        except BaseException:
+            pending.cancel()
+            raise
 
     def start(self, tasks: Sequence[Callable[[], Result]]) -> Pending[Result]:
-        """Has the threads begin with the tasks; an inline crew runs them before this returns."""
+        """Has the threads begin with the tasks; an inline crew runs them here and now, and lets interrupts out."""
         futures: list[Future[Result]] = [Future() for _ in tasks]
-        for order in zip(futures, tasks, strict=True):
+        for future, task in zip(futures, tasks, strict=True):
             if self._threads:
-                self._tasks.put(order)
-            else:
-                self._do(*order)
+                self._tasks.put((future, task))
+                continue
+            self._do(future, task)
+            error = future.exception()
+            if error is not None and not isinstance(error, Exception):
+                raise error
         return Pending(futures)
 
     def close(self) -> None:
@@ -99,21 +110,21 @@ class Pending(Generic[Result]):
         """Waits, and returns the results in the order of the tasks.
 
         Waits for every task, also when one fails; the error of the first failed task (in task order) is raised then, so
-        that nothing still writes to a slab when the caller sees it. An interrupt of the caller cancels the tasks that
-        have not begun and waits a few seconds at most for the others.
+        that nothing still writes to a slab when the caller sees it.
         """
         self.wait()
         return [future.result() for future in self._futures]
 
+    def errors(self) -> list[BaseException]:
+        """Waits, and returns the errors of the tasks that failed, in their order."""
+        self.wait()
+        return [error for future in self._futures if (error := future.exception()) is not None]
+
     def wait(self) -> None:
-        """Waits until all have ended, well or not; an interrupt is handled as in `results`."""
-        try:
-            # In slices: Python can miss a signal that arrives just before a wait without end.
-            while wait(self._futures, timeout=_SLICE_SECONDS).not_done:
-                pass
-        except BaseException:
-            self.cancel()
-            raise
+        """Waits until all have ended, well or not. After an interrupt of the caller, who is to `cancel`, some go on."""
+        # In slices: Python can miss a signal that arrives just before a wait without end.
+        while wait(self._futures, timeout=_SLICE_SECONDS).not_done:
+            pass
 
     def cancel(self) -> None:
         """Cancels the tasks that have not begun, and waits a few seconds at most for the others."""

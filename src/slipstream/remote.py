@@ -100,6 +100,7 @@ class Remotes:
         memory = process.anonymous_file()
         try:
             shared = Shared.over(memory, layout)
+            shared.status[:] = Status.EMPTY
             self.slabs: list[Trajectory] = shared.slabs
             self.ring: Ring = shared.ring
             fate = _Fate([Status(cells) for cells in shared.status])
@@ -191,7 +192,10 @@ class RemoteCollector:
         """
         with self._used:
             if self._due:
-                self._receive(self._timeout)
+                try:
+                    self._receive(self._timeout)
+                except Stopped:
+                    raise EnvError(f"{self._spec.id}: {self._name()} is still {self._doing()}") from None
             self._status.stop = False
             self._tell({"begin": {"seed": seed, "row": row}})
 

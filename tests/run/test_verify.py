@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import closing
 from dataclasses import replace
 
 import gymnasium
@@ -11,11 +12,13 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from slipstream import tree
 from slipstream.run import cli
 from slipstream.run.config import Config, ConfigError, Placement
 from slipstream.run.loop import Parts
 from slipstream.run.presets import configure
-from slipstream.run.verify import Outcome, place, verify
+from slipstream.run.training import Training
+from slipstream.run.verify import Outcome, fingerprint, first_difference, place, verify
 
 UPDATES, DELAY = 3, 0.001
 
@@ -105,6 +108,25 @@ def test_a_placement_keeps_the_rest() -> None:
     base = Placement(env_workers=3)
     assert place("thread:2", base) == replace(base, collectors="thread", workers=2)
     assert place("inline", base) == replace(base, collectors="inline", workers=1)
+
+
+@pytest.mark.parametrize("name", ["obs", "slot", "version", "extras value", "action", "valid", "recurrent state 0"])
+def test_a_difference_in_any_column_is_named(name: str) -> None:
+    with closing(Training(config(**{"net.core": "gru"}))) as training:
+        report = next(iter(training))
+        expected = fingerprint(report, {})
+        column, _, leaf = name.partition(" ")
+        if column == "recurrent":
+            changed = tree.leaves(report.trajectory.state0)[0][5]
+        elif column == "slot":
+            changed = report.trajectory.slot[5]
+        else:
+            value = getattr(report.trajectory, column)
+            changed = (value[leaf] if leaf else value)[2, 5]
+        changed.copy_(~changed if changed.dtype == torch.bool else changed + 1)
+        difference = first_difference(1, expected, fingerprint(report, {}))
+    row = {"recurrent": "before row 0", "slot": "row 0"}.get(column, "row 2")
+    assert difference == f"update 1, {row}, slot 5: {name}"
 
 
 def test_the_reference_comes_first_and_has_no_difference() -> None:

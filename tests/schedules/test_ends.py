@@ -11,6 +11,8 @@ import pytest
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from slipstream import crew
+from slipstream.collector import Collector
 from slipstream.envs import EnvError
 from slipstream.run import limit
 from slipstream.run.presets import configure
@@ -89,17 +91,6 @@ def test_an_error_of_an_environment_comes_after_the_updates_that_were_made(sched
         assert reports[-1].steps == run.learner.steps
 
 
-def test_dropped_slabs_lose_no_episode_and_no_step() -> None:
-    """One lane, so that slabs are dropped whole: every third step ends an episode of length 3."""
-    run = training("async", num_envs=2, lanes=1, stale="drop", max_lag=1, total_steps=2_000)
-    steps = episodes = 0
-    for report in run:
-        steps, episodes = report.steps, episodes + len(report.episodes)
-        assert float(report.metrics["lag/max"]) <= 1
-    run.close()
-    assert abs(3 * episodes - steps) <= 2 * 3 + run.slabs[0].reward.numel() * len(run.slabs)
-
-
 def test_the_limit_of_an_async_run_is_measured_in_turn() -> None:
     config = configure("impala", "toy:catch", {"num_envs": 4, "lanes": 2, "unroll": 4})
     assert limit.measure(config, 0.05).limit > 0
@@ -115,3 +106,88 @@ def test_a_slab_of_dead_rows_alone_is_an_update_like_any_other(schedule: str) ->
     assert not all(valid for _, _, valid in reports)
     assert all(mean >= 0.0 for _, mean, _ in reports)
     assert reports[-1][0] == 20
+
+
+class Uneven(Gate):
+    """The first to come to its third step fails; the other waits there until collectors are being stopped."""
+
+    failed = threading.Lock()
+    stopping = threading.Event()
+
+    def step(self, action: np.int64):
+        if self._steps == 2:
+            if self.failed.acquire(blocking=False):
+                raise RuntimeError("the gate is shut")
+            assert self.stopping.wait(20)
+        type(self).late = max(self.late, self._steps)
+        return super().step(action)
+
+
+@pytest.mark.parametrize("schedule", ["sync", "concurrent", "async"])
+def test_an_error_of_one_collector_stops_the_others_at_their_next_row(
+    schedule: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(collector: Collector) -> None:
+        former(collector)
+        Uneven.stopping.set()
+
+    former = Collector.stop
+    monkeypatch.setattr(Collector, "stop", stop)
+    Uneven.late = 0
+    Uneven.failed = threading.Lock()
+    Uneven.stopping.clear()
+    run = training(schedule, Uneven, num_envs=2, unroll=256, **{"algo.batch_size": 512, "placement.workers": 2})
+    with pytest.raises((EnvError, RuntimeError), match="the gate is shut"):
+        list(run)
+    run.close()
+    assert Uneven.late <= 4
+
+
+class Hanging(Gate):
+    """Does not answer at its fourteenth step, which is in the third slab."""
+
+    release = threading.Event()
+    hangs = 0
+
+    def step(self, action: np.int64):
+        if self._steps == 13:
+            type(self).hangs += 1
+            self.release.wait(60)
+            type(self).hangs -= 1
+        return super().step(action)
+
+
+def test_a_finished_run_does_not_wait_for_an_environment_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crew, "_GRACE_SECONDS", 0.1)
+    Hanging.release.clear()
+    run = training("async", Hanging, num_envs=2, lanes=1, total_steps=16, **{"placement.workers": 1})
+    assert [report.update for report in run] == [1, 2]
+    assert Hanging.hangs == 1
+    Hanging.release.set()
+    run.close()
+
+
+@pytest.mark.parametrize("schedule", ["sync", "concurrent"])
+def test_an_interrupt_stops_the_collectors_before_it_waits_for_them(
+    schedule: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+    monkeypatch.setattr(Collector, "stop", lambda _: order.append("stop"))
+    monkeypatch.setattr(crew.Pending, "cancel", lambda _: order.append("cancel"))
+    run = training(schedule, **{"placement.workers": 2})
+    reports = iter(run)
+    next(reports)
+
+    wait = crew.wait
+
+    def interrupted(*arguments: object, **options: object) -> object:
+        if run.learner.version == 1 + (schedule == "concurrent"):  # collectors are under way
+            raise KeyboardInterrupt
+        return wait(*arguments, **options)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(crew, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        list(reports)
+    monkeypatch.undo()
+    run.close()
+    assert order == ["stop", "stop", "cancel"]

@@ -204,7 +204,7 @@ class Training:
     def _begin(self, seed: int, bulletin: Bulletin | None) -> Sequence[Collects]:
         """The collectors, with all environments reset from `seed`."""
         if self._remotes is not None:
-            self._remotes.begin(seed, self.learner.version * self._config.unroll)
+            self._remotes.begin(seed, self._first_row())
             return self._remotes.collectors
         assert self.envs is not None
         self.envs.reset(seed)
@@ -222,10 +222,18 @@ class Training:
             config.seed,
             replica.refresh if replica else lambda: self.learner.version,
             every_row=_every_row(config),
-            row=self.learner.version * config.unroll,
+            row=self._first_row(),
             device=self.device,
         )
         return make_collector(given, self._group)
+
+    def _first_row(self) -> int:
+        """Number of the next row, which keys its random numbers; no slot has had it before this start or resume.
+
+        Under `async` lanes are uneven and rows are dropped, so that a slot may have had more than were learned from.
+        """
+        unroll = 1 << 32 if self._config.schedule == "async" else self._config.unroll
+        return self.learner.version * unroll
 
     def _shares(self) -> list[range]:
         """Lanes of each collector: neighbours in whole groups, shared out as evenly as possible."""

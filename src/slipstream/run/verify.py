@@ -1,6 +1,6 @@
 """Proof of the determinism contract on the user's machine: one configuration under several placements, bit by bit.
 
-The reference runs everything in one thread. Every other placement runs with random delays in environments and
+The reference acts and learns in one thread. Every other placement runs with random delays in environments and
 workers, and must give the same trajectory, weights and optimiser state after every update. The first difference is
 named: update, row, slot and tensor.
 """
@@ -169,10 +169,11 @@ def _training(config: Config, parts: Parts, jitter: Jitter | None) -> Training:
 def _fingerprints(training: Training) -> Iterator[Fingerprint]:
     with closing(training):
         for report in training:
-            yield _fingerprint(report, training.state()[0])
+            yield fingerprint(report, training.state()[0])
 
 
-def _fingerprint(report: Report, tensors: Mapping[str, Tensor]) -> Fingerprint:
+def fingerprint(report: Report, tensors: Mapping[str, Tensor]) -> Fingerprint:
+    """What an update looked like, and `tensors`, the learner's afterwards."""
     columns = _columns(report.trajectory)
     return Fingerprint(
         cells={name: _cells(column, 2) for name, column in columns.items()},
@@ -185,6 +186,7 @@ def _fingerprint(report: Report, tensors: Mapping[str, Tensor]) -> Fingerprint:
 def _columns(trajectory: Trajectory) -> dict[str, Tensor]:
     """All columns of a slab `[T or T+1, B, ...]` by name, causes first."""
     found: dict[str, Tensor] = {}
+    trajectory = replace(trajectory, slot=trajectory.slot.expand(trajectory.rows, -1))
     for name in _CAUSES:
         value: Any = getattr(trajectory, name)
         found |= {f"{name} {path}".rstrip(): leaf for path, leaf in tree.items(value)}

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from slipstream.collector import Collected, Collects, Stopped
-from slipstream.schedules.parts import Parts, publish, report
+from slipstream.schedules.parts import Parts, abandon, publish, report
 from slipstream.types import Place, Report
 
 _SLICE_SECONDS = 0.5
@@ -72,23 +72,9 @@ def asynchronous(parts: Parts) -> Iterator[Report]:
             else:
                 learner.skip(slab)
             places.give_back()
-    except GeneratorExit:
-        _end(parts, places)
-        pending.wait()
-        raise
-    except BaseException:
-        _end(parts, places)
-        pending.cancel()
-        raise
-    _end(parts, places)
-    pending.wait()
-
-
-def _end(parts: Parts, places: _Places) -> None:
-    """Has the collectors stop at their next row, or where they wait."""
-    places.close()
-    for collector in parts.collectors:
-        collector.stop()
+    finally:  # the collectors stop at their next row, or where they wait
+        places.close()
+        abandon(parts, pending)
 
 
 class _Places:

@@ -8,8 +8,8 @@ both begin. Slab 0 has lag 0, every later one lag 1; the last one is learned fro
 the end of an interval orders the two sides, so the result depends on neither's speed.
 
 Who waits: at the barrier the learner for all lanes, and all lanes for the learner. Two slabs: the actors own one, the
-learner the other, and they swap at the barrier. If a lane fails, the update under way is finished and
-reported, then the error of the first lane in order is raised here.
+learner the other, and they swap at the barrier. If a collector fails, all stop at their next row; the update under way
+is finished and reported, then the error is raised here.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
-from slipstream.schedules.parts import Parts, abandon, behaviour_of, collect, publish, report, unrolls
+from slipstream.schedules.parts import Parts, abandon, behaviour_of, collect, collected_by, publish, report, unrolls
 from slipstream.types import Report
 
 
@@ -44,7 +44,7 @@ def concurrent(parts: Parts) -> Iterator[Report]:
             raise
         waiting = time.perf_counter() - learned
         yield report(parts, slab, collected, metrics, collect=waited, learn=learned - start)
-        following = pending.results()  # raises only here, so that the update that was made is reported
+        following = collected_by(pending)  # raises only here, so that the update that was made is reported
         if not ahead:
             return
         collected, index, waited = following, 1 - index, waiting

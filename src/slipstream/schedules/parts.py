@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from slipstream.collector import Collected, Collects, home
+from slipstream.collector import Collected, Collects, Stopped, home
 from slipstream.crew import Crew, Pending
 from slipstream.learner import Learner
 from slipstream.nets.policy import Policy
@@ -56,23 +56,43 @@ def publish(parts: Parts) -> None:
 
 def unrolls(parts: Parts, index: int) -> list[Callable[[], Collected]]:
     """One task per collector that fills its columns of slab `index`, column b being slot b."""
-    return [partial(collector.collect, home(collector.lanes, parts.lane_size, index)) for collector in parts.collectors]
+    return [partial(_fill, parts, collector, index) for collector in parts.collectors]
+
+
+def _fill(parts: Parts, collector: Collects, index: int) -> Collected:
+    try:
+        return collector.collect(home(collector.lanes, parts.lane_size, index))
+    except BaseException:
+        stop(parts)
+        raise
 
 
 def collect(parts: Parts, index: int) -> list[Collected]:
-    """Fills slab `index` and waits for it."""
+    """Fills slab `index` and waits for it; errors as in `collected_by`."""
     pending = parts.actors.start(unrolls(parts, index))
     try:
-        return pending.results()
+        return collected_by(pending)
     except BaseException:
         abandon(parts, pending)
         raise
 
 
-def abandon(parts: Parts, pending: Pending[Any]) -> None:
-    """Stops the collectors at their next row and waits for them, a few seconds at most: the run is about to end."""
+def collected_by(pending: Pending[Collected]) -> list[Collected]:
+    """Waits for `unrolls`. The error of the first collector that failed is raised; it has stopped the others."""
+    if errors := pending.errors():
+        raise next((error for error in errors if not isinstance(error, Stopped)), errors[0])
+    return pending.results()
+
+
+def stop(parts: Parts) -> None:
+    """Has all collectors stop at their next row: the run is about to end."""
     for collector in parts.collectors:
         collector.stop()
+
+
+def abandon(parts: Parts, pending: Pending[Any]) -> None:
+    """Stops the collectors and waits for them, a few seconds at most."""
+    stop(parts)
     pending.cancel()
 
 

@@ -6,8 +6,8 @@
 One lane is PAAC, two are alternating sampling, more keep more environments busy while one lane is inferred.
 
 Who waits: a lane for its own environments, the learner for all lanes, all lanes for the learner. One slab, owned by the
-collectors while they collect and by the learner while it learns. If a lane fails, the others finish their unroll, then
-the error of the first lane in order is raised here, and nothing is learned from the slab.
+collectors while they collect and by the learner while it learns. If a collector fails, all stop at their next row, its
+error is raised here, and nothing is learned from the slab.
 """
 
 from __future__ import annotations
