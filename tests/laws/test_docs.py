@@ -13,6 +13,7 @@ import pytest
 
 import slipstream
 from slipstream.algos.algorithm import Algorithm
+from slipstream.envs import football
 from slipstream.run import cli, flags, verbs
 from slipstream.run.agent import Agent
 from slipstream.run.config import known_settings
@@ -45,12 +46,17 @@ def calls() -> list[tuple[str, ast.Call]]:
 
 
 @pytest.mark.parametrize("line", shell_lines("slipstream"))
-def test_command_is_understood(line: str, tmp_path: Path) -> None:
+def test_command_is_understood(line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "config.yaml").write_text(to_yaml(configure("ppo", "CartPole-v1")))
     verb, *words = (word.replace("RUN", str(tmp_path)) for word in shlex.split(line)[1:])
     assert verb in verbs.VERBS
     if verb == "train":
-        assert cli.main([verb, *words, "--print-config"]) == 0
+        code = cli.main([verb, *words, "--print-config"])
+        if "gfootball:" in line and not football.scenarios():
+            assert code == 1
+            assert "type `make grf`" in capsys.readouterr().err
+        else:
+            assert code == 0
     elif verb == "verify":
         assert cli.main([verb, *words, "--updates", "1", "--placements", "thread:2"]) == 0
     elif verb in verbs.OPTIONS and verb != "envs":
