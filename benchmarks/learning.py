@@ -56,8 +56,8 @@ def reached(points: Curve, target: float) -> dict[str, float | None]:
 def entry(agent: slipstream.Agent, targets: list[float], eval_episodes: int) -> dict[str, Any]:
     """What the table says of a run."""
     assert agent.run is not None
-    points, last = curve(agent.run), list(read(agent.run / "metrics.jsonl"))[-1]
-    kept = sorted({int(place) for place in np.linspace(0, len(points) - 1, POINTS)})
+    points, last = curve(agent.run), read(agent.run / "metrics.jsonl")[-1]
+    kept = sorted({int(place) for place in np.linspace(0, len(points) - 1, POINTS)}) if points else []
     words = shlex.split((agent.run / "command.txt").read_text())
     facts = json.loads((agent.run / "env.json").read_text())
     device = "cuda" if facts["gpus"] and agent.config.placement.device != "cpu" else "cpu"
@@ -113,11 +113,13 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--eval-episodes", type=int, default=30)
     parser.add_argument("--of", nargs="+", type=Path, default=[], metavar="RUN")
-    parser.add_argument("--name", default="", help="of the variant, in the table; else algorithm and schedule")
+    parser.add_argument("--name", default="", help="of the variant, in the table; else algorithm, schedule, --set")
+    parser.add_argument("--replace", action="store_true", help="a run of the same name and seed in the table")
     args = parser.parse_args()
     if bool(args.of) == bool(args.env):
         parser.error("give either ALGO and ENV, or runs with --of")
 
+    left_out = 0
     for agent in agents(args):
         env = agent.config.env
         file = FOLDER / f"{env.replace('/', '_').replace(':', '_')}.json"
@@ -126,12 +128,16 @@ def main() -> None:
         print(name, json.dumps({"seed": agent.config.seed, **found, "curve": len(found["curve"])}), flush=True)
         with alone(file.parent):  # another process may add its runs at the same time
             table: Table = json.loads(file.read_text())["runs"] if file.exists() else {}
-            earlier = table.setdefault(name, {}).get(str(agent.config.seed), found)
-            if earlier["command"] != found["command"] and not args.name:
-                parser.error(f"{file} has {name!r}, seed {agent.config.seed}, of {earlier['command']}: give a --name")
-            table[name][str(agent.config.seed)] = found
+            seeds = table.setdefault(name, {})
+            if str(agent.config.seed) in seeds and not args.replace:
+                print(f"{file} has {name!r} of this seed: add {agent.run} with --name or --replace", flush=True)
+                left_out += 1
+                continue
+            seeds[str(agent.config.seed)] = found
             save({"env": env, "runs": table}, file)
             plot(table, env, args.targets, file.with_suffix(".png"))
+    if left_out:
+        parser.exit(1, f"runs that are not in the table: {left_out}\n")
 
 
 @contextmanager

@@ -74,7 +74,7 @@ class Assignment:
         seed: The run's seed.
         refresh: Brings the policy's parameters up to date and returns their version.
         every_row: Whether to refresh before every row, rather than before every unroll.
-        row: Number of the first row; no slot has had it before (after a resume).
+        row: Number of the first row, which keys its random numbers.
         device: Where the policy lives.
     """
 

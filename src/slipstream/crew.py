@@ -18,7 +18,7 @@ import torch
 Result = TypeVar("Result")
 
 _SLICE_SECONDS = 0.5
-_GRACE_SECONDS = 3.0  # for tasks that are under way when the caller is interrupted or closes the crew
+_GRACE_SECONDS = 3.0  # for tasks that are under way when the caller cancels them or closes the crew
 
 
 class Crew:

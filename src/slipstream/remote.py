@@ -135,7 +135,7 @@ class Remotes:
 
         Args:
             seed: For the environments.
-            row: Rows that every slot has collected before.
+            row: Number of the first row.
         """
         for collector in self.collectors:
             collector.begin(seed, row)

@@ -232,7 +232,7 @@ class _Actor:
             self._envs.close()
 
     def _begin(self, seed: int, row: int) -> None:
-        """Resets the environments; they continue a run in which every slot has collected `row` rows."""
+        """Resets the environments; the first row of every slot has the number `row`."""
         assert self._envs is not None
         self._envs.reset(seed)
         given = Assignment(

@@ -146,23 +146,25 @@ def test_an_error_of_one_collector_stops_the_others_at_their_next_row(
 class Hanging(Gate):
     """Does not answer at its fourteenth step, which is in the third slab."""
 
-    release = threading.Event()
-    hangs = 0
+    hangs, release = threading.Event(), threading.Event()
 
     def step(self, action: np.int64):
         if self._steps == 13:
-            type(self).hangs += 1
+            self.hangs.set()
             self.release.wait(60)
-            type(self).hangs -= 1
+            self.hangs.clear()
         return super().step(action)
 
 
 def test_a_finished_run_does_not_wait_for_an_environment_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(crew, "_GRACE_SECONDS", 0.1)
-    Hanging.release.clear()
     run = training("async", Hanging, num_envs=2, lanes=1, total_steps=16, **{"placement.workers": 1})
-    assert [report.update for report in run] == [1, 2]
-    assert Hanging.hangs == 1
+    updates: list[int] = []
+    for report in run:
+        updates.append(report.update)
+        assert len(updates) < 2 or Hanging.hangs.wait(20)
+    assert updates == [1, 2]
+    assert Hanging.hangs.is_set()
     Hanging.release.set()
     run.close()
 

@@ -153,7 +153,10 @@ class APPO:
         return shuffled_minibatches(self.epochs, self.batch_size, shape, permute)
 
     def loss(self, policy: Policy, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
-        """L_clip + vf_coef 0.5 (vs - V)^2 - ent_coef H + kl_coef KL(pi_old || pi), as a weighted sum over rows."""
+        """L_clip + vf_coef 0.5 (vs - V)^2 - ent_coef H + kl_coef KL(pi_old || pi), as a weighted sum over rows.
+
+        The metric `kl_target` is KL(pi_old || pi); `approx_kl` is KL(mu || pi), with what the lag has moved.
+        """
         out = policy.unroll(batch.obs, batch.state0, batch.first)
         advantage, target, reference = (batch.columns[name] for name in ("advantage", "return", "reference"))
         log_prob, entropy = out.distribution.log_prob(batch.action), out.distribution.entropy()

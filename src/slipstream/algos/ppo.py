@@ -132,7 +132,10 @@ class PPO:
         return shuffled_minibatches(self.epochs, self.batch_size, shape, permute)
 
     def loss(self, policy: Policy, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
-        """Paper's equation 9: L = L_clip + vf_coef L_value - ent_coef H, as a weighted sum over rows."""
+        """Paper's equation 9: L = L_clip + vf_coef L_value - ent_coef H, as a weighted sum over rows.
+
+        The metric `approx_kl` is KL(pi_old || pi), of the policy that the clip is around.
+        """
         out = policy.unroll(batch.obs, batch.state0, batch.first)
         advantage, target, reference = (batch.columns[name] for name in ("advantage", "return", "reference"))
         clip = anneal(self.clip_range, progress, self.anneal_clip)

@@ -212,14 +212,14 @@ def gym_spec(id: str) -> Any:
         ImportError: The id names a module that is not installed.
     """
     module, colon, name = id.rpartition(":")
+    if colon and not all(part.isidentifier() for part in module.split(".")):
+        raise ValueError(f"{id}: before the colon stands no module, as it does in package:CartPole-v1")
     try:
         if colon:
             importlib.import_module(module)
         return gymnasium.spec(name)
     except ModuleNotFoundError as error:
         raise ImportError(f"{id}: the module before the colon cannot be imported: {error}") from error
-    except (ValueError, TypeError) as error:  # an empty or a relative name
-        raise ValueError(f"{id}: before the colon stands no module, as it does in package:CartPole-v1") from error
     except gymnasium.error.Error as error:
         raise ValueError(unknown_id(id, [known for ids in list_envs().values() for known in ids])) from error
 

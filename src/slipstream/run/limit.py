@@ -33,7 +33,8 @@ class Stages:
         env: Stepping the environments with random actions.
         infer: The forwards that acting takes, at the shape of one lane: T+1 per T rows where the policy has extras
             (values), whose last row is the bootstrap.
-        learn: All gradients, the sum over shards and the optimiser.
+        learn: All gradients, the sum over shards, the optimiser; and the forward of the target policy, if the schedule
+            has rows of older ones and the algorithm asks for it.
         cores: Cores that the process may use.
         gpu: Whether the networks run on a GPU.
     """

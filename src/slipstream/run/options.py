@@ -89,8 +89,7 @@ class EvalOptions:
 
     def __post_init__(self) -> None:
         """Refuses numbers that mean nothing."""
-        ranges.at_least(self, "", 1, "episodes")
-        ranges.at_least(self, "", 0, *(["seed"] if self.seed is not None else []))
+        _refuse(self, "episodes")
 
 
 @dataclass(frozen=True)
@@ -117,8 +116,7 @@ class WatchOptions:
 
     def __post_init__(self) -> None:
         """Refuses numbers that mean nothing."""
-        ranges.at_least(self, "", 1, "episodes", "max_steps")
-        ranges.at_least(self, "", 0, *(["seed"] if self.seed is not None else []))
+        _refuse(self, "episodes", "max_steps")
 
 
 @dataclass(frozen=True)
@@ -141,3 +139,10 @@ class CheckOptions:
     """
 
     env: str
+
+
+def _refuse(options: EvalOptions | WatchOptions, *counts: str) -> None:
+    """Refuses numbers that mean nothing."""
+    ranges.at_least(options, "", 1, *counts)
+    if options.seed is not None:
+        ranges.at_least(options, "", 0, "seed")

@@ -228,9 +228,9 @@ class Training:
         return make_collector(given, self._group)
 
     def _first_row(self) -> int:
-        """Number of the next row, which keys its random numbers; no slot has had it before this start or resume.
+        """Number of every slot's first row after a start or resume; no row that was learned from has it.
 
-        Under `async` lanes are uneven and rows are dropped, so that a slot may have had more than were learned from.
+        Under `async` lanes are uneven and rows are dropped, so that a slot may have had more than `unroll` a version.
         """
         unroll = 1 << 32 if self._config.schedule == "async" else self._config.unroll
         return self.learner.version * unroll

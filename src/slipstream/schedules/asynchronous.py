@@ -16,7 +16,8 @@ the start or resume (`lag/dropped_steps`).
 
 Who waits: the learner for the oldest slab that is not full, a collector for a free place. What the learner owns is the
 slab that it took; all others belong to the collectors that hold places in them. If a collector fails, all stop at their
-next row, and its error is raised here.
+next row, and its error is raised here. At the end the collectors have a few seconds for their row; one that needs more
+(an environment that hangs, or very slow ones) is left to the closing of the run.
 """
 
 from __future__ import annotations

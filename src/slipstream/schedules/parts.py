@@ -62,6 +62,8 @@ def unrolls(parts: Parts, index: int) -> list[Callable[[], Collected]]:
 def _fill(parts: Parts, collector: Collects, index: int) -> Collected:
     try:
         return collector.collect(home(collector.lanes, parts.lane_size, index))
+    except Stopped:
+        raise
     except BaseException:
         stop(parts)
         raise
