@@ -3,42 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from threading import Condition
 from typing import Any
 
-import gymnasium
 import numpy as np
 import pytest
-from gymnasium import spaces
-from numpy.typing import NDArray
 
 from slipstream.run.presets import configure
 from slipstream.run.training import Training
+from tests.schedules.test_ends import Gate
 
 ROWS = 8
 SIZE = {"num_envs": 2, "lanes": 1, "unroll": ROWS, "algo.batch_size": 16, "algo.epochs": 1}
 
 
-class Counted(gymnasium.Env[NDArray[np.float32], np.int64]):
-    """Every third step ends an episode. Counts the rows of all its kind: steps, and resets after the first."""
+class Counted(Gate):
+    """Counts the rows of all its kind: steps, and resets after the first. Every third step ends an episode."""
 
     rows = 0
     moved = Condition()
 
-    def __init__(self) -> None:
-        self.observation_space = spaces.Box(-1.0, 1.0, (2,), np.float32)
-        self.action_space = spaces.Discrete(2)
-        self._steps = 0
-
     def reset(self, *, seed: int | None = None, options: dict[str, object] | None = None):
-        super().reset(seed=seed)
         self._count(int(self._steps > 0))
-        return np.zeros(2, np.float32), {}
+        return super().reset(seed=seed, options=options)
 
     def step(self, action: np.int64):
-        self._steps += 1
         self._count(1)
-        return np.zeros(2, np.float32), 1.0, self._steps % 3 == 0, False, {}
+        return super().step(action)
 
     def _count(self, rows: int) -> None:
         with self.moved:
@@ -115,7 +107,7 @@ def test_a_resumed_async_run_draws_no_number_twice(monkeypatch: pytest.MonkeyPat
     last = max(episode.row for report in run for episode in report.episodes)
     run.close()
     assert last >= run.learner.version * ROWS
-    resumed = Training(configure("appo", "callable:counted", {**settings, "total_steps": 800}), Counted)
+    resumed = Training(replace(config, total_steps=800), Counted)
     resumed.load(*run.state())
     first = min(episode.row for report in resumed for episode in report.episodes)
     resumed.close()

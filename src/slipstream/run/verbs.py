@@ -205,13 +205,13 @@ def _verify(words: list[str]) -> int:
     different = refused = 0
     for outcome in outcomes:
         verdict = f"identical, {outcome.updates} updates, {outcome.digest}"
-        if outcome.refused:
+        if outcome.refused is not None:
             verdict = f"not to be had: {outcome.refused}"
+            refused += 1
         if outcome.difference:
             verdict = f"DIFFERS: {outcome.difference}"
             different += 1
         _out.print(f"{outcome.placement:10}  {verdict}")
-        refused += outcome.refused is not None
     if refused == len(chosen.placements):
         raise ConfigError("nothing was compared: none of the placements is to be had for this configuration")
     if different:
