@@ -47,7 +47,12 @@ def uniform(keys: NDArray[np.uint64], row: int, rows: int, width: int) -> NDArra
 
 def permutation(seed: int, role: str, *index: int, size: int) -> NDArray[np.int64]:
     """A permutation of `0 .. size-1`, keyed by (role, *index)."""
-    return np.random.Generator(np.random.Philox(seed_sequence(seed, role, *index))).permutation(size)
+    return generator(seed, role, *index).permutation(size)
+
+
+def generator(seed: int, role: str, *index: int) -> np.random.Generator:
+    """A generator that starts at (role, *index): for draws whose number is not known beforehand."""
+    return np.random.Generator(np.random.Philox(seed_sequence(seed, role, *index)))
 
 
 def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:

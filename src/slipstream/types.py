@@ -75,6 +75,7 @@ class EnvSpec:
         deterministic: Whether the same seed and actions give the same observations; False makes the run say so.
         family: Preset family: `atari`, `gfootball`, `classic`, `mujoco`, `toy` or `other`.
         first_slot: Slot of column 0, in a set that is a part of a run's environments.
+        frame_stack: Frames, the newest last, that observations stack along their first axis; 1 for none.
     """
 
     id: str
@@ -86,6 +87,7 @@ class EnvSpec:
     deterministic: bool = True
     family: str = "other"
     first_slot: int = 0
+    frame_stack: int = 1
 
     @property
     def lane_size(self) -> int:

@@ -66,6 +66,7 @@ class AtariEnvs:
             frames_per_step=protocol.frame_skip,
             family="atari",
             first_slot=first_slot,
+            frame_stack=protocol.frame_stack,
         )
         self._actions = Actions(env.single_action_space, size, id)
 

@@ -82,6 +82,7 @@ class EnvPoolEnvs:
             frames_per_step=protocol.frame_skip if protocol else 1,
             family=family,
             first_slot=first_slot,
+            frame_stack=protocol.frame_stack if protocol else 1,
         )
         self._actions = Actions(action_space, size, id)
         self._life_loss = protocol is not None and protocol.life_loss

@@ -7,6 +7,7 @@ from contextlib import ExitStack, closing
 from typing import Any
 
 import gymnasium
+from gymnasium.wrappers import FrameStackObservation
 from numpy.typing import NDArray
 
 from slipstream.envs import spaces
@@ -110,6 +111,7 @@ def source_spec(
         deterministic=source.deterministic,
         family=source.family,
         first_slot=first_slot,
+        frame_stack=env.stack_size if isinstance(env, FrameStackObservation) else 1,
     )
 
 

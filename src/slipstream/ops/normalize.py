@@ -16,6 +16,7 @@ from gymnasium import Space, spaces
 from torch import Tensor, nn
 
 from slipstream import tree
+from slipstream.ops.rounds import rounds
 from slipstream.ops.spaces import feature_space, is_image
 from slipstream.tree import Tree
 
@@ -122,7 +123,7 @@ class ReturnScale(nn.Module):
         """
         reward = reward.double()
         returns = torch.empty_like(reward)
-        for columns in _rounds(slot):
+        for columns in rounds(slot):
             ret = self.ret[slot[columns]]
             for t in range(len(reward)):
                 ret = torch.where(valid[t, columns], self.gamma * ret + reward[t, columns], 0.0)
@@ -167,18 +168,6 @@ class _Moments(nn.Module):
         self.m2 += (rows - mean).square().sum(0) + delta.square() * (self.count * count / total)
         self.mean += delta * (count / total)
         self.count += count
-
-
-def _rounds(slot: Tensor) -> list[Tensor]:
-    """Columns such that no slot comes twice in one round, and a slot's columns are in rounds one after the other."""
-    seen: dict[int, int] = {}
-    rounds: list[list[int]] = []
-    for column, one in enumerate(slot.tolist()):
-        number = seen[one] = seen.get(one, -1) + 1
-        if number == len(rounds):
-            rounds.append([])
-        rounds[number].append(column)
-    return [torch.tensor(columns) for columns in rounds]
 
 
 @dataclass(frozen=True)

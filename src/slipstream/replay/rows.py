@@ -1,0 +1,197 @@
+"""The rows of all slots, as far back as there is room: what every kind of replay reads from."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from slipstream import tree
+from slipstream.ops.rounds import rounds
+from slipstream.replay.frames import Frames
+from slipstream.tree import Tree
+from slipstream.types import Trajectory
+
+Array = NDArray[Any]
+Index = NDArray[np.int64]
+
+_ALWAYS = ("action", "reward", "terminated", "truncated", "valid")
+
+
+def layout(like: Tree, capacity: int, frame_stack: int, names: Collection[str] = ()) -> Tree:
+    """What the rows of all slots consist of, as tensors without memory.
+
+    Args:
+        like: A slab's layout, as `slab.layout` has it.
+        capacity: Rows over all slots, rounded down to whole unrolls of every slot.
+        frame_stack: Frames that an observation stacks along its first axis; each is stored once. 1 for none.
+        names: Columns to keep beside action, reward and flags: `log_prob`, `version`, `state0` (one per unroll), and
+            names of extras.
+
+    Raises:
+        ValueError: If there is no room for two unrolls per slot.
+    """
+    unroll, slots = like["reward"].shape
+    unrolls = capacity // (slots * unroll)
+    if unrolls < 2:
+        raise ValueError(
+            f"a replay of {capacity:,} rows has no room for two unrolls of {slots} slots x {unroll} rows; it needs "
+            f"{2 * slots * unroll:,}"
+        )
+    kept = unrolls * unroll
+
+    def column(name: str) -> Tensor:
+        leaf = like[name] if name in like else like["extras"][name]
+        return torch.empty((slots, kept, *leaf.shape[2:]), dtype=leaf.dtype, device="meta")
+
+    def state(leaf: Tensor) -> Tensor:
+        return torch.empty((slots, unrolls, *leaf.shape[1:]), dtype=leaf.dtype, device="meta")
+
+    def observation(leaf: Tensor) -> dict[str, Tensor]:
+        one = leaf[0, 0]
+        if frame_stack > 1 and one.dim() > 1 and one.shape[0] == frame_stack:
+            return Frames.layout(one, slots, kept)
+        return {"whole": torch.empty((slots, kept, *one.shape), dtype=one.dtype, device="meta")}
+
+    return {
+        "obs": tuple(observation(leaf) for leaf in tree.leaves(like["obs"])),
+        "columns": {name: column(name) for name in (*_ALWAYS, *names) if name != "state0"},
+        "state0": tree.map(state, like["state0"]) if "state0" in names else (),
+    }
+
+
+def size(memory: Tree) -> int:
+    """Bytes of a layout."""
+    return sum(leaf.numel() * leaf.element_size() for leaf in tree.leaves(memory))
+
+
+def allocate(memory: Tree) -> Tree:
+    """Zeros for a layout; the system finds memory for them when they are first written."""
+    return tree.map(lambda leaf: torch.zeros(leaf.shape, dtype=leaf.dtype), memory)
+
+
+class Rows:
+    """A ring of rows per slot, filled with slabs in the order (slab, column, row), never in that of arrival.
+
+    Rows of a slot are numbered from the start of the run; row r lies at place r modulo `kept`. Row `head` is the next
+    to come: its observation, the successor of the last row, is known already. Dead rows are kept, since their
+    observation is that which truly followed; nobody draws them.
+
+    Args:
+        memory: Tensors as `layout` has them.
+        unroll: T, rows that a slab brings per column.
+        obs: Any observations; the tree's shape counts.
+
+    Attributes:
+        kept: Rows per slot, a multiple of T.
+        unroll: T.
+        head: int64 `[B]`, rows that each slot has brought.
+        oldest: int64 `[B]`, the oldest row that is still whole; `head` if there is none.
+    """
+
+    def __init__(self, memory: Tree, unroll: int, obs: Tree) -> None:
+        self._columns: dict[str, Tensor] = memory["columns"]
+        self._flat = {name: value.flatten(0, 1) for name, value in self._columns.items()}
+        self._valid: NDArray[np.bool_] = self._columns["valid"].numpy()
+        slots, self.kept = self._valid.shape
+        self.unroll = unroll
+        self.head, self.oldest = np.zeros(slots, np.int64), np.zeros(slots, np.int64)
+        self._obs_tree = obs
+        self._stores = [Frames(store) if "frames" in store else _Whole(store["whole"]) for store in memory["obs"]]
+        self._state0: Tree = memory["state0"]
+        self._running = np.zeros(slots, np.bool_)
+
+    @property
+    def slots(self) -> int:
+        """B."""
+        return len(self.head)
+
+    def append(self, trajectory: Trajectory) -> None:
+        """Takes in a slab; each slot's oldest rows make room."""
+        for columns in rounds(trajectory.slot):
+            self._append(trajectory, columns.numpy())
+
+    def restart(self) -> None:
+        """Says that the environments start afresh: the next rows don't follow the last.
+
+        The successor of every slot's last row is lost. The row is made the dead one of a truncated episode.
+        """
+        slots = np.flatnonzero(self._running)
+        last = (self.head[slots] - 1) % self.kept
+        before = (last - 1) % self.kept
+        going = slots[self._valid[slots, before] & self._valid[slots, last]]
+        self._columns["truncated"].numpy()[going, (self.head[going] - 2) % self.kept] = True
+        self._valid[slots, last] = False
+        self._running[:] = False
+
+    def obs(self, slots: Index, rows: Index) -> Tree:
+        """Observations `[N, *O]` of rows between `oldest` and `head`, both included."""
+        stores = iter(self._stores)
+        return tree.map(lambda _: next(stores).read(slots, rows), self._obs_tree)
+
+    def column(self, name: str, slots: Index, rows: Index) -> Tensor:
+        """Entries `[*N, ...]` of a stored column, for indices of any shape `[*N]`."""
+        places = torch.from_numpy((slots * self.kept + rows % self.kept).ravel())
+        return self._flat[name].index_select(0, places).unflatten(0, rows.shape)
+
+    def valid(self, slots: Index, rows: Index) -> NDArray[np.bool_]:
+        """Which rows are no dead ones, bool `[*N]`."""
+        return self._valid[slots, rows % self.kept]
+
+    def state0(self, slots: Index, rows: Index) -> Tree:
+        """Recurrent states `[N, ...]` before rows that began an unroll."""
+        index = torch.from_numpy(slots), torch.from_numpy(rows // self.unroll % (self.kept // self.unroll))
+        return tree.map(lambda leaf: leaf[index], self._state0)
+
+    def _append(self, trajectory: Trajectory, columns: Index) -> None:
+        """Takes in columns of different slots."""
+        slots = trajectory.slot.numpy()[columns]
+        head, new = self.head[slots], ~self._running[slots]
+        every = len(columns) == trajectory.columns
+        for store, leaf in zip(self._stores, tree.leaves(trajectory.obs), strict=True):
+            obs = leaf.numpy() if every else leaf.numpy()[:, columns]
+            if new.any():
+                store.write(obs[:1, new], slots[new], head[new], follows=False)
+            store.write(obs[1:], slots, head + 1, follows=True)
+        places = (head + np.arange(self.unroll)[:, None]) % self.kept
+        given = vars(trajectory) | trajectory.extras
+        for name, value in self._columns.items():
+            value.numpy()[slots, places] = given[name][: self.unroll].numpy()[:, columns]
+
+        def keep(to: Tensor, state: Tensor) -> None:
+            to.numpy()[slots, head // self.unroll % to.shape[1]] = state.numpy()[columns]
+
+        if self._state0 != ():
+            tree.map(keep, self._state0, trajectory.state0)
+        self._running[slots] = True
+        self.head[slots] += self.unroll
+        # The observation of row `head` has taken the place of row `head - kept`.
+        self.oldest = np.maximum(self.oldest, self.head - self.kept + 1)
+        for store in self._stores:
+            self.oldest = store.oldest(self.oldest, self.head)
+
+
+class _Whole:
+    """Observations as they are, `[B, kept, *O]`."""
+
+    def __init__(self, memory: Tensor) -> None:
+        self._array: Array = memory.numpy()
+        self._flat = memory.flatten(0, 1)
+
+    def write(self, obs: Array, slots: Index, rows: Index, follows: bool) -> None:
+        """As `Frames.write`."""
+        places = (rows + np.arange(len(obs))[:, None]) % self._array.shape[1]
+        self._array[slots, places] = obs
+
+    def read(self, slots: Index, rows: Index) -> Tensor:
+        """As `Frames.read`."""
+        kept = self._array.shape[1]
+        return self._flat.index_select(0, torch.from_numpy(slots * kept + rows % kept))
+
+    def oldest(self, oldest: Index, head: Index) -> Index:
+        """Nothing is overwritten early."""
+        return oldest

@@ -1,0 +1,138 @@
+"""Which windows of rows may be drawn, and drawing them: uniformly, or by priority."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from slipstream.replay.prioritized import Proportional
+from slipstream.replay.rows import Rows
+from slipstream.types import Trajectory
+
+Index = NDArray[np.int64]
+
+
+class Drawn(NamedTuple):
+    """Windows of K batches.
+
+    Attributes:
+        slot: int64 `[K, N]`.
+        row: int64 `[K, N]`, number of each window's first row.
+        weight: float32 `[K, N]`, importance weights, at most 1 in every batch; 1 if drawn uniformly.
+    """
+
+    slot: Index
+    row: Index
+    weight: NDArray[np.float32]
+
+
+class Windows:
+    """The windows of `span` rows that begin at every `stride`-th row of every slot.
+
+    A window may be drawn once all of its rows and the observation after them are there, until its first row makes room.
+    A window of single rows (stride 1) that begins with a dead row is never drawn.
+
+    With `alpha > 0` the draws are those of proportional prioritised replay (Schaul et al., 2016). All batches of a call
+    are drawn before the first of them changes a priority, so that they can be gathered ahead.
+
+    Args:
+        rows: Where the windows lie; to be filled by `append` only.
+        stride: Rows between two beginnings; 1, or the unroll.
+        span: Rows that must follow a beginning (the first included).
+        alpha: Exponent of the priorities; 0 draws uniformly.
+    """
+
+    def __init__(self, rows: Rows, stride: int, span: int, alpha: float = 0.0) -> None:
+        self.rows = rows
+        if span > rows.kept - rows.unroll:
+            raise ValueError(
+                f"a replay of {rows.kept * rows.slots:,} rows is too small for windows of {span} rows in {rows.slots} "
+                f"slots; it needs {(span + 2 * rows.unroll) * rows.slots:,}"
+            )
+        self._stride, self._span = stride, span
+        self._places = rows.kept // stride
+        self._priorities = Proportional(rows.slots * self._places, alpha) if alpha > 0 else None
+        self._begin = np.zeros(rows.slots, np.int64)  # windows, counted in strides: oldest, and after the newest
+        self._end = np.zeros(rows.slots, np.int64)
+
+    def append(self, trajectory: Trajectory) -> None:
+        """Takes in a slab."""
+        self.rows.append(trajectory)
+        begin = -(-self.rows.oldest // self._stride)
+        end = np.maximum((self.rows.head - self._span) // self._stride + 1, self._end)
+        if self._priorities is not None:
+            self._priorities.remove(self._item(*_ranges(self._begin, np.minimum(begin, self._end))))
+            slots, windows = _ranges(np.maximum(self._end, begin), end)
+            drawable = self._drawable(slots, windows * self._stride)
+            self._priorities.insert(self._item(slots[drawable], windows[drawable]))
+        self._begin, self._end = begin, end
+
+    def restart(self) -> None:
+        """Says that the environments start afresh; see `Rows.restart`."""
+        self.rows.restart()
+        if self._priorities is not None and self._stride == 1:
+            slots = np.flatnonzero((self._end == self.rows.head) & (self._end > 0))
+            self._priorities.remove(self._item(slots, self._end[slots] - 1))
+
+    @property
+    def count(self) -> int:
+        """Windows that are there, those that begin with a dead row included."""
+        return int(np.maximum(self._end - self._begin, 0).sum())
+
+    def draw(self, generator: np.random.Generator, batches: int, size: int, beta: float) -> Drawn:
+        """Draws K batches of N windows, with replacement.
+
+        Args:
+            generator: Source of the draws.
+            batches: K.
+            size: N.
+            beta: Exponent of the importance weights `(count P)^-beta`, which are divided by the batch's greatest.
+
+        Raises:
+            ValueError: There is nothing to draw.
+        """
+        if self._priorities is None:
+            slot, window = self._uniform(generator, (batches, size))
+            return Drawn(slot, window * self._stride, np.ones((batches, size), np.float32))
+        draws = [self._priorities.draw(generator.random(size), self.count, beta) for _ in range(batches)]
+        slot, place = np.divmod(np.stack([draw.items for draw in draws]), self._places)
+        begin = self._begin[slot]
+        window = begin + (place - begin) % self._places
+        return Drawn(slot, window * self._stride, np.stack([draw.weight for draw in draws]).astype(np.float32))
+
+    def reprioritise(self, slots: Index, rows: Index, errors: NDArray[np.floating[Any]]) -> None:
+        """Gives windows that were drawn, int64 `[N]`, the priorities of their `errors[N]`."""
+        if self._priorities is not None:
+            self._priorities.update(self._item(slots, rows // self._stride), errors)
+
+    def _uniform(self, generator: np.random.Generator, shape: tuple[int, int]) -> tuple[Index, Index]:
+        """Slots and windows, each as likely as any other."""
+        counts = np.maximum(self._end - self._begin, 0)
+        ends = counts.cumsum()
+        if not ends[-1]:
+            raise ValueError("the replay is empty; append rows before drawing")
+        slot, window = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+        open_ = np.ones(shape, np.bool_)
+        while open_.any():  # dead rows are drawn again
+            picks = generator.integers(ends[-1], size=int(open_.sum()))
+            slot[open_] = np.searchsorted(ends, picks, side="right")
+            window[open_] = self._begin[slot[open_]] + picks - (ends - counts)[slot[open_]]
+            open_ &= ~self._drawable(slot, window * self._stride)
+        return slot, window
+
+    def _drawable(self, slots: Index, rows: Index) -> NDArray[np.bool_]:
+        return self.rows.valid(slots, rows) if self._stride == 1 else np.ones(slots.shape, np.bool_)
+
+    def _item(self, slots: Index, windows: Index) -> Index:
+        """Number of a window in the tree."""
+        return slots * self._places + windows % self._places
+
+
+def _ranges(begin: Index, end: Index) -> tuple[Index, Index]:
+    """The numbers `begin[s] .. end[s]-1` of every slot s: slots and numbers, one after the other."""
+    counts = np.maximum(end - begin, 0)
+    slots = np.repeat(np.arange(len(counts)), counts)
+    offset = np.arange(len(slots)) - np.repeat(counts.cumsum() - counts, counts)
+    return slots, begin[slots] + offset
