@@ -33,7 +33,8 @@ from slipstream import dice, slab
 from slipstream.collector import Assignment, home
 from slipstream.envs import EnvOptions, make_envs
 from slipstream.envs.step_time import StepTime
-from slipstream.nets.policy import Network, make_actor_critic
+from slipstream.nets.actor_critic import make_actor_critic
+from slipstream.nets.trunk import Network
 from slipstream.ready import make_collector
 from slipstream.run.presets import configure
 from slipstream.run.training import Training

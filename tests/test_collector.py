@@ -9,7 +9,8 @@ import torch
 from slipstream import dice, slab
 from slipstream.collector import Assignment, Collected, Collector, Stopped, home
 from slipstream.envs import EnvOptions, make_envs
-from slipstream.nets.policy import ActorCritic, Network, make_actor_critic
+from slipstream.nets.actor_critic import ActorCritic, make_actor_critic
+from slipstream.nets.trunk import Network
 from slipstream.types import Envs, Episode, Place, Trajectory
 
 COLUMNS, ROWS, SLABS = 12, 7, 3

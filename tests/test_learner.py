@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from slipstream.algos import A2C, APPO, IMPALA, PPO
-from slipstream.algos.algorithm import Algorithm, Batch, Evaluate, Evaluation, Prepared
+from slipstream.algos.algorithm import Batch, Evaluate, Evaluation, Prepared, SlabAlgorithm
 from slipstream.crew import Crew
-from slipstream.learner import Learner, RewardTransform
-from slipstream.nets.policy import ActorCritic, Network, make_actor_critic
+from slipstream.nets.actor_critic import ActorCritic, make_actor_critic
+from slipstream.nets.trunk import Network
 from slipstream.slab import allocate
 from slipstream.types import EnvSpec, Trajectory
 from tests.algos import rows
+from tests.algos.rows import learner
 
 SPACES = {
     "discrete": gymnasium.spaces.Discrete(5),
@@ -26,25 +27,6 @@ SPACES = {
     "box": gymnasium.spaces.Box(-1.0, 1.0, (2,), np.float32),
 }
 PLAIN_PPO = PPO(epochs=1, batch_size=rows.ROWS * rows.COLUMNS, normalize_advantage=False, anneal_lr=False)
-
-
-def learner(
-    algorithm: Algorithm,
-    policy: ActorCritic,
-    crew: Crew,
-    shards: int = 1,
-    reward: RewardTransform = "raw",
-) -> Learner:
-    return Learner(
-        algorithm,
-        policy,
-        crew,
-        num_envs=rows.COLUMNS,
-        shards=shards,
-        total_steps=10_000,
-        seed=1,
-        reward=reward,
-    )
 
 
 @pytest.fixture
@@ -65,7 +47,7 @@ def parameters(policy: ActorCritic) -> Tensor:
 
 
 def updated(
-    algorithm: Algorithm,
+    algorithm: SlabAlgorithm,
     crew: Crew,
     shards: int = 1,
     network: Network | None = None,
@@ -107,7 +89,7 @@ OFF_POLICY = [IMPALA(), APPO(**ONE_BATCH), APPO(target_period=2, kl_coef=0.5, **
 @pytest.mark.parametrize("core", ["none", "lstm"])
 @pytest.mark.parametrize("algorithm", [A2C(), *OFF_POLICY], ids=["a2c", "impala", "appo", "appo, target"])
 def test_shards_add_up_to_the_gradient_of_the_whole(
-    crew: Callable[[int], Crew], algorithm: Algorithm, core: str
+    crew: Callable[[int], Crew], algorithm: SlabAlgorithm, core: str
 ) -> None:
     """Also for rows of another policy, whose V-trace is computed shard by shard."""
     network = Network(hidden=(11,), core=core, core_size=5)
@@ -122,7 +104,7 @@ def test_shards_add_up_to_the_gradient_of_the_whole(
     "algorithm", [IMPALA(), APPO(target_period=2, epochs=2, batch_size=rows.ROWS * 3)], ids=["impala", "appo"]
 )
 def test_number_of_workers_changes_no_bit_of_vtrace(
-    crew: Callable[[int], Crew], algorithm: Algorithm, core: str
+    crew: Callable[[int], Crew], algorithm: SlabAlgorithm, core: str
 ) -> None:
     network = Network(hidden=(11,), core=core, core_size=5, normalize_obs=True)
     one, two = (updated(algorithm, crew(workers), shards=3, network=network, change=as_if_older) for workers in (1, 2))
@@ -135,7 +117,7 @@ def test_number_of_workers_changes_no_bit_of_vtrace(
     [A2C(), IMPALA(), PPO(epochs=2, batch_size=rows.ROWS * 2), APPO(epochs=2, batch_size=rows.ROWS * 2)],
     ids=["a2c", "impala", "ppo", "appo"],
 )
-def test_dead_rows_teach_nothing(crew: Callable[[int], Crew], algorithm: Algorithm, core: str) -> None:
+def test_dead_rows_teach_nothing(crew: Callable[[int], Crew], algorithm: SlabAlgorithm, core: str) -> None:
     """What a dead row did (its action was ignored) must not reach the parameters."""
 
     def scribble(slab: Trajectory) -> None:
@@ -165,7 +147,7 @@ def test_vtrace_at_lag_0_is_what_it_generalises(crew: Callable[[int], Crew], cor
     """IMPALA is A2C and APPO is PPO, through everything that the learner does."""
     network = Network(hidden=(11,), core=core, core_size=5)
 
-    def result(algorithm: Algorithm) -> Tensor:
+    def result(algorithm: SlabAlgorithm) -> Tensor:
         return updated(algorithm, crew(1), shards=2, network=network, space=SPACES[space])
 
     rmsprop = {"optimizer": "rmsprop_tf", "eps": 1e-3, "gae_lambda": 0.9}
@@ -324,7 +306,7 @@ def test_skipped_rows_are_counted_and_teach_nothing(crew: Callable[[int], Crew])
     ids=["a2c", "ppo", "appo", "appo with a target", "impala"],
 )
 def test_columns_that_are_not_fresh_are_counted_and_teach_nothing(
-    crew: Callable[[int], Crew], algorithm: Algorithm, core: Literal["none", "lstm"]
+    crew: Callable[[int], Crew], algorithm: SlabAlgorithm, core: Literal["none", "lstm"]
 ) -> None:
     """Whatever they hold, the parameters are the same; the reward scale sees them."""
     network = Network(hidden=(11,), core=core, core_size=4)

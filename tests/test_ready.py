@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from slipstream import slab, tree
 from slipstream.collector import Assignment, Collected, Collector, Stopped, home
 from slipstream.envs import EnvOptions, make_envs
-from slipstream.nets.policy import ActorCritic, Network, make_actor_critic
+from slipstream.nets.actor_critic import ActorCritic, make_actor_critic
+from slipstream.nets.trunk import Network
 from slipstream.ready import ReadyCollector, group_that_holds, make_collector
 from slipstream.types import Act, Envs, EnvSpec, EnvStep, Place, Trajectory
 
@@ -206,7 +207,7 @@ class Mixing(nn.Module):
     def initial_state(self, batch: int) -> Any:
         return self.inner.initial_state(batch)
 
-    def act(self, obs: Any, state: Any, dice: Tensor, greedy: bool = False) -> Act:
+    def act(self, obs: Any, state: Any, dice: Tensor, greedy: bool = False, slot: Tensor | None = None) -> Act:
         obs = obs.float()
         return self.inner.act(obs - obs.mean(dim=0), state, dice, greedy)
 

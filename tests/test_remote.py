@@ -26,7 +26,8 @@ from slipstream.collector import Assignment, Collected, Collector, Stopped
 from slipstream.envs import EnvError, EnvOptions, make_envs
 from slipstream.envs.make import env_spec
 from slipstream.envs.toy import Chaos, Counter
-from slipstream.nets.policy import ActorCritic, Network, make_actor_critic
+from slipstream.nets.actor_critic import ActorCritic, make_actor_critic
+from slipstream.nets.trunk import Network
 from slipstream.remote import RemoteCollector, Remotes, Work
 from slipstream.run import training
 from slipstream.run.config import ConfigError

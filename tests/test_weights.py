@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from slipstream import memory, process, weights
-from slipstream.nets.policy import ActorCritic, Network, make_actor_critic
+from slipstream.nets.actor_critic import ActorCritic, make_actor_critic
+from slipstream.nets.trunk import Network
 from slipstream.types import EnvSpec, Weights
 from slipstream.weights import Ring, RingReplica
 

@@ -162,6 +162,7 @@ class _Lane:
         size = part.stop - part.start
         self._envs, self._lane, self._policy, self._device = given.envs, lane, given.policy, given.device
         self._slots = part
+        self._slot = torch.arange(part.start, part.stop, device=given.device)
         self._slabs = given.slabs
         self._views: dict[Place, _View] = {}
         self._keys = dice.keys(given.seed, "act", range(part.start, part.stop))
@@ -187,12 +188,13 @@ class _Lane:
             self._step = self._envs.recv(self._lane)
         _write(self._array.obs, 0, self._step.obs)
         tree.map(lambda to, state: to.copy_(state), self._view.state0, self._state)
-        self._view.slot.copy_(torch.arange(self._slots.start, self._slots.stop))
+        self._view.slot.copy_(self._slot)
 
     @torch.no_grad()
     def decide(self, t: int, version: int) -> NDArray[np.generic]:
         """Chooses and records the actions of row t, with weights `version`."""
-        act = self._policy.act(self._obs(t), self._state, self._dice[t].to(self._device, non_blocking=True))
+        drawn = self._dice[t].to(self._device, non_blocking=True)
+        act = self._policy.act(self._obs(t), self._state, drawn, slot=self._slot)
         self._view.action[t] = act.action
         self._view.log_prob[t] = act.log_prob
         self._view.version[t] = version
@@ -233,7 +235,7 @@ class _Lane:
         if not self._view.extras:
             return
         rows = self._view.rows
-        act = self._policy.act(self._obs(rows), self._state, self._dice[rows].to(self._device))
+        act = self._policy.act(self._obs(rows), self._state, self._dice[rows].to(self._device), slot=self._slot)
         for name, value in act.extras.items():
             self._view.extras[name][rows] = value
 

@@ -77,6 +77,7 @@ class ReadyCollector:
             for first in range(0, width, size)
         ]
         self._own = [np.arange(part.start, part.stop) for part in self._groups]
+        self._named = [torch.from_numpy(self._slots[part]).to(self._device) for part in self._groups]
         self._dead = np.zeros(count, np.bool_)
         self._return, self._shaped = np.zeros(count, np.float64), np.zeros(count, np.float64)
         self._length, self._scored = np.zeros(count, np.int64), False
@@ -211,7 +212,7 @@ class ReadyCollector:
         obs = tree.map(lambda leaf: leaf.to(self._device, non_blocking=True), self._shown[number])
         drawn = self._drawn[number]
         drawn.numpy()[...] = self._dice[self._t[self._groups[number]], self._own[number]]
-        return self._policy.act(obs, self._states[number], drawn.to(self._device))
+        return self._policy.act(obs, self._states[number], drawn.to(self._device), slot=self._named[number])
 
     def _following(self, number: int, state: Tree, rows: Slots) -> Tree:
         """The group's next state: new in `rows`, but zero where the row that was acted on is dead."""

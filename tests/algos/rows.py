@@ -8,8 +8,14 @@ import torch
 from torch import Tensor
 
 from slipstream import slab, tree
-from slipstream.algos.algorithm import Algorithm, Batch, Evaluate, Evaluation
-from slipstream.nets.policy import ActorCritic, Network, make_actor_critic
+from slipstream.algos.algorithm import Batch, Evaluate, Evaluation, SlabAlgorithm
+from slipstream.crew import Crew
+from slipstream.learner import Learner
+from slipstream.loader import Loader
+from slipstream.nets.actor_critic import ActorCritic, make_actor_critic
+from slipstream.nets.policy import ActorCriticPolicy
+from slipstream.nets.trunk import Network
+from slipstream.rewards import RewardTransform, TrainingReward
 from slipstream.types import EnvSpec, Trajectory
 
 ROWS, COLUMNS = 7, 6
@@ -23,6 +29,27 @@ def spec(action_space: gymnasium.Space[object] | None = None) -> EnvSpec:
 
 def policy(network: Network | None = None, action_space: gymnasium.Space[object] | None = None) -> ActorCritic:
     return make_actor_critic(spec(action_space), network or Network(hidden=(11,)), None, 3)
+
+
+def learner(
+    algorithm: SlabAlgorithm,
+    policy: ActorCriticPolicy,
+    crew: Crew,
+    shards: int = 1,
+    reward: RewardTransform = "raw",
+    total_steps: int = 10_000,
+) -> Learner:
+    return Learner(
+        algorithm,
+        policy,
+        crew,
+        Loader(0, torch.device("cpu")),
+        num_envs=COLUMNS,
+        shards=shards,
+        total_steps=total_steps,
+        seed=1,
+        reward=TrainingReward(reward, COLUMNS, algorithm.gamma),
+    )
 
 
 def unused() -> Evaluation:
@@ -87,7 +114,7 @@ def whole(shown: Trajectory, columns: dict[str, Tensor], *, bootstraps: bool) ->
 
 
 def gradient(
-    algorithm: Algorithm, student: ActorCritic, shown: Trajectory, evaluate: Evaluate = unused
+    algorithm: SlabAlgorithm, student: ActorCritic, shown: Trajectory, evaluate: Evaluate = unused
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Gradient by parameter, and metrics, of the whole slab as one minibatch."""
     prepared = algorithm.prepare(shown, shown.reward, evaluate)

@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from slipstream.algos import A2C
 from slipstream.crew import Crew
-from slipstream.learner import Learner
 from slipstream.nets.policy import Outputs
 from slipstream.ops.distributions import Categorical
 from slipstream.types import Trajectory
@@ -107,16 +106,7 @@ def test_paac_update_equals_its_oracle(shards: int) -> None:
     )
     slab.extras["value"].copy_(student.unroll(slab.obs, (), None).value.detach())
     crew = Crew(1)
-    learner = Learner(
-        PAAC,
-        student,
-        crew,
-        num_envs=rows.COLUMNS,
-        shards=shards,
-        total_steps=10**6,
-        seed=1,
-        reward="clip",
-    )
+    learner = rows.learner(PAAC, student, crew, shards, "clip", 10**6)
     learner.step(slab)
     crew.close()
     policy_weight, value_weight = paac_update(before, slab, reward, lr=7e-4 * rows.COLUMNS)
@@ -149,9 +139,7 @@ def test_delayed_gradient_is_that_of_the_policy_that_acted(shards: int) -> None:
 
     old, new = numbers(acted), numbers(student)
     crew = Crew(1)
-    learner = Learner(
-        PAAC, student, crew, num_envs=rows.COLUMNS, shards=shards, total_steps=10**6, seed=1, reward="clip"
-    )
+    learner = rows.learner(PAAC, student, crew, shards, "clip", 10**6)
     learner.step(slab, behaviour=acted)
     crew.close()
     reward = slab.reward.clamp(-1.0, 1.0).numpy().astype(float)

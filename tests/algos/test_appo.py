@@ -14,7 +14,8 @@ from torch import Tensor
 
 from slipstream.algos import APPO, PPO
 from slipstream.algos.algorithm import Batch, Evaluation, ShardShape, acted
-from slipstream.nets.policy import ActorCritic, Network
+from slipstream.nets.actor_critic import ActorCritic
+from slipstream.nets.trunk import Network
 from slipstream.types import Trajectory
 from tests.algos import oracle, rows
 

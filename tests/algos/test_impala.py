@@ -10,7 +10,8 @@ import torch
 
 from slipstream.algos import A2C, IMPALA
 from slipstream.algos.algorithm import ShardShape
-from slipstream.nets.policy import ActorCritic, Network
+from slipstream.nets.actor_critic import ActorCritic
+from slipstream.nets.trunk import Network
 from tests.algos import oracle, rows
 
 CORES = ["none", "lstm", "gru"]

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from slipstream.algos import PPO
 from slipstream.algos.algorithm import Batch, ShardShape, acted, items_per_minibatch
-from slipstream.nets.policy import ActorCritic, Network
+from slipstream.nets.actor_critic import ActorCritic
+from slipstream.nets.trunk import Network
 from slipstream.ops import returns
 from tests.algos import rows
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from slipstream.algos import A2C, APPO, IMPALA, PPO
-from slipstream.nets.policy import Network
+from slipstream.nets.trunk import Network
 
 SHARED = [
     ("lr", -1.0, "algo.lr must be at least 0, got -1.0"),

@@ -12,7 +12,8 @@ import pytest
 from slipstream import slab, train
 from slipstream.collector import Assignment, home
 from slipstream.envs import EnvError, EnvOptions, make_envs
-from slipstream.nets.policy import Network, make_actor_critic
+from slipstream.nets.actor_critic import make_actor_critic
+from slipstream.nets.trunk import Network
 from slipstream.ready import make_collector
 from slipstream.run import metrics
 from slipstream.run.evaluate import evaluate

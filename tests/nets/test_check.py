@@ -10,8 +10,10 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
+from slipstream.nets.actor_critic import ActorCritic, make_actor_critic
 from slipstream.nets.check import check_policy, check_torso
-from slipstream.nets.policy import ActorCritic, Network, Outputs, make_actor_critic
+from slipstream.nets.policy import Outputs
+from slipstream.nets.trunk import Network
 from slipstream.tree import Tree
 from slipstream.types import Act, EnvSpec
 
@@ -92,7 +94,7 @@ class Whole(nn.Module):
     def initial_state(self, batch: int) -> Tree:
         return ()
 
-    def act(self, obs: Tree, state: Tree, dice: Tensor, greedy: bool = False) -> Act:
+    def act(self, obs: Tree, state: Tree, dice: Tensor, greedy: bool = False, slot: Tensor | None = None) -> Act:
         act = self.inner.act(obs, state, dice, greedy)
         return self.change(act) if self.change else act
 

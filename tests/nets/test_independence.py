@@ -10,8 +10,9 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
+from slipstream.nets.actor_critic import make_actor_critic
 from slipstream.nets.independence import rows_are_independent
-from slipstream.nets.policy import Network, make_actor_critic
+from slipstream.nets.trunk import Network
 from slipstream.types import EnvSpec
 
 CPU = torch.device("cpu")

@@ -8,8 +8,9 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
+from slipstream.nets.actor_critic import ActorCritic, make_actor_critic
 from slipstream.nets.initialize import Init, initialise, keyed_initialisation
-from slipstream.nets.policy import ActorCritic, Network, make_actor_critic
+from slipstream.nets.trunk import Network
 from slipstream.types import EnvSpec
 
 IMAGES = EnvSpec("images", spaces.Box(0, 255, (4, 36, 36), np.uint8), spaces.Discrete(6), 4)

@@ -10,7 +10,8 @@ from gymnasium import Space, spaces
 from torch import Tensor, nn
 
 from slipstream import dice, tree
-from slipstream.nets.policy import ActorCritic, Network, make_actor_critic
+from slipstream.nets.actor_critic import ActorCritic, make_actor_critic
+from slipstream.nets.trunk import Network
 from slipstream.tree import Tree
 from slipstream.types import EnvSpec
 

@@ -34,7 +34,7 @@ class Recorder:
     def initial_state(self, columns: int) -> Tensor:
         return torch.zeros(columns, 1)
 
-    def act(self, obs: Tensor, state: Tensor, dice: Tensor, greedy: bool = False) -> Act:
+    def act(self, obs: Tensor, state: Tensor, dice: Tensor, greedy: bool = False, slot: Tensor | None = None) -> Act:
         self.threads.add(torch.get_num_threads())
         self.plain &= not torch.is_inference_mode_enabled() and not torch.is_grad_enabled()
         self.obs.append(obs.clone())

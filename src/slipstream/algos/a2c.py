@@ -24,7 +24,9 @@ from torch import Tensor, nn
 
 from slipstream import ranges
 from slipstream.algos.algorithm import Batch, Correction, Evaluate, Prepared, ShardShape, advantage_columns, anneal
-from slipstream.nets.policy import ActorCritic, Network, Policy, make_actor_critic
+from slipstream.nets.actor_critic import ActorCritic, make_actor_critic
+from slipstream.nets.policy import ActorCriticPolicy
+from slipstream.nets.trunk import Network
 from slipstream.ops import losses
 from slipstream.optimizers import OptimizerKind
 from slipstream.types import EnvSpec, Trajectory
@@ -52,6 +54,7 @@ class A2C:
     name: ClassVar[str] = "a2c"
     correction: ClassVar[Correction] = "delayed_gradient"
     max_lag: ClassVar[int | None] = 1
+    replays: ClassVar[Literal[False]] = False
     bootstraps: ClassVar[bool] = False
 
     lr: float = 7e-4
@@ -91,7 +94,7 @@ class A2C:
         """The whole shard, once."""
         yield None
 
-    def loss(self, policy: Policy, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, policy: ActorCriticPolicy, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         """loss_scale * [ -log pi(a|s) A + vf_coef 0.5 (R - V)^2 - beta H ], as a weighted sum over rows."""
         out = policy.unroll(batch.obs, batch.state0, batch.first)
         log_prob, entropy = out.distribution.log_prob(batch.action), out.distribution.entropy()

@@ -18,7 +18,8 @@ from typing import ClassVar, Literal, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
-from slipstream.nets.policy import Network, Policy
+from slipstream.nets.policy import ActorCriticPolicy
+from slipstream.nets.trunk import Network
 from slipstream.ops import losses, returns
 from slipstream.optimizers import OptimizerKind
 from slipstream.tree import Tree
@@ -68,9 +69,10 @@ class Evaluation(NamedTuple):
 
 Evaluate = Callable[[], Evaluation]
 
-Correction = Literal["delayed_gradient", "ratio", "vtrace"]
+Correction = Literal["delayed_gradient", "ratio", "vtrace", "off_policy"]
 """How an algorithm accounts for rows of an older policy: the gradient is evaluated at the parameters that acted; the
-ratio to the acting policy weighs the rows or is in the loss; targets and gradient are those of V-trace."""
+ratio to the acting policy weighs the rows or is in the loss; targets and gradient are those of V-trace; its targets
+hold for the rows of any policy."""
 
 
 @dataclass(frozen=True)
@@ -87,19 +89,12 @@ class Prepared:
 
 
 class Algorithm(Protocol):
-    """Hyperparameters and the pure functions that they parameterise."""
+    """What every algorithm says of itself, whatever it learns from."""
 
     name: ClassVar[str]
     correction: ClassVar[Correction]
     max_lag: ClassVar[int | None]
     """Updates by which the acting policy may be older than the learned one; None for any number."""
-    bootstraps: ClassVar[bool]
-    """Whether `loss` computes its own targets and so wants row T of the observations; its shards are never cut."""
-
-    @property
-    def target_period(self) -> int:
-        """Updates between two refreshes of the target policy; 1 if it is the policy at the start of each update."""
-        ...
 
     @property
     def optimizer(self) -> OptimizerKind:
@@ -126,7 +121,24 @@ class Algorithm(Protocol):
         """Global norm to which gradients are clipped."""
         ...
 
-    def make_policy(self, spec: EnvSpec, network: Network, torso: nn.Module | None, seed: int) -> Policy:
+    def learning_rate(self, progress: float, num_envs: int) -> float:
+        """Step size at `progress`."""
+        ...
+
+
+class SlabAlgorithm(Algorithm, Protocol):
+    """An algorithm that learns from each slab once: hyperparameters and the pure functions that they parameterise."""
+
+    replays: ClassVar[Literal[False]]
+    bootstraps: ClassVar[bool]
+    """Whether `loss` computes its own targets and so wants row T of the observations; its shards are never cut."""
+
+    @property
+    def target_period(self) -> int:
+        """Updates between two refreshes of the target policy; 1 if it is the policy at the start of each update."""
+        ...
+
+    def make_policy(self, spec: EnvSpec, network: Network, torso: nn.Module | None, seed: int) -> ActorCriticPolicy:
         """A policy with initial weights drawn from `seed`."""
         ...
 
@@ -155,7 +167,7 @@ class Algorithm(Protocol):
         """
         ...
 
-    def loss(self, policy: Policy, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, policy: ActorCriticPolicy, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         """The shard's part of the minibatch loss (to be minimised), and detached weighted metrics that add up likewise.
 
         Args:
@@ -163,10 +175,6 @@ class Algorithm(Protocol):
             batch: The shard's rows.
             progress: Share of the run's steps already taken, in [0, 1), for anneals.
         """
-        ...
-
-    def learning_rate(self, progress: float, num_envs: int) -> float:
-        """Step size at `progress`."""
         ...
 
     def pace(self, pace: float, metrics: dict[str, Tensor]) -> float:

@@ -43,7 +43,9 @@ from slipstream.algos.algorithm import (
     paced,
     shuffled_minibatches,
 )
-from slipstream.nets.policy import ActorCritic, Network, Policy, make_actor_critic
+from slipstream.nets.actor_critic import ActorCritic, make_actor_critic
+from slipstream.nets.policy import ActorCriticPolicy
+from slipstream.nets.trunk import Network
 from slipstream.ops import losses
 from slipstream.ops.returns import VTraceOptions, vtrace
 from slipstream.optimizers import OptimizerKind
@@ -83,6 +85,7 @@ class APPO:
     name: ClassVar[str] = "appo"
     correction: ClassVar[Correction] = "vtrace"
     max_lag: ClassVar[int | None] = None
+    replays: ClassVar[Literal[False]] = False
     bootstraps: ClassVar[bool] = False
 
     lr: float = 2.5e-4
@@ -152,7 +155,7 @@ class APPO:
         """`epochs` times all items of the shard in a new order, in equal parts of `batch_size / shards` rows."""
         return shuffled_minibatches(self.epochs, self.batch_size, shape, permute)
 
-    def loss(self, policy: Policy, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, policy: ActorCriticPolicy, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         """L_clip + vf_coef 0.5 (vs - V)^2 - ent_coef H + kl_coef KL(pi_old || pi), as a weighted sum over rows.
 
         The metric `kl_target` is KL(pi_old || pi); `approx_kl` is KL(mu || pi), with what the lag has moved.

@@ -18,14 +18,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from slipstream import ranges
 from slipstream.algos.algorithm import Batch, Correction, Evaluate, Prepared, ShardShape, anneal
-from slipstream.nets.policy import ActorCritic, Network, Policy, make_actor_critic
+from slipstream.nets.actor_critic import ActorCritic, make_actor_critic
+from slipstream.nets.policy import ActorCriticPolicy
+from slipstream.nets.trunk import Network
 from slipstream.ops import losses
 from slipstream.ops.returns import VTraceOptions, vtrace
 from slipstream.optimizers import OptimizerKind
@@ -56,6 +58,7 @@ class IMPALA:
     name: ClassVar[str] = "impala"
     correction: ClassVar[Correction] = "vtrace"
     max_lag: ClassVar[int | None] = None
+    replays: ClassVar[Literal[False]] = False
     bootstraps: ClassVar[bool] = True
 
     lr: float = 6e-4
@@ -96,7 +99,7 @@ class IMPALA:
         """The whole shard, once."""
         yield None
 
-    def loss(self, policy: Policy, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, policy: ActorCriticPolicy, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         """loss_scale * [ -log pi(a|o) A + vf_coef 0.5 (vs - V)^2 - beta H ], as a weighted sum over rows.
 
         `batch` has whole columns: observations `[T+1, b]`, everything else `[T, b]`.

@@ -38,7 +38,9 @@ from slipstream.algos.algorithm import (
     paced,
     shuffled_minibatches,
 )
-from slipstream.nets.policy import ActorCritic, Network, Policy, make_actor_critic
+from slipstream.nets.actor_critic import ActorCritic, make_actor_critic
+from slipstream.nets.policy import ActorCriticPolicy
+from slipstream.nets.trunk import Network
 from slipstream.ops import losses
 from slipstream.optimizers import OptimizerKind
 from slipstream.types import EnvSpec, Trajectory
@@ -74,6 +76,7 @@ class PPO:
     name: ClassVar[str] = "ppo"
     correction: ClassVar[Correction] = "ratio"
     max_lag: ClassVar[int | None] = 1
+    replays: ClassVar[Literal[False]] = False
     bootstraps: ClassVar[bool] = False
 
     lr: float = 2.5e-4
@@ -131,7 +134,7 @@ class PPO:
         """`epochs` times all items of the shard in a new order, in equal parts of `batch_size / shards` rows."""
         return shuffled_minibatches(self.epochs, self.batch_size, shape, permute)
 
-    def loss(self, policy: Policy, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, policy: ActorCriticPolicy, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         """Paper's equation 9: L = L_clip + vf_coef L_value - ent_coef H, as a weighted sum over rows.
 
         The metric `approx_kl` is KL(pi_old || pi), of the policy that the clip is around.

@@ -76,7 +76,7 @@ def check_policy(policy: object, spec: EnvSpec) -> None:
     module = _require_instance("policy", policy)
     name = type(policy).__name__
     members = {"dice_width": "an int", "recurrent": "a bool", "initial_state": "a method initial_state(batch)"}
-    members |= {"act": "a method act(obs, state, dice, greedy=False) -> Act"}
+    members |= {"act": "a method act(obs, state, dice, greedy=False, slot=None) -> Act"}
     members |= {"unroll": "a method unroll(obs, state0, first) -> Outputs(distribution, value)"}
     members |= {"observe": "a method observe(obs, valid)"}
     found: dict[str, Any] = {}
@@ -84,7 +84,7 @@ def check_policy(policy: object, spec: EnvSpec) -> None:
         found[member] = getattr(policy, member, None)
         if found[member] is None or (what.startswith("a method") and not callable(found[member])):
             raise ValueError(
-                f"policy {name}: expected {what}, named '{member}'; see slipstream.nets.policy.ActorCritic"
+                f"policy {name}: expected {what}, named '{member}'; see slipstream.nets.actor_critic.ActorCritic"
             )
     head = distribution_of(spec.action_space)
     with _without_traces("policy", module):
@@ -140,7 +140,8 @@ def _check_act(name: str, found: dict[str, Any], state: Tree, spec: EnvSpec, hea
     obs = dummy_observations(spec.observation_space, _COLUMNS)
     shape = (_COLUMNS, *head.action_shape)
     for greedy in (False, True):
-        act = found["act"](obs, state, torch.full((_COLUMNS, found["dice_width"]), 0.5), greedy=greedy)
+        slot = None if greedy else torch.arange(_COLUMNS)
+        act = found["act"](obs, state, torch.full((_COLUMNS, found["dice_width"]), 0.5), greedy=greedy, slot=slot)
         if not isinstance(act, Act):
             raise ValueError(f"policy {name}: act must return slipstream.types.Act, got {_describe(act)}")
         _expect(f"{name}.act, action", act.action, shape, head.action_dtype)

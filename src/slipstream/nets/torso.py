@@ -191,6 +191,12 @@ class Torso(nn.Module):
         vectors = [spaces_[path] for path in self._vectors]
         self.vectors = VectorEncoder(vectors, hidden, activation) if vectors else None
 
+    def cut(self) -> None:
+        """Takes away the last linear layer of every encoder and its activation, for heads that bring their own."""
+        for encoder in self.modules():
+            if isinstance(encoder, ImageEncoder | VectorEncoder):
+                encoder.network = nn.Sequential(*list(encoder.network)[:-2])
+
     def forward(self, obs: Tree) -> Tensor:
         """Tree `[N, *O]` to float32 `[N, F]`."""
         found = dict(tree.items(obs))

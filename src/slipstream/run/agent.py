@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from slipstream import dice, slab, tree
 from slipstream.envs.factory import require_maker
 from slipstream.envs.spaces import leaf_dtype, leaf_shape
-from slipstream.nets.policy import Policy
+from slipstream.nets.policy import ActorCriticPolicy, Policy
 from slipstream.ops.spaces import space_tree
 from slipstream.run import checkpoint, evaluate, loop
 from slipstream.run.checkpoint import Checkpoint
@@ -184,7 +185,7 @@ def train(
     seed: int | None = None,
     config: Mapping[str, Any] | None = None,
     torso: nn.Module | None = None,
-    policy: Policy | None = None,
+    policy: ActorCriticPolicy | None = None,
     quiet: bool = False,
 ) -> Agent:
     """Trains an agent from the preset of (algo, env) and returns it; the run directory has the rest.
@@ -216,7 +217,7 @@ def resume(
     total_steps: int | float | None = None,
     env: str | EnvFactory | None = None,
     torso: nn.Module | None = None,
-    policy: Policy | None = None,
+    policy: ActorCriticPolicy | None = None,
     quiet: bool = False,
 ) -> Agent:
     """Trains a run on from its newest checkpoint; `torso` and `policy` are those that it was started with.
@@ -244,7 +245,7 @@ def load(
     checkpoint: str | int = "last",
     env: str | EnvFactory | None = None,
     torso: nn.Module | None = None,
-    policy: Policy | None = None,
+    policy: ActorCriticPolicy | None = None,
 ) -> Agent:
     """The agent of a run (or of `Agent.save`), ready to predict; the environment need not be installed for that.
 
@@ -265,7 +266,8 @@ def load(
     config = loop.with_env(folder.config(), id)
     saved = _select(folder, str(checkpoint))
     spec = saved.spec()
-    made = policy or config.algo.make_policy(spec, config.net, torso, config.seed)
+    slots = replace(spec, num_envs=config.num_envs)  # policies that explore by slot have a number for each
+    made = policy or config.algo.make_policy(slots, config.net, torso, config.seed)
     weights = {name.removeprefix("policy."): value for name, value in saved.tensors().items() if _is_policy(name)}
     with saved.fitting():
         made.load_state_dict(weights)

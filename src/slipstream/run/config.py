@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from slipstream.algos import ALGORITHMS
-from slipstream.algos.algorithm import Algorithm
+from slipstream.algos.replaying import AnyAlgorithm
 from slipstream.envs import EnvOptions
-from slipstream.learner import RewardTransform
-from slipstream.nets.policy import Network
+from slipstream.nets.trunk import Network
+from slipstream.rewards import RewardTransform
 from slipstream.run import settings
 from slipstream.run.settings import ConfigError
 from slipstream.schedules.parts import Stale
@@ -46,6 +46,8 @@ class Placement:
             learner's own thread (inline), for debugging.
         workers: Threads or processes that act, at most one per lane, and threads that differentiate, each with one math
             thread; 0 for one per core.
+        loaders: Threads that gather minibatches (and copy them to a GPU) ahead of the learner; 0 to gather each when it
+            is needed.
         env_workers: Processes that step environments of this machine's Python; 0 to step them where they are acted in.
             Collector processes share them out, and have one each at least.
         env_threads: Threads of native environments (ALE, EnvPool), per lane; 0 lets them choose.
@@ -54,12 +56,13 @@ class Placement:
 
     collectors: Literal["inline", "thread", "process"] = "thread"
     workers: int = 0
+    loaders: int = 1
     env_workers: int = 0
     env_threads: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
     def __post_init__(self) -> None:
-        _at_least(self, 0, "workers", "env_workers", "env_threads", prefix="placement.")
+        _at_least(self, 0, "workers", "loaders", "env_workers", "env_threads", prefix="placement.")
 
 
 @dataclass(frozen=True)
@@ -125,7 +128,7 @@ class Config:
     """
 
     env: str
-    algo: Algorithm
+    algo: AnyAlgorithm
     seed: int = 1
     total_steps: int = 1_000_000
     stop_at_return: float | None = None
@@ -154,7 +157,7 @@ class Config:
         _covers(self)
 
 
-def algorithm(name: str) -> type[Algorithm]:
+def algorithm(name: str) -> type[AnyAlgorithm]:
     """The algorithm called `name`.
 
     Raises:
@@ -233,6 +236,8 @@ def _covers(config: Config) -> None:
         raise ConfigError(
             f"{name} can't learn from rows of an older policy, as schedule=concurrent gives them; use sync"
         )
+    if config.schedule == "async" and config.stale == "drop" and config.algo.replays:
+        raise ConfigError(f"{name} learns from rows of any age, there is nothing to drop; use --stale wait")
     if config.schedule == "async" and config.placement.collectors == "inline":
         raise ConfigError("schedule=async needs collectors of their own: use --placement.collectors thread or process")
 

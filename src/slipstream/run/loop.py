@@ -24,7 +24,7 @@ from rich.console import Console
 from torch import nn
 
 from slipstream.envs import EnvError, make_envs
-from slipstream.nets.policy import Policy
+from slipstream.nets.policy import ActorCriticPolicy, Policy
 from slipstream.run import checkpoint, metrics
 from slipstream.run.checkpoint import Checkpoint, CheckpointError
 from slipstream.run.config import CALLABLE, Config
@@ -75,7 +75,7 @@ class Parts:
 
     env: EnvFactory | None = None
     torso: nn.Module | None = None
-    policy: Policy | None = None
+    policy: ActorCriticPolicy | None = None
 
 
 def train(config: Config, parts: Parts, command: Sequence[str], console: Console) -> Trained:

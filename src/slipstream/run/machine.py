@@ -14,7 +14,8 @@ import torch
 
 _PACKAGES = ("slipstream", "torch", "numpy", "gymnasium", "ale-py", "safetensors")
 _OPTIONAL = ("envpool", "gfootball", "mujoco", "box2d-py")
-_INFORMATION = Path("/proc/cpuinfo")
+_INFORMATION, _MEMORY = Path("/proc/cpuinfo"), Path("/proc/meminfo")
+_GROUP = Path("/sys/fs/cgroup")
 
 
 def surroundings() -> dict[str, Any]:
@@ -36,20 +37,31 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
+def available_memory() -> int | None:
+    """Bytes that this process can still take without swapping; None where nobody says."""
+    if not _MEMORY.is_file():
+        return None
+    free = int(_said(_MEMORY, "MemAvailable").split()[0]) * 1024
+    limit, used = (_GROUP / name for name in ("memory.max", "memory.current"))
+    if limit.is_file() and limit.read_text().strip().isdigit():
+        free = min(free, int(limit.read_text()) - int(used.read_text()))
+    return free
+
+
 def processor() -> str:
     """Name of the processor, where Linux tells, else its kind."""
-    return _said_of_processor("model name") or platform.processor() or platform.machine()
+    return _said(_INFORMATION, "model name") or platform.processor() or platform.machine()
 
 
 def computes_bfloat16() -> bool:
     """Whether the processor has instructions for bfloat16; yes where nobody says."""
-    flags = (_said_of_processor("flags") or _said_of_processor("Features")).split()
+    flags = (_said(_INFORMATION, "flags") or _said(_INFORMATION, "Features")).split()
     return not flags or any(flag in flags for flag in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
-def _said_of_processor(key: str) -> str:
-    """What Linux says of the first core; empty where it says nothing."""
-    lines = _INFORMATION.read_text().splitlines() if _INFORMATION.is_file() else []
+def _said(file: Path, key: str) -> str:
+    """What Linux says under a key, of the first core where it is of cores; empty where it says nothing."""
+    lines = file.read_text().splitlines() if file.is_file() else []
     return next((line.partition(":")[2].strip() for line in lines if line.startswith(key)), "")
 
 

@@ -18,12 +18,12 @@ from slipstream.crew import Crew
 from slipstream.envs import make_envs
 from slipstream.envs.make import env_spec
 from slipstream.jitter import Jitter, JitteredEnvs
-from slipstream.learner import Learner
-from slipstream.nets.check import check_policy
-from slipstream.nets.policy import Policy
+from slipstream.loader import Loader
+from slipstream.nets.policy import ActorCriticPolicy, Policy
 from slipstream.ready import group_that_holds, make_collector
 from slipstream.remote import Remotes, Work
 from slipstream.run.config import Config, ConfigError
+from slipstream.run.learning import make_learner
 from slipstream.run.machine import computes_bfloat16, cores, processor
 from slipstream.schedules import SCHEDULES, Parts
 from slipstream.schedules.asynchronous import slabs_needed
@@ -46,7 +46,7 @@ class Training:
     Attributes:
         spec: Spaces and slots of the environments.
         policy: Acts and learns; updated in place.
-        learner: Owner of the policy's optimiser and counters.
+        learner: Owner of the optimisers and counters.
         envs: The environments; None where collector processes have them.
         slabs: What collectors fill and the learner reads; several where the two overlap.
         device: Where the policy lives.
@@ -57,7 +57,7 @@ class Training:
         config: Config,
         env: EnvMaker | None = None,
         torso: nn.Module | None = None,
-        policy: Policy | None = None,
+        policy: ActorCriticPolicy | None = None,
         jitter: Jitter | None = None,
     ) -> None:
         if torso is not None and policy is not None:
@@ -87,26 +87,13 @@ class Training:
         self._actors = (
             self._crew if config.schedule == "sync" else Crew(self._crew.workers, inline=inline, before=jitter)
         )
+        self._loader = Loader(place.loaders, self.device)
         try:
             given = env or config.env
             self.spec = self.envs.spec if self.envs else env_spec(given, config.num_envs, lanes, config.env_options)
-            if policy is None:
-                policy = config.algo.make_policy(self.spec, config.net, torso, config.seed)
-            else:
-                check_policy(policy, self.spec)
-            self.policy = policy.to(self.device)
+            self.learner = make_learner(config, self.spec, torso, policy, self._crew, self._loader, self.device)
+            self.policy: Policy = self.learner.policy
             self._group = group_that_holds(self.policy, self.spec, config.group, self.device)
-            self.learner = Learner(
-                config.algo,
-                self.policy,
-                self._crew,
-                num_envs=config.num_envs,
-                shards=config.shards or (lanes // config.group if self.device.type == "cpu" else 1),
-                total_steps=config.total_steps,
-                seed=config.seed,
-                reward=config.reward,
-            )
-            self.learner.check(config.unroll)
             if remote:
                 self._remotes = Remotes(self._work(given, jitter), self._shares())
                 self.slabs = self._remotes.slabs
@@ -162,6 +149,7 @@ class Training:
         self._actors.close()  # before the environments: nobody must step what is closed
         if self.envs is not None:
             self.envs.close()
+        self._loader.close()
         self._crew.close()
 
     def _make_envs(self, env: EnvMaker | None, jitter: Jitter | None) -> Envs:

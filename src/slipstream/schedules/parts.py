@@ -11,7 +11,7 @@ from torch import Tensor
 
 from slipstream.collector import Collected, Collects, Stopped, home
 from slipstream.crew import Crew, Pending
-from slipstream.learner import Learner
+from slipstream.learner import Learns
 from slipstream.nets.policy import Policy
 from slipstream.types import Report, Trajectory
 from slipstream.weights import Bulletin, copy_into
@@ -38,7 +38,7 @@ class Parts:
 
     actors: Crew
     collectors: Sequence[Collects]
-    learner: Learner
+    learner: Learns
     slabs: Sequence[Trajectory]
     bulletin: Bulletin | None
     behaviour: Policy | None

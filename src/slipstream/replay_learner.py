@@ -1,0 +1,285 @@
+"""Learning from a replay: slabs go in, and gradient steps are taken in a fixed proportion to what has come."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from fractions import Fraction
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from slipstream import dice, tree
+from slipstream.algos.replaying import Networks, Phase, ReplayAlgorithm, Replayed
+from slipstream.crew import Crew
+from slipstream.descent import Descent, ShardLoss, under
+from slipstream.learner import snapshot
+from slipstream.loader import Loader
+from slipstream.nets.policy import ExploringPolicy, Policy
+from slipstream.replay.windows import Drawn, Windows
+from slipstream.rewards import TrainingReward
+from slipstream.types import Trajectory, Weights
+
+_LARGEST_DENOMINATOR = 10**6
+
+
+class ReplayLearner:
+    """Puts slabs into a replay and learns from draws.
+
+    After `s` collected steps `floor((s - learning_starts) * ratio)` gradient steps have been taken, whatever the slabs
+    that brought them; what a slab has due is taken when it has gone in, so every schedule keeps the ratio. (Where the
+    replay does not hold a batch of windows yet, they are taken when it does.) The draws of
+    an update are a function of (seed, version) and of what the slabs up to it brought.
+
+    Each gradient is the sum, in shard order, of one gradient per shard: equal parts of the batch. The learner waits for
+    its crew and its loader only.
+
+    Args:
+        algorithm: Decides what is gathered, losses, targets and exploration.
+        networks: Updated in place; the policy acts.
+        windows: The replay, empty.
+        crew: Threads that differentiate the shards.
+        loader: Gathers batches ahead.
+        num_envs: Slots.
+        shards: Number of shards S; divides the batch.
+        loss_dice: Uniform numbers per window that the losses want.
+        total_steps: Agent decisions of the whole run, the scale of all anneals.
+        seed: The run's seed.
+        reward: The training reward.
+    """
+
+    def __init__(
+        self,
+        algorithm: ReplayAlgorithm,
+        networks: Networks[ExploringPolicy, nn.Module],
+        windows: Windows,
+        crew: Crew,
+        loader: Loader,
+        *,
+        num_envs: int,
+        shards: int,
+        loss_dice: int,
+        total_steps: int,
+        seed: int,
+        reward: TrainingReward,
+    ) -> None:
+        if algorithm.batch_size % shards:
+            raise ValueError(
+                f"algo.batch_size={algorithm.batch_size} does not share out equally over {shards} shards; use "
+                f"{algorithm.batch_size // shards * shards or shards} or {-(-algorithm.batch_size // shards) * shards}"
+            )
+        self.policy = networks.policy
+        self.version = self.steps = 0
+        self._algorithm, self._networks, self._windows = algorithm, networks, windows
+        self._follower = _Follower(networks)
+        self._target = self._follower.networks
+        self._loader, self._num_envs, self._shards, self._loss_dice = loader, num_envs, shards, loss_dice
+        self._total_steps, self._seed, self._reward = total_steps, seed, reward
+        self._ratio = Fraction(algorithm.replay.ratio).limit_denominator(_LARGEST_DENOMINATOR)
+        self._gradient_steps = 0
+        self._begins = algorithm.replay.learning_starts  # steps that gradient steps are counted from
+        eps = algorithm.optimizer_eps
+        self._descents = {part: Descent(algorithm, _parameters(networks, part), crew, eps) for part in algorithm.parts}
+        self._explore()
+
+    @property
+    def shards(self) -> int:
+        """Parts whose gradients are summed in order."""
+        return self._shards
+
+    def weights(self) -> Weights:
+        """A snapshot of the policy, for collectors that do not share its memory."""
+        return snapshot(self.policy, self.version)
+
+    def step(
+        self, trajectory: Trajectory, behaviour: Policy | None = None, fresh: Tensor | None = None
+    ) -> dict[str, Tensor | float]:
+        """Takes in a slab and takes the gradient steps that are due.
+
+        Args:
+            trajectory: The slab; rows of any age are welcome.
+            behaviour: None: the gradient is evaluated at the parameters that it is applied to.
+            fresh: None: all columns are learned from.
+
+        Returns:
+            `train/*` metrics, averaged over the gradient steps, and `replay/*`.
+
+        Raises:
+            FloatingPointError: If a gradient is not finite; the parameters of its part are as before that step.
+        """
+        assert behaviour is None, "gradients of a replay are evaluated at the parameters they are applied to"
+        assert fresh is None, "a replay has rows of all ages"
+        self.skip(trajectory)
+        progress = min(self.steps / self._total_steps, 1.0)
+        lr = self._algorithm.learning_rate(progress, self._num_envs)
+        sums: dict[str, Tensor] = {}
+        due = self._due()
+        waited = self._loader.waited
+        if due:
+            drawn = self._draw(due, progress)
+            with closing(self._loader.load(self._gathers(drawn))) as batches:
+                for number, batch in enumerate(batches):
+                    for name, value in self._gradient_step(batch, drawn, number, progress, lr).items():
+                        sums[name] = sums[name] + value if name in sums else value
+        self.policy.observe(tree.map(lambda leaf: leaf[:-1], trajectory.obs), trajectory.valid)
+        self.version += 1
+        self._explore()
+        means: dict[str, Tensor | float] = {f"train/{name}": value / due for name, value in sums.items()}
+        if due:
+            means |= {"train/learning_rate": lr, "wait/loader_seconds": self._loader.waited - waited}
+        return means | {
+            "train/gradient_steps": float(self._gradient_steps),
+            "train/exploration_rate": float(self.policy.exploration.mean()),
+            "replay/rows": float(self._windows.count),
+        }
+
+    def skip(self, trajectory: Trajectory) -> None:
+        """Takes in a slab without learning: what is due comes with the next."""
+        self._reward.observe(trajectory)
+        self._windows.append(trajectory)
+        self.steps += int(trajectory.valid.sum())
+
+    def restart_episodes(self) -> None:
+        """Tells replay and reward scale that all slots are about to start an episode."""
+        self._windows.restart()
+        self._reward.restart_episodes()
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """All that a later `load` needs but for the replay's rows: tensors by name, and plain JSON facts."""
+        tensors = {f"return_scale.{name}": value for name, value in self._reward.scale.state_dict().items()}
+        for kind, networks in (("", self._networks), ("target.", self._target)):
+            tensors |= {f"{kind}policy.{name}": value for name, value in networks.policy.state_dict().items()}
+            tensors |= {f"{kind}critic.{name}": value for name, value in networks.critic.state_dict().items()}
+        for part, descent in self._descents.items():
+            tensors |= descent.state(f"optimizer.{part}")
+        facts = {
+            "version": self.version,
+            "steps": self.steps,
+            "shards": self.shards,
+            "gradient_steps": self._gradient_steps,
+            "begins": self._begins,
+        }
+        return tensors, facts
+
+    def load(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        """Continues from what `state` returned, with an empty replay.
+
+        As many steps as before the first gradient step are collected before the next one; they are not made up for.
+
+        Raises:
+            RuntimeError: If names or shapes of a network's tensors differ (PyTorch lists them).
+        """
+        for kind, networks in (("", self._networks), ("target.", self._target)):
+            networks.policy.load_state_dict(under(f"{kind}policy.", tensors))
+            networks.critic.load_state_dict(under(f"{kind}critic.", tensors))
+        self._reward.scale.load_state_dict(under("return_scale.", tensors))
+        for part, descent in self._descents.items():
+            descent.load(f"optimizer.{part}", tensors)
+        self.version, self.steps = int(facts["version"]), int(facts["steps"])
+        self._gradient_steps = int(facts["gradient_steps"])
+        self._begins = int(facts["begins"])
+        if self.steps > self._begins:
+            self._begins += self._algorithm.replay.learning_starts
+
+    def _due(self) -> int:
+        """Gradient steps that have not been taken yet; none while there is not a batch of windows."""
+        if self._windows.count < self._algorithm.batch_size:
+            return 0
+        return max(int((self.steps - self._begins) * self._ratio) - self._gradient_steps, 0)
+
+    def _draw(self, batches: int, progress: float) -> Drawn:
+        options = self._algorithm.replay
+        generator = dice.generator(self._seed, "replay", self.version)
+        beta = options.beta + (1.0 - options.beta) * progress
+        return self._windows.draw(generator, batches, self._algorithm.batch_size, beta)
+
+    def _gathers(self, drawn: Drawn) -> Iterator[Callable[[], Sequence[Replayed[Any]]]]:
+        """What gathers the batches, each in one part per shard."""
+        size, width = self._algorithm.batch_size // self._shards, self._loss_dice
+        keys = dice.keys(self._seed, "loss", range(self._shards))
+
+        def gather(number: int) -> Sequence[Replayed[Any]]:
+            uniform = dice.uniform(keys, self._first + number, 1, size * width)[0]
+            return [part(number, shard, uniform[shard]) for shard in range(self._shards)]
+
+        def part(number: int, shard: int, uniform: Any) -> Replayed[Any]:
+            mine = slice(shard * size, (shard + 1) * size)
+            slots, rows = drawn.slot[number, mine], drawn.row[number, mine]
+            items = self._algorithm.gather(self._windows.rows, slots, rows, self._reward)
+            weight = torch.from_numpy(drawn.weight[number, mine]) / self._algorithm.batch_size
+            return Replayed(items, weight, torch.from_numpy(uniform).view(size, width))
+
+        self._first = self._gradient_steps
+        return (partial(gather, number) for number in range(len(drawn.slot)))
+
+    def _gradient_step(
+        self, batch: Sequence[Replayed[Any]], drawn: Drawn, number: int, progress: float, lr: float
+    ) -> dict[str, Tensor]:
+        """All phases for one batch, then targets and priorities; returns metrics."""
+        metrics: dict[str, Tensor] = {}
+        self._renoise("learn")
+        for phase in self._algorithm.phases(self._gradient_steps):
+            descent = self._descents[phase.part]
+            losses = [partial(self._loss, phase, part, progress) for part in batch]
+            gradient = descent.gradient(losses)
+            norm = descent.apply(gradient, lr, self.version + 1)
+            metrics |= gradient.metrics | {f"grad_norm/{phase.part}": norm}
+            if gradient.errors is not None and self._algorithm.replay.alpha > 0:
+                self._windows.reprioritise(drawn.slot[number], drawn.row[number], gradient.errors.cpu().numpy())
+        pace = 1 / self._ratio
+        before, now = (float(self._begins + (self._gradient_steps + ahead) * pace) for ahead in (0, 1))
+        mix = self._algorithm.target_mix(self._gradient_steps, before, now)
+        if mix > 0:
+            self._follower.follow(mix)
+        self._gradient_steps += 1
+        return metrics
+
+    def _loss(self, phase: Phase, part: Replayed[Any], progress: float) -> ShardLoss:
+        loss = phase.loss(self._networks, self._target, part, progress)
+        return loss.loss, loss.metrics, loss.error
+
+    def _renoise(self, role: str) -> None:
+        """Draws the noise of noisy layers anew: for every gradient, and for the acting of every version."""
+        if not self.policy.noise_width:
+            return
+        number = self._gradient_steps if role == "learn" else self.version
+        for index, policy in enumerate((self.policy, self._target.policy)):
+            uniform = dice.uniform(dice.keys(self._seed, f"noise {role}", [index]), number, 1, policy.noise_width)
+            policy.renoise(torch.from_numpy(uniform[0, 0]))
+
+    def _explore(self) -> None:
+        """Sets the exploration of the next unroll."""
+        rates = self._algorithm.exploration_rates(self.steps, self._num_envs)
+        self.policy.exploration.copy_(torch.from_numpy(rates))
+        self._renoise("act")
+
+
+def _parameters(networks: Networks[ExploringPolicy, nn.Module], part: str) -> list[nn.Parameter]:
+    """The parameters of a part, `policy`, `critic` or `critic.SUBMODULE`."""
+    modules: dict[str, Any] = {"policy": networks.policy, "critic": networks.critic}
+    kind, _, path = part.partition(".")
+    return list(modules[kind].get_submodule(path).parameters())
+
+
+class _Follower:
+    """The target networks, and the tensors of both, found once: a gradient step may be shorter than finding them."""
+
+    def __init__(self, online: Networks[Any, Any]) -> None:
+        self.networks = copy.deepcopy(online)
+        pairs = [(self.networks.policy, online.policy), (self.networks.critic, online.critic)]
+        self._parameters = [pair for to, by in pairs for pair in zip(to.parameters(), by.parameters(), strict=True)]
+        self._buffers = [pair for to, by in pairs for pair in zip(to.buffers(), by.buffers(), strict=True)]
+
+    @torch.no_grad()
+    def follow(self, tau: float) -> None:
+        """`target <- (1 - tau) target + tau online` for parameters, exactly online for tau = 1; buffers are copied."""
+        for target, online in self._parameters:
+            if tau == 1.0:
+                target.copy_(online)
+            else:
+                target.lerp_(online, tau)
+        for target, online in self._buffers:
+            target.copy_(online)

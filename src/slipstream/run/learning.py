@@ -1,0 +1,138 @@
+"""Who learns in a run: policy, learner, and a replay where the algorithm has one."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from slipstream import memory, slab
+from slipstream.algos.algorithm import SlabAlgorithm
+from slipstream.algos.replaying import Networks, ReplayAlgorithm
+from slipstream.crew import Crew
+from slipstream.learner import Learner
+from slipstream.loader import Loader
+from slipstream.nets.check import check_policy
+from slipstream.nets.policy import ActorCriticPolicy
+from slipstream.replay import rows
+from slipstream.replay.windows import Windows
+from slipstream.replay_learner import ReplayLearner
+from slipstream.rewards import TrainingReward
+from slipstream.run.config import Config, ConfigError
+from slipstream.run.machine import available_memory
+from slipstream.tree import Tree
+from slipstream.types import EnvSpec
+
+_SHARE = 0.9
+"""Of the free memory, what a replay may take."""
+
+
+def make_learner(
+    config: Config,
+    spec: EnvSpec,
+    torso: nn.Module | None,
+    policy: ActorCriticPolicy | None,
+    crew: Crew,
+    loader: Loader,
+    device: torch.device,
+) -> Learner | ReplayLearner:
+    """The learner that the algorithm wants, with a policy on `device`.
+
+    Args:
+        config: The configuration.
+        spec: Spaces and slots.
+        torso: The user's feature extractor, in place of `config.net.torso`.
+        policy: The user's whole policy, in place of `config.net`.
+        crew: Threads that differentiate.
+        loader: Gathers minibatches.
+        device: Where networks live.
+
+    Raises:
+        ValueError: If algorithm, environments and settings don't fit together.
+        ConfigError: If there is no room for the replay.
+    """
+    algo = config.algo
+    shards = config.shards or (config.lanes // config.group if device.type == "cpu" else 1)
+    if algo.replays is True:
+        if policy is not None:
+            raise ConfigError(f"{algo.name} has a policy of its own kind: give torso=, not policy=")
+        return _replay_learner(algo, config, spec, torso, shards, crew, loader, device)
+    if policy is None:
+        policy = algo.make_policy(spec, config.net, torso, config.seed)
+    else:
+        check_policy(policy, spec)
+    return _slab_learner(algo, config, policy.to(device), shards, crew, loader)
+
+
+def _slab_learner(
+    algo: SlabAlgorithm, config: Config, policy: ActorCriticPolicy, shards: int, crew: Crew, loader: Loader
+) -> Learner:
+    learner = Learner(
+        algo,
+        policy,
+        crew,
+        loader,
+        num_envs=config.num_envs,
+        shards=shards,
+        total_steps=config.total_steps,
+        seed=config.seed,
+        reward=TrainingReward(config.reward, config.num_envs, algo.gamma),
+    )
+    learner.check(config.unroll)
+    return learner
+
+
+def _replay_learner(
+    algo: ReplayAlgorithm,
+    config: Config,
+    spec: EnvSpec,
+    torso: nn.Module | None,
+    shards: int,
+    crew: Crew,
+    loader: Loader,
+    device: torch.device,
+) -> ReplayLearner:
+    policy = algo.make_policy(spec, config.net, torso, config.seed)
+    critic = algo.make_critic(spec, config.net, torso, config.seed)
+    like = slab.layout(spec, policy, config.unroll)
+    names = ("state0",) if algo.aligned else ()
+    layout = rows.layout(like, algo.replay.capacity, spec.frame_stack, names)
+    stored = rows.Rows(_allocated(layout, config, algo), config.unroll, like["obs"])
+    return ReplayLearner(
+        algo,
+        Networks(policy.to(device), critic.to(device)),
+        Windows(stored, config.unroll if algo.aligned else 1, algo.span, algo.replay.alpha),
+        crew,
+        loader,
+        num_envs=config.num_envs,
+        shards=shards,
+        loss_dice=algo.loss_dice(spec),
+        total_steps=config.total_steps,
+        seed=config.seed,
+        reward=TrainingReward(config.reward, config.num_envs, algo.gamma),
+    )
+
+
+def _allocated(layout: Tree, config: Config, algo: ReplayAlgorithm) -> Tree:
+    """Memory for a replay, after a look at whether there is enough."""
+    capacity, needed = algo.replay.capacity, rows.size(layout)
+    if algo.replay.memory_map:
+        folder = Path(config.log.dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        where, free = f"on the disk of {folder}", shutil.disk_usage(folder).free
+    else:
+        where, free = "in memory", available_memory()
+    if free is not None and needed > _SHARE * free:
+        fits = int(capacity * _SHARE * free / needed) // 1000 * 1000
+        other = "" if algo.replay.memory_map else ", or --algo.replay.memory-map to keep it on disk"
+        raise ConfigError(
+            f"algo.replay.capacity={capacity:,} needs {needed / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free {where}; "
+            f"use --algo.replay.capacity {fits}{other}"
+        )
+    if not algo.replay.memory_map:
+        return rows.allocate(layout)
+    with tempfile.TemporaryFile(dir=config.log.dir) as file:  # without a name, so that nothing is left behind
+        return memory.share(file.fileno(), layout)
