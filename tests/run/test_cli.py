@@ -91,7 +91,7 @@ def _run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, list[str
             "ppo can't learn from rows of just any older policy, as schedule=async gives them; use --schedule "
             "concurrent, or an algorithm with V-trace (appo, impala)",
         ),
-        ("verify --env CartPole-v1", 2, "ALGO is missing: slipstream verify a2c|appo|impala|ppo --env ENV"),
+        ("verify --env CartPole-v1", 2, f"ALGO is missing: slipstream verify {'|'.join(sorted(ALGORITHMS))} --env ENV"),
         (
             "verify appo --env CartPole-v1",
             2,

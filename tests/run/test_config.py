@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from slipstream.algos import A2C, PPO
+from slipstream.algos import A2C, ALGORITHMS, PPO
 from slipstream.run import presets, settings
 from slipstream.run.config import Config, ConfigError, Log, Placement, from_plain, override
 from slipstream.run.directory import to_yaml
@@ -58,7 +58,7 @@ def test_yaml_holds_the_whole_configuration() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"env": "x"}, "algo.name is missing. Known: a2c, appo, impala, ppo."),
+        ({"env": "x"}, f"algo.name is missing. Known: {', '.join(sorted(ALGORITHMS))}."),
         ({"env": "x", "algo": {"name": "pppo"}}, "unknown algorithm 'pppo'. Did you mean ppo?"),
         ({"algo": {"name": "ppo"}}, "env is missing"),
         ({"env": "x", "algo": {"name": "ppo", "lrr": 1}}, "unknown setting algo.lrr. Did you mean algo.lr?"),

@@ -8,10 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from slipstream.run.replay_preset_table import REPLAY_PRESETS
+
 Preset = Mapping[str, Any]
 
 # They start from CleanRL's and Stable-Baselines3-zoo's values and differ where trials with parallel ones were better.
 PRESETS: dict[tuple[str, str], Preset] = {
+    **REPLAY_PRESETS,
     # Many small minibatches of fresh rows: on Pong the number of gradient steps is what counts. In trials of one seed,
     # 64 rows and minibatches of 128 were at -7 after 0.47 M steps, 128 rows and minibatches of 256 at -15 after 0.43 M.
     ("ppo", "atari"): {

@@ -1,0 +1,90 @@
+"""What the algorithms of Q-learning share: everything but the network's head and the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from slipstream.algos.algorithm import Correction, anneal
+from slipstream.algos.exploring import Exploration, LrScaling, crossed, scaled_lr
+from slipstream.algos.replaying import Index, Loss, Networks, Phase, Replayed
+from slipstream.nets.q_policy import QPolicy
+from slipstream.nets.trunk import Network
+from slipstream.replay.items import Transform, transitions
+from slipstream.replay.options import ReplayOptions
+from slipstream.replay.rows import Rows
+from slipstream.types import EnvSpec
+
+QNetworks = Networks[QPolicy, nn.Module]
+
+
+class QLearning(Protocol):
+    """Learning from transitions of n steps, with a copied target network and epsilon-greedy exploration."""
+
+    correction: ClassVar[Correction] = "off_policy"
+    max_lag: ClassVar[int | None] = None
+    replays: ClassVar[Literal[True]] = True
+    aligned: ClassVar[bool] = False
+
+    lr: float
+    anneal_lr: bool
+    lr_scaling: LrScaling
+    gamma: float
+    n_step: int
+    batch_size: int
+    target_every: int
+    exploration: Exploration
+    replay: ReplayOptions
+    eps: float
+    scale_eps: bool
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """One optimiser for the whole network."""
+        return ("policy",)
+
+    @property
+    def span(self) -> int:
+        """N."""
+        return self.n_step
+
+    @property
+    def optimizer_eps(self) -> float:
+        """Epsilon, over the batch if so told."""
+        return self.eps / self.batch_size if self.scale_eps else self.eps
+
+    def make_critic(self, spec: EnvSpec, network: Network, torso: nn.Module | None, seed: int) -> nn.Module:
+        """Nothing: the policy is all there is."""
+        return nn.Module()
+
+    def loss_dice(self, spec: EnvSpec) -> int:
+        """0: the loss does not draw."""
+        return 0
+
+    def gather(self, rows: Rows, slots: Index, starts: Index, transform: Transform) -> Any:
+        """Transitions of n steps."""
+        return transitions(rows, slots, starts, self.n_step, self.gamma, transform)
+
+    def phases(self, gradient_step: int) -> Sequence[Phase]:
+        """One: the loss."""
+        return (Phase("policy", self.loss),)
+
+    def loss(self, online: QNetworks, target: QNetworks, batch: Replayed[Any], progress: float) -> Loss:
+        """The algorithm's own."""
+        ...
+
+    def target_mix(self, gradient_step: int, before: float, now: float) -> float:
+        """A copy every `target_every` collected steps."""
+        return float(crossed(before, now, self.target_every))
+
+    def exploration_rates(self, steps: int, num_envs: int) -> NDArray[np.float32]:
+        """Epsilon of every slot."""
+        return self.exploration.rates(steps - self.replay.learning_starts, num_envs)
+
+    def learning_rate(self, progress: float, num_envs: int) -> float:
+        """Scaled with the batch; constant, or linear to 0."""
+        return anneal(scaled_lr(self.lr, self.batch_size, self.lr_scaling), progress, self.anneal_lr)
