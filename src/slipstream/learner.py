@@ -18,6 +18,7 @@ from slipstream.crew import Crew
 from slipstream.descent import Descent, ShardLoss, under
 from slipstream.loader import Loader, mapped
 from slipstream.nets.policy import ActorCriticPolicy, Policy
+from slipstream.replay.mixer import Mixer
 from slipstream.rewards import TrainingReward
 from slipstream.types import Trajectory, Weights
 from slipstream.weights import copy_into
@@ -99,6 +100,7 @@ class Learner:
         total_steps: Agent decisions of the whole run, the scale of all anneals.
         seed: The run's seed, for the order of rows in minibatches.
         reward: The training reward. Reported returns are raw in any case.
+        mixer: Puts replayed unrolls beside the fresh ones; None for none.
     """
 
     def __init__(
@@ -113,6 +115,7 @@ class Learner:
         total_steps: int,
         seed: int,
         reward: TrainingReward,
+        mixer: Mixer | None = None,
     ) -> None:
         if shards < 1 or num_envs % shards:
             raise ValueError(f"shards={shards} must divide num_envs={num_envs}")
@@ -121,10 +124,9 @@ class Learner:
         self.steps = 0
         self._algorithm, self._crew, self._loader = algorithm, crew, loader
         self._num_envs, self._seed = num_envs, seed
-        self._total_steps, self._reward = total_steps, reward
+        self._total_steps, self._reward, self._mixer = total_steps, reward, mixer
         self._pace = 1.0
-        width = num_envs // shards
-        self._shards = [slice(shard * width, (shard + 1) * width) for shard in range(shards)]
+        self._parts = shards
         self._descent = Descent(algorithm, list(policy.parameters()), crew, algorithm.eps)
         self._device = self._descent.parameters[0].device
         self._target = copy.deepcopy(policy) if algorithm.target_period > 1 else None
@@ -132,7 +134,7 @@ class Learner:
     @property
     def shards(self) -> int:
         """Parts whose gradients are summed in order."""
-        return len(self._shards)
+        return self._parts
 
     def weights(self) -> Weights:
         """A snapshot of the policy, for collectors that do not share its memory."""
@@ -144,8 +146,14 @@ class Learner:
         Raises:
             ValueError: If they can't; the message names what fits.
         """
-        for picks in self._minibatches(rows):
-            next(picks)
+        columns = [self._num_envs] + ([self._num_envs + self._mixer.replayed] if self._mixer else [])
+        for width in columns:
+            if width % self.shards:
+                raise ValueError(
+                    f"shards={self.shards} must divide the {width} unrolls of an update, fresh and replayed"
+                )
+            for picks in self._minibatches(rows, width):
+                next(picks)
 
     def step(
         self, trajectory: Trajectory, behaviour: Policy | None = None, fresh: Tensor | None = None
@@ -169,10 +177,13 @@ class Learner:
         if self._target is not None and self.version % algorithm.target_period == 0:
             copy_into(self._target, self.policy.state_dict())
         self._reward.observe(trajectory)
-        valid = trajectory.valid if fresh is None else trajectory.valid & fresh
-        seen, reward = replace(trajectory, valid=valid), self._reward(trajectory.reward)
-        prepared = algorithm.prepare(seen, reward, partial(self._evaluate, trajectory))
-        rows = _Rows(trajectory, valid, prepared.columns, self.policy.recurrent, algorithm.bootstraps)
+        whole, valid = trajectory, trajectory.valid if fresh is None else trajectory.valid & fresh
+        if self._mixer is not None:
+            whole = self._mixer.mix(trajectory, dice.generator(self._seed, "replay", self.version))
+            valid = torch.cat([valid, whole.valid[:, trajectory.columns :]], dim=1)
+        seen, reward = replace(whole, valid=valid), self._reward(whole.reward)
+        prepared = algorithm.prepare(seen, reward, partial(self._evaluate, whole))
+        rows = _Rows(whole, valid, prepared.columns, self.policy.recurrent, algorithm.bootstraps)
         at: Any = behaviour or self.policy
         parameters = [parameter for parameter in at.parameters() if parameter.requires_grad]
         sums: dict[str, Tensor] = {}
@@ -194,19 +205,25 @@ class Learner:
         if minibatches:
             self._pace = algorithm.pace(self._pace, means)
         means |= prepared.metrics
+        replayed = whole.version[:, trajectory.columns :][whole.valid[:, trajectory.columns :]]
         return {f"train/{name}": value for name, value in means.items()} | {
             "train/learning_rate": lr,
             "train/minibatches": float(minibatches),
+            **_ages(self.version - 1 - replayed),
         }
 
     def skip(self, trajectory: Trajectory) -> None:
-        """Takes note of a slab that is not learned from: its steps count, and the reward scale sees it."""
+        """Takes note of a slab that is not learned from: its steps count, reward scale and replay see it."""
         self._reward.observe(trajectory)
+        if self._mixer is not None:
+            self._mixer.store(trajectory)
         self.steps += int(trajectory.valid.sum())
 
     def restart_episodes(self) -> None:
-        """Tells the reward scale that all slots are about to start an episode."""
+        """Tells reward scale and replay that all slots are about to start an episode."""
         self._reward.restart_episodes()
+        if self._mixer is not None:
+            self._mixer.restart()
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All that a later `load` needs: tensors by name, and plain JSON facts."""
@@ -232,19 +249,26 @@ class Learner:
         self.version, self.steps = int(facts["version"]), int(facts["steps"])
         self._pace = float(facts.get("pace", 1.0))  # older checkpoints have none
 
-    def _minibatches(self, rows: int) -> list[Iterator[Tensor | None]]:
+    def _minibatches(self, rows: int, columns: int) -> list[Iterator[Tensor | None]]:
         """One iterator of picks per shard."""
 
         def permute(shard: int, epoch: int, size: int) -> Tensor:
             return torch.from_numpy(dice.permutation(self._seed, "minibatch", self.version, epoch, shard, size=size))
 
-        shape = ShardShape(rows, self._num_envs // self.shards, self.shards, self.policy.recurrent)
+        shape = ShardShape(rows, columns // self.shards, self.shards, self.policy.recurrent)
         return [self._algorithm.minibatches(shape, partial(permute, shard)) for shard in range(self.shards)]
 
     def _gathers(self, rows: _Rows) -> Iterator[Callable[[], Sequence[Batch]]]:
         """What gathers the minibatches of a slab, each in one part per shard."""
-        for picks in zip(*self._minibatches(rows.trajectory.rows), strict=True):
-            yield partial(_gather, [_Pick(rows, part, pick) for part, pick in zip(self._shards, picks, strict=True)])
+        trajectory = rows.trajectory
+        parts = self._shards(trajectory)
+        for picks in zip(*self._minibatches(trajectory.rows, trajectory.columns), strict=True):
+            yield partial(_gather, [_Pick(rows, part, pick) for part, pick in zip(parts, picks, strict=True)])
+
+    def _shards(self, trajectory: Trajectory) -> list[slice]:
+        """Columns of each shard."""
+        width = trajectory.columns // self.shards
+        return [slice(shard * width, (shard + 1) * width) for shard in range(self.shards)]
 
     def _evaluate(self, trajectory: Trajectory) -> Evaluation:
         """The slab under the target policy, shard by shard; as it was stored if that policy acted."""
@@ -254,15 +278,29 @@ class Learner:
         rows = _Rows(trajectory, trajectory.valid, {}, self.policy.recurrent, True)
 
         @torch.no_grad()
-        def evaluate(part: slice) -> tuple[Tensor, Tensor]:
+        def evaluate(part: slice) -> tuple[Tensor, ...]:
             (batch,) = mapped(lambda leaf: leaf.to(self._device), [_Pick(rows, part, None).gather(1)])
             out = policy.unroll(batch.obs, batch.state0, batch.first)
             # The action of row T is not known yet; any one will do for a log-probability that is not looked at.
             action = torch.cat([batch.action, batch.action[-1:]])
-            return out.distribution.log_prob(action)[:-1].cpu(), out.value.cpu()
+            log_prob, value = out.distribution.log_prob(action)[:-1].cpu(), out.value.cpu()
+            if params is None:
+                return log_prob, value
+            acted = out.distribution.like(params[:, part].to(self._device))
+            return log_prob, value, acted.kl(out.distribution)[:-1].cpu()
 
-        parts = self._crew.run([partial(evaluate, part) for part in self._shards])
+        params = trajectory.extras.get("params")
+        parts = self._crew.run([partial(evaluate, part) for part in self._shards(trajectory)])
         return Evaluation(*(torch.cat(columns, dim=1) for columns in zip(*parts, strict=True)))
+
+
+def _ages(lag: Tensor) -> dict[str, Tensor | float]:
+    """Ages of replayed rows, in updates: mean, greatest, and shares by powers of two (from 1, from 2, from 4, ...)."""
+    if not len(lag):
+        return {}
+    found: dict[str, Tensor | float] = {"lag/replayed_mean": lag.float().mean(), "lag/replayed_max": float(lag.max())}
+    counts = torch.bincount(lag.clamp(min=1).log2().long())
+    return found | {f"lag/replayed_from_{2**power}": float(count) / len(lag) for power, count in enumerate(counts)}
 
 
 def snapshot(policy: Policy, version: int) -> Weights:

@@ -15,6 +15,17 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "impala, concurrent and recurrent": ("impala", {"lanes": 2, "schedule": "concurrent", "net.core": "gru"}),
     "appo, sync": ("appo", {**APPO, "schedule": "sync"}),
     "appo, concurrent": ("appo", {**APPO, "schedule": "concurrent"}),
+    "appo, concurrent and replayed": (
+        "appo",
+        {
+            **APPO,
+            "schedule": "concurrent",
+            "algo.replay.proportion": 1.0,
+            "algo.replay.capacity": 1_000,
+            "algo.replay.clone_policy": 0.01,
+            "algo.replay.trust_region": 0.5,
+        },
+    ),
 }
 
 

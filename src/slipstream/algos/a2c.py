@@ -81,6 +81,11 @@ class A2C:
         """1: there is no target policy."""
         return 1
 
+    @property
+    def replay(self) -> None:
+        """None: no correction here holds for rows that old."""
+        return None
+
     def make_policy(self, spec: EnvSpec, network: Network, torso: nn.Module | None, seed: int) -> ActorCritic:
         """An actor-critic with initial weights drawn from `seed`."""
         return make_actor_critic(spec, network, torso, seed)

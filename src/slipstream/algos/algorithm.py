@@ -22,6 +22,7 @@ from slipstream.nets.policy import ActorCriticPolicy
 from slipstream.nets.trunk import Network
 from slipstream.ops import losses, returns
 from slipstream.optimizers import OptimizerKind
+from slipstream.replay.options import UnrollReplay
 from slipstream.tree import Tree
 from slipstream.types import EnvSpec, Trajectory
 
@@ -61,10 +62,13 @@ class Evaluation(NamedTuple):
     Attributes:
         log_prob: float32 `[T, B]`, of the actions taken.
         value: float32 `[T+1, B]`.
+        kl: float32 `[T, B]`, KL(mu || target policy), mu having acted; None where the slab does not tell
+            the parameters of mu.
     """
 
     log_prob: Tensor
     value: Tensor
+    kl: Tensor | None = None
 
 
 Evaluate = Callable[[], Evaluation]
@@ -132,6 +136,11 @@ class SlabAlgorithm(Algorithm, Protocol):
     replays: ClassVar[Literal[False]]
     bootstraps: ClassVar[bool]
     """Whether `loss` computes its own targets and so wants row T of the observations; its shards are never cut."""
+
+    @property
+    def replay(self) -> UnrollReplay | None:
+        """The replay of unrolls beside the fresh ones; None for an algorithm that can't learn from them."""
+        ...
 
     @property
     def target_period(self) -> int:

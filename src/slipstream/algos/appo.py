@@ -26,13 +26,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from slipstream import ranges
+from slipstream.algos import cloning
 from slipstream.algos.algorithm import (
     Batch,
     Correction,
@@ -49,6 +50,8 @@ from slipstream.nets.trunk import Network
 from slipstream.ops import losses
 from slipstream.ops.returns import VTraceOptions, vtrace
 from slipstream.optimizers import OptimizerKind
+from slipstream.replay.mixer import REPLAYED
+from slipstream.replay.options import UnrollReplay
 from slipstream.types import EnvSpec, Trajectory
 
 
@@ -80,6 +83,7 @@ class APPO:
         normalize_advantage: Whether advantages are brought to mean 0 and standard deviation 1 over the update.
         optimizer: Rule of the gradient step.
         eps: Epsilon of the optimiser.
+        replay: Replayed unrolls beside the fresh ones; V-trace corrects both.
     """
 
     name: ClassVar[str] = "appo"
@@ -109,6 +113,7 @@ class APPO:
     normalize_advantage: bool = True
     optimizer: OptimizerKind = "adam"
     eps: float = 1e-5
+    replay: UnrollReplay = field(default_factory=UnrollReplay)
 
     def __post_init__(self) -> None:
         """Refuses numbers that mean nothing."""
@@ -119,7 +124,7 @@ class APPO:
 
     def make_policy(self, spec: EnvSpec, network: Network, torso: nn.Module | None, seed: int) -> ActorCritic:
         """An actor-critic with initial weights drawn from `seed`."""
-        return make_actor_critic(spec, network, torso, seed)
+        return make_actor_critic(spec, network, torso, seed, self.replay.remembers)
 
     def prepare(self, trajectory: Trajectory, reward: Tensor, evaluate: Evaluate) -> Prepared:
         """V-trace of the target policy over the one that acted; `return` is vs.
@@ -128,6 +133,7 @@ class APPO:
         """
         target, valid = evaluate(), trajectory.valid
         log_ratio = target.log_prob - trajectory.log_prob
+        log_ratio = cloning.within_region(log_ratio, target.kl, self.replay.trust_region)
         options = VTraceOptions(self.rho_bar, self.c_bar, self.rho_pg_bar, self.gae_lambda)
         vs, advantage = vtrace(log_ratio, reward, target.value, trajectory.terminated, valid, self.gamma, options)
         rho = losses.truncated_ratio(log_ratio, self.rho_bar)
@@ -149,7 +155,7 @@ class APPO:
             "target_log_prob": target.log_prob,
             "rho": rho,
         }
-        return Prepared(columns, metrics)
+        return Prepared(columns | cloning.stored(self.replay, trajectory), metrics)
 
     def minibatches(self, shape: ShardShape, permute: Callable[[int, int], Tensor]) -> Iterator[Tensor]:
         """`epochs` times all items of the shard in a new order, in equal parts of `batch_size / shards` rows."""
@@ -168,6 +174,12 @@ class APPO:
         kl_target = batch.columns["rho"] * losses.approx_kl(log_prob - batch.columns["target_log_prob"])
 
         loss = batch.mean(policy_loss + self.vf_coef * value_loss - self.ent_coef * entropy)
+        if self.replay.proportion:
+            kl = None
+            if self.replay.clone_policy:
+                kl = out.distribution.like(batch.columns["params"]).kl(out.distribution)
+            old_value, replayed = batch.columns["old_value"], batch.columns[REPLAYED]
+            loss = loss + batch.mean(cloning.cloning_loss(self.replay, kl, out.value, old_value, replayed))
         if self.kl_coef > 0:
             loss = loss + self.kl_coef * batch.mean(kl_target)
         with torch.no_grad():

@@ -17,13 +17,14 @@ and clip norm do not depend on the batch's size. `loss_scale` = num_envs * unrol
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from slipstream import ranges
+from slipstream.algos import cloning
 from slipstream.algos.algorithm import Batch, Correction, Evaluate, Prepared, ShardShape, anneal
 from slipstream.nets.actor_critic import ActorCritic, make_actor_critic
 from slipstream.nets.policy import ActorCriticPolicy
@@ -31,6 +32,8 @@ from slipstream.nets.trunk import Network
 from slipstream.ops import losses
 from slipstream.ops.returns import VTraceOptions, vtrace
 from slipstream.optimizers import OptimizerKind
+from slipstream.replay.mixer import REPLAYED
+from slipstream.replay.options import UnrollReplay
 from slipstream.types import EnvSpec, Trajectory
 
 
@@ -53,6 +56,7 @@ class IMPALA:
         max_grad_norm: Global norm to which the gradient is clipped.
         optimizer: Rule of the gradient step.
         eps: Epsilon of the optimiser.
+        replay: Replayed unrolls beside the fresh ones; V-trace corrects both.
     """
 
     name: ClassVar[str] = "impala"
@@ -74,6 +78,7 @@ class IMPALA:
     max_grad_norm: float = 10.0
     optimizer: OptimizerKind = "adam"
     eps: float = 1e-5
+    replay: UnrollReplay = field(default_factory=UnrollReplay)
 
     def __post_init__(self) -> None:
         """Refuses numbers that mean nothing."""
@@ -88,12 +93,12 @@ class IMPALA:
 
     def make_policy(self, spec: EnvSpec, network: Network, torso: nn.Module | None, seed: int) -> ActorCritic:
         """An actor-critic with initial weights drawn from `seed`."""
-        return make_actor_critic(spec, network, torso, seed)
+        return make_actor_critic(spec, network, torso, seed, self.replay.remembers)
 
     def prepare(self, trajectory: Trajectory, reward: Tensor, evaluate: Evaluate) -> Prepared:
         """Only what V-trace will ask for: the targets depend on the values that `loss` computes."""
         columns = {"reward": reward, "terminated": trajectory.terminated, "valid": trajectory.valid}
-        return Prepared(columns, {})
+        return Prepared(columns | cloning.stored(self.replay, trajectory), {})
 
     def minibatches(self, shape: ShardShape, permute: Callable[[int, int], Tensor]) -> Iterator[None]:
         """The whole shard, once."""
@@ -108,14 +113,23 @@ class IMPALA:
         # Row T is there for its value. It has no action yet, any one will do for a log-probability that is cut off.
         action = torch.cat([batch.action, batch.action[-1:]])
         log_prob, entropy = out.distribution.log_prob(action)[:-1], out.distribution.entropy()[:-1]
-        log_ratio = log_prob.detach() - batch.log_prob
+        log_ratio, kl = log_prob.detach() - batch.log_prob, None
+        if "params" in batch.columns:
+            params = batch.columns["params"]
+            acted = out.distribution.like(torch.cat([params, params[-1:]]))
+            kl = acted.kl(out.distribution)[:-1]
+            log_ratio = cloning.within_region(log_ratio, kl.detach(), self.replay.trust_region)
         reward, terminated, valid = (batch.columns[name] for name in ("reward", "terminated", "valid"))
         options = VTraceOptions(self.rho_bar, self.c_bar, self.rho_pg_bar, self.gae_lambda)
         target = vtrace(log_ratio, reward, out.value.detach(), terminated, valid, self.gamma, options)
 
         policy_loss = losses.policy_gradient_loss(log_prob, target.pg_advantage)
         value_loss = losses.value_loss(out.value[:-1], target.vs)
-        loss = self.loss_scale * batch.mean(policy_loss + self.vf_coef * value_loss - self.ent_coef * entropy)
+        rows = policy_loss + self.vf_coef * value_loss - self.ent_coef * entropy
+        if self.replay.proportion:
+            old_value, replayed = batch.columns["old_value"], batch.columns[REPLAYED]
+            rows = rows + cloning.cloning_loss(self.replay, kl, out.value[:-1], old_value, replayed)
+        loss = self.loss_scale * batch.mean(rows)
         with torch.no_grad():
             metrics = {
                 "policy_loss": batch.mean(policy_loss),

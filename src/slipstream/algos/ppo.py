@@ -112,6 +112,11 @@ class PPO:
         """1: it is the policy at the start of each update."""
         return 1
 
+    @property
+    def replay(self) -> None:
+        """None: no correction here holds for rows that old."""
+        return None
+
     def make_policy(self, spec: EnvSpec, network: Network, torso: nn.Module | None, seed: int) -> ActorCritic:
         """An actor-critic with initial weights drawn from `seed`."""
         return make_actor_critic(spec, network, torso, seed)

@@ -36,10 +36,12 @@ class ActorCritic(nn.Module):
         network: Shape of the networks.
         torso: A user's own torso instead of `network.torso`: observations `[N, *O]` to features float32 `[N, F]`. A
             separate value torso starts as its copy. Its weights are left as they come.
+        remember: Whether `act` says the whole distribution, for algorithms that replay.
     """
 
-    def __init__(self, spec: EnvSpec, network: Network, torso: nn.Module | None = None) -> None:
+    def __init__(self, spec: EnvSpec, network: Network, torso: nn.Module | None = None, remember: bool = False) -> None:
         super().__init__()
+        self._remember = remember
         self._head = distribution_of(spec.action_space)
         self._rows = ObservedRows(spec, self._head)
         self.dice_width: int = self._head.num_uniforms
@@ -76,11 +78,13 @@ class ActorCritic(nn.Module):
             slot: Ignored: all slots draw from the policy itself.
 
         Returns:
-            `Act` with `extras["value"]`, float32 `[B]`; no gradient.
+            `Act` with `extras["value"]`, float32 `[B]`, and if it remembers `extras["params"]`, float32 `[B, P]`, the
+            parameters of the distribution; no gradient.
         """
-        outputs, state = self._forward(obs, state, None)
-        action = outputs.distribution.mode() if greedy else outputs.distribution.sample(dice)
-        return Act(action, outputs.distribution.log_prob(action), state, {"value": outputs.value})
+        (distribution, value), state = self._forward(obs, state, None)
+        action = distribution.mode() if greedy else distribution.sample(dice)
+        extras = {"value": value, "params": distribution.params()} if self._remember else {"value": value}
+        return Act(action, distribution.log_prob(action), state, extras)
 
     def unroll(self, obs: Tree, state0: Tree = (), first: Tensor | None = None) -> Outputs:
         """Distributions and values of rows.
@@ -135,7 +139,9 @@ class ActorCritic(nn.Module):
         return Outputs(self._head.distribution(params, self._rows.mask(obs)), value), state
 
 
-def make_actor_critic(spec: EnvSpec, network: Network, torso: nn.Module | None = None, seed: int = 0) -> ActorCritic:
+def make_actor_critic(
+    spec: EnvSpec, network: Network, torso: nn.Module | None = None, seed: int = 0, remember: bool = False
+) -> ActorCritic:
     """An actor-critic on the CPU whose weights are a function of `seed`, the spec's spaces and `network` only.
 
     Args:
@@ -143,10 +149,11 @@ def make_actor_critic(spec: EnvSpec, network: Network, torso: nn.Module | None =
         network: Shape of the networks.
         torso: A user's own torso, see `ActorCritic`.
         seed: The user's seed. torch's global generator is left as it was.
+        remember: As of `ActorCritic`.
 
     Raises:
         ValueError: A space is not supported, an image is too small for the torso, or the user's torso gives something
             else than float features `[N, F]`.
     """
     with keyed_initialisation(seed, "policy"):
-        return ActorCritic(spec, network, torso)
+        return ActorCritic(spec, network, torso, remember)

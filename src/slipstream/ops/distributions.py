@@ -46,6 +46,14 @@ class Distribution(Protocol):
         """KL(self || other), float32 `[...]`."""
         ...
 
+    def params(self) -> Tensor:
+        """What describes it, float32 `[..., P]`, masks included: `like(params())` is the same distribution."""
+        ...
+
+    def like(self, params: Tensor) -> Self:
+        """The distribution of this kind that `params[..., P]` describes."""
+        ...
+
 
 @final
 class Categorical:
@@ -90,6 +98,14 @@ class Categorical:
     def kl(self, other: Categorical) -> Tensor:
         """KL(self || other), float32 `[...]`; huge where `other` rules out what `self` allows."""
         return (self.log_probs.exp() * (self.log_probs - other.log_probs)).sum(-1)
+
+    def params(self) -> Tensor:
+        """Log-probabilities, float32 `[..., A]`."""
+        return self.log_probs
+
+    def like(self, params: Tensor) -> Categorical:
+        """The distribution of these log-probabilities."""
+        return Categorical(params)
 
 
 @final
@@ -138,6 +154,15 @@ class MultiCategorical:
         """KL(self || other), float32 `[...]`."""
         return self.choices.kl(other.choices).sum(-1)
 
+    def params(self) -> Tensor:
+        """Log-probabilities, float32 `[..., sum(sizes)]`, the choices one after the other."""
+        padded = self.choices.log_probs.flatten(-2)
+        return padded.index_select(-1, _places(self.sizes, padded.device))
+
+    def like(self, params: Tensor) -> MultiCategorical:
+        """The distribution of these log-probabilities."""
+        return MultiCategorical(params, self.sizes, None, self.shape)
+
 
 @final
 class DiagGaussian:
@@ -180,6 +205,15 @@ class DiagGaussian:
         ratio = self.log_std - other.log_std
         distance = (self.mean - other.mean) * (-other.log_std).exp()
         return (0.5 * ((2 * ratio).exp() + distance.square() - 1.0) - ratio).sum(-1)
+
+    def params(self) -> Tensor:
+        """Means, then logarithms of standard deviations, float32 `[..., 2 D]`."""
+        return torch.cat([self.mean, self.log_std.expand_as(self.mean)], dim=-1)
+
+    def like(self, params: Tensor) -> DiagGaussian:
+        """The distribution of these means and deviations."""
+        mean, log_std = params.chunk(2, dim=-1)
+        return DiagGaussian(mean, log_std, self.shape)
 
 
 @dataclass(frozen=True)

@@ -33,3 +33,38 @@ class ReplayOptions:
         ranges.at_least(self, "algo.replay.", 0, "learning_starts", "alpha")
         ranges.above(self, "algo.replay.", 0, "ratio")
         ranges.between(self, "algo.replay.", 0, 1, "beta")
+
+
+@dataclass(frozen=True)
+class UnrollReplay:
+    """A replay of whole unrolls beside the fresh ones, for actor-critics.
+
+    Attributes:
+        proportion: Replayed unrolls per fresh one (p of p:1), exact in every update; 0 for no replay.
+        capacity: Rows kept, over all environments; the oldest unrolls make room.
+        clone_policy: Weight of KL(mu || pi) on replayed rows, per nat: the policy is to stay near the one that acted.
+        clone_value: Weight of (V - V_mu)^2 on replayed rows: so are its values.
+        trust_region: Greatest KL(mu || pi) of a replayed or fresh row that is learned from, in nats; 0 for no bound.
+        memory_map: Whether the rows lie in a file without a name in the run directory's file system instead of memory.
+    """
+
+    proportion: float = 0.0
+    capacity: int = 100_000
+    clone_policy: float = 0.0
+    clone_value: float = 0.0
+    trust_region: float = 0.0
+    memory_map: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuses numbers that mean nothing."""
+        ranges.at_least(self, "algo.replay.", 0, "proportion", "clone_policy", "clone_value", "trust_region")
+        ranges.at_least(self, "algo.replay.", 1, "capacity")
+        if (self.clone_policy or self.clone_value) and not self.proportion:
+            raise ValueError(
+                "algo.replay.clone_policy and clone_value are for replayed rows: set algo.replay.proportion"
+            )
+
+    @property
+    def remembers(self) -> bool:
+        """Whether the distribution that acted has to be stored, not only its log-probabilities."""
+        return self.clone_policy > 0 or self.trust_region > 0

@@ -18,6 +18,8 @@ from slipstream.loader import Loader
 from slipstream.nets.check import check_policy
 from slipstream.nets.policy import ActorCriticPolicy
 from slipstream.replay import rows
+from slipstream.replay.mixer import Mixer
+from slipstream.replay.options import ReplayOptions, UnrollReplay
 from slipstream.replay.windows import Windows
 from slipstream.replay_learner import ReplayLearner
 from slipstream.rewards import TrainingReward
@@ -64,11 +66,17 @@ def make_learner(
         policy = algo.make_policy(spec, config.net, torso, config.seed)
     else:
         check_policy(policy, spec)
-    return _slab_learner(algo, config, policy.to(device), shards, crew, loader)
+    return _slab_learner(algo, config, spec, policy.to(device), shards, crew, loader)
 
 
 def _slab_learner(
-    algo: SlabAlgorithm, config: Config, policy: ActorCriticPolicy, shards: int, crew: Crew, loader: Loader
+    algo: SlabAlgorithm,
+    config: Config,
+    spec: EnvSpec,
+    policy: ActorCriticPolicy,
+    shards: int,
+    crew: Crew,
+    loader: Loader,
 ) -> Learner:
     learner = Learner(
         algo,
@@ -80,9 +88,18 @@ def _slab_learner(
         total_steps=config.total_steps,
         seed=config.seed,
         reward=TrainingReward(config.reward, config.num_envs, algo.gamma),
+        mixer=_mixer(algo.replay, config, spec, policy) if algo.replay and algo.replay.proportion else None,
     )
     learner.check(config.unroll)
     return learner
+
+
+def _mixer(options: UnrollReplay, config: Config, spec: EnvSpec, policy: ActorCriticPolicy) -> Mixer:
+    like = slab.layout(spec, policy, config.unroll)
+    extras = tuple(like["extras"])
+    layout = rows.layout(like, options.capacity, spec.frame_stack, ("log_prob", "version", "state0", *extras))
+    stored = rows.Rows(_allocated(layout, config, options), config.unroll, like["obs"])
+    return Mixer(Windows(stored, config.unroll, config.unroll), config.num_envs, options.proportion, extras)
 
 
 def _replay_learner(
@@ -100,7 +117,7 @@ def _replay_learner(
     like = slab.layout(spec, policy, config.unroll)
     names = ("state0",) if algo.aligned else ()
     layout = rows.layout(like, algo.replay.capacity, spec.frame_stack, names)
-    stored = rows.Rows(_allocated(layout, config, algo), config.unroll, like["obs"])
+    stored = rows.Rows(_allocated(layout, config, algo.replay), config.unroll, like["obs"])
     return ReplayLearner(
         algo,
         Networks(policy.to(device), critic.to(device)),
@@ -116,10 +133,10 @@ def _replay_learner(
     )
 
 
-def _allocated(layout: Tree, config: Config, algo: ReplayAlgorithm) -> Tree:
+def _allocated(layout: Tree, config: Config, options: ReplayOptions | UnrollReplay) -> Tree:
     """Memory for a replay, after a look at whether there is enough."""
-    capacity, needed = algo.replay.capacity, rows.size(layout)
-    if algo.replay.memory_map:
+    capacity, needed = options.capacity, rows.size(layout)
+    if options.memory_map:
         folder = Path(config.log.dir)
         folder.mkdir(parents=True, exist_ok=True)
         where, free = f"on the disk of {folder}", shutil.disk_usage(folder).free
@@ -127,12 +144,12 @@ def _allocated(layout: Tree, config: Config, algo: ReplayAlgorithm) -> Tree:
         where, free = "in memory", available_memory()
     if free is not None and needed > _SHARE * free:
         fits = int(capacity * _SHARE * free / needed) // 1000 * 1000
-        other = "" if algo.replay.memory_map else ", or --algo.replay.memory-map to keep it on disk"
+        other = "" if options.memory_map else ", or --algo.replay.memory-map to keep it on disk"
         raise ConfigError(
             f"algo.replay.capacity={capacity:,} needs {needed / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free {where}; "
             f"use --algo.replay.capacity {fits}{other}"
         )
-    if not algo.replay.memory_map:
+    if not options.memory_map:
         return rows.allocate(layout)
     with tempfile.TemporaryFile(dir=config.log.dir) as file:  # without a name, so that nothing is left behind
         return memory.share(file.fileno(), layout)

@@ -1,0 +1,83 @@
+"""Fresh unrolls with replayed ones beside them, p:1 in every update."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from slipstream import tree
+from slipstream.replay.items import unrolls
+from slipstream.replay.windows import Windows
+from slipstream.tree import Tree
+from slipstream.types import Trajectory
+
+REPLAYED = "replayed"
+"""Name of the extra that tells replayed columns, float32 `[T+1, B]`: 1 there, 0 in fresh ones."""
+
+
+class Mixer:
+    """Widens a slab of B fresh columns by p B replayed ones, then stores the fresh ones.
+
+    The replayed columns are drawn uniformly, with replacement, from what earlier slabs brought. Until p B unrolls are
+    there, slabs stay as they are. A recurrent state is that with which the unroll was collected.
+
+    Args:
+        windows: Where unrolls are stored; empty.
+        columns: B.
+        proportion: P; p B is whole.
+        extras: Names of all extras of the slabs.
+
+    Raises:
+        ValueError: If p B is not whole; the message names what is.
+    """
+
+    def __init__(self, windows: Windows, columns: int, proportion: float, extras: tuple[str, ...]) -> None:
+        self._windows, self._extras = windows, extras
+        self.replayed = round(proportion * columns)
+        if abs(self.replayed - proportion * columns) > 1e-6 or not self.replayed:
+            near = max(self.replayed, 1)
+            raise ValueError(
+                f"algo.replay.proportion={proportion} of {columns} unrolls is no whole number; use {near / columns} "
+                f"({near} replayed unrolls) or {(near + 1) / columns}"
+            )
+
+    @property
+    def ready(self) -> bool:
+        """Whether there are enough unrolls to replay."""
+        return self._windows.count >= self.replayed
+
+    def mix(self, fresh: Trajectory, generator: np.random.Generator) -> Trajectory:
+        """The slab with replayed columns behind its own, and the extra `REPLAYED`."""
+        mark = torch.zeros(fresh.rows + 1, fresh.columns)
+        mixed = replace(fresh, extras={**fresh.extras, REPLAYED: mark})
+        if self.ready:
+            drawn = self._windows.draw(generator, 1, self.replayed, 0.0)
+            old = unrolls(self._windows.rows, drawn.slot[0], drawn.row[0], self._extras)
+            marked = {**old.extras, REPLAYED: torch.ones(fresh.rows + 1, self.replayed)}
+            mixed = _beside(mixed, replace(old, extras=marked))
+        self._windows.append(fresh)
+        return mixed
+
+    def store(self, fresh: Trajectory) -> None:
+        """Stores a slab that is not learned from."""
+        self._windows.append(fresh)
+
+    def restart(self) -> None:
+        """Says that the environments start afresh."""
+        self._windows.restart()
+
+
+def _beside(one: Trajectory, other: Trajectory) -> Trajectory:
+    """The columns of two slabs."""
+
+    def join(left: Tensor, right: Tensor, axis: int) -> Tensor:
+        return torch.cat([left, right], dim=axis)
+
+    def joined(name: str) -> Tree:
+        axis = 0 if name in ("slot", "state0") else 1
+        return tree.map(lambda left, right: join(left, right, axis), getattr(one, name), getattr(other, name))
+
+    return Trajectory(**{field.name: joined(field.name) for field in fields(Trajectory)})
