@@ -114,18 +114,22 @@ def test_two_streams_send_a_scaled_gradient_into_the_trunk(algorithm: Any, heads
         torch.testing.assert_close(mine, scale * its, rtol=1e-4, atol=1e-6)
 
 
-def test_only_the_online_network_moves_until_it_is_copied() -> None:
+def test_only_the_online_network_moves_until_the_target_is_due() -> None:
     before, after = windows.learned(replace(USUAL, target_every=10**6), DISCRETE, 2)
     online = {name for name in before if name.startswith("policy.")}
     assert windows.moved(before, after) == online
     assert {f"target.{name}" for name in online} == before.keys() - online
     _, after = windows.learned(replace(USUAL, target_every=1), DISCRETE, 2)
     assert all(torch.equal(after[name], after[f"target.{name}"]) for name in online)
+    before, after = windows.learned(replace(USUAL, target_every=1, tau=0.25), DISCRETE, 1)
+    for name in online:
+        torch.testing.assert_close(after[f"target.{name}"], 0.75 * before[name] + 0.25 * after[name])
 
 
 @family
-def test_the_target_is_copied_when_a_multiple_of_collected_steps_is_crossed(algorithm: Any) -> None:
+def test_the_target_moves_by_tau_when_a_multiple_of_collected_steps_is_crossed(algorithm: Any) -> None:
     every = replace(algorithm, target_every=30)
+    slowly = replace(every, tau=0.25)
     table = [
         (0, 29.9, 0),
         (29.9, 30, 1),
@@ -137,7 +141,8 @@ def test_the_target_is_copied_when_a_multiple_of_collected_steps_is_crossed(algo
         (31, 59, 0),
     ]
     for number in (0, 7):
-        assert [every.target_mix(number, before, now) for before, now, _ in table] == [copied for *_, copied in table]
+        assert [every.target_mix(number, before, now) for before, now, _ in table] == [due for *_, due in table]
+        assert [slowly.target_mix(number, before, now) for before, now, _ in table] == [due / 4 for *_, due in table]
 
 
 @pytest.mark.parametrize("pace", [0.3, 4.0, 7.0])
@@ -208,6 +213,7 @@ def test_one_optimiser_takes_one_step_without_dice(algorithm: Any) -> None:
     for number in (0, 5):
         assert [phase.part for phase in algorithm.phases(number)] == ["policy"]
     assert algorithm.loss_dice(DISCRETE) == 0
+    assert replace(algorithm, n_step=4).span == (120 if algorithm.aligned else 4)
     assert not list(algorithm.make_critic(DISCRETE, windows.SMALL, None, 0).parameters())
     assert algorithm.replays
     assert algorithm.correction == "off_policy"
@@ -222,6 +228,7 @@ SHARED = [
     ("batch_size", 0, "algo.batch_size must be at least 1, got 0"),
     ("target_every", 0, "algo.target_every must be at least 1, got 0"),
     ("gamma", 1.5, "algo.gamma must be between 0 and 1, got 1.5"),
+    ("tau", -0.5, "algo.tau must be between 0 and 1, got -0.5"),
     ("max_grad_norm", 0.0, "algo.max_grad_norm must be above 0, got 0.0"),
 ]
 

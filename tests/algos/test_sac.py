@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -274,7 +275,7 @@ def test_entropy_is_that_of_actions_scaled_to_one_whatever_the_bounds(bounds: tu
 
 
 def test_the_usual_target_is_minus_the_entries_of_an_action() -> None:
-    spec = replace(LOPSIDED, action_space=windows.bounded(*[(-2.0, 2.0)] * 6).action_space)
+    spec = replace(LOPSIDED, action_space=spaces.Box(-2.0, 2.0, (2, 3)))
     for given, expected in ((None, -6.0), (-1.5, -1.5)):
         algorithm = replace(USUAL, target_entropy=given)
         online, target, shown, drawn = made(algorithm, spec=spec)

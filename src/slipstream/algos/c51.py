@@ -44,7 +44,8 @@ class C51(QLearning):
         double: Whether the online network chooses the action that the target network values.
         dueling: Whether value and advantages have layers of their own.
         batch_size: Transitions that one gradient step sees, over all shards.
-        target_every: Collected steps between two copies of the online network into the target network.
+        target_every: Collected steps between two moves of the target network.
+        tau: Share of the online network that goes into it each time; 1 makes it a copy.
         atoms: Number of atoms (Z).
         v_min: Least atom, in units of the discounted training reward; smaller returns count as this.
         v_max: Greatest atom.
@@ -67,6 +68,7 @@ class C51(QLearning):
     dueling: bool = False
     batch_size: int = 32
     target_every: int = 10_000
+    tau: float = 1.0
     atoms: int = 51
     v_min: float = -10.0
     v_max: float = 10.0
@@ -85,7 +87,7 @@ class C51(QLearning):
         ranges.at_least(self, "algo.", 2, "atoms")
         if self.v_min >= self.v_max:
             raise ValueError(f"algo.v_min={self.v_min} must be below algo.v_max={self.v_max}")
-        ranges.between(self, "algo.", 0, 1, "gamma")
+        ranges.between(self, "algo.", 0, 1, "gamma", "tau")
 
     def make_policy(self, spec: EnvSpec, network: Network, torso: nn.Module | None, seed: int) -> QPolicy:
         """A network that says the log-probabilities of all atoms of every action."""

@@ -22,7 +22,7 @@ from slipstream.types import Trajectory
 
 
 def stored(options: UnrollReplay, trajectory: Trajectory) -> dict[str, Tensor]:
-    """Columns `[T, B]` that the loss wants, as far as `options` have a use for them: `params`, `old_value` and so on."""
+    """Columns `[T, B]` that the loss wants, as far as `options` have a use for them."""
     columns: dict[str, Tensor] = {}
     if options.remembers:
         columns["params"] = trajectory.extras["params"][:-1]

@@ -46,7 +46,8 @@ class DQN(QLearning):
         double: Whether the online network chooses the action that the target network values.
         dueling: Whether value and advantages have layers of their own.
         batch_size: Transitions that one gradient step sees, over all shards.
-        target_every: Collected steps between two copies of the online network into the target network.
+        target_every: Collected steps between two moves of the target network.
+        tau: Share of the online network that goes into it each time; 1 makes it a copy.
         huber_delta: Error beyond which the loss is linear.
         exploration: Epsilon-greedy exploration.
         replay: Size and use of the replay.
@@ -67,6 +68,7 @@ class DQN(QLearning):
     dueling: bool = False
     batch_size: int = 32
     target_every: int = 10_000
+    tau: float = 1.0
     huber_delta: float = 1.0
     exploration: Exploration = field(default_factory=Exploration)
     replay: ReplayOptions = field(default_factory=ReplayOptions)
@@ -80,7 +82,7 @@ class DQN(QLearning):
         ranges.at_least(self, "algo.", 0, "lr", "eps")
         ranges.at_least(self, "algo.", 1, "n_step", "batch_size", "target_every")
         ranges.above(self, "algo.", 0, "huber_delta", "max_grad_norm")
-        ranges.between(self, "algo.", 0, 1, "gamma")
+        ranges.between(self, "algo.", 0, 1, "gamma", "tau")
 
     def make_policy(self, spec: EnvSpec, network: Network, torso: nn.Module | None, seed: int) -> QPolicy:
         """A network that says Q of every action, with initial weights drawn from `seed`."""

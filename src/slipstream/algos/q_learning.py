@@ -37,6 +37,7 @@ class QLearning(Protocol):
     n_step: int
     batch_size: int
     target_every: int
+    tau: float
     exploration: Exploration
     replay: ReplayOptions
     eps: float
@@ -78,8 +79,8 @@ class QLearning(Protocol):
         ...
 
     def target_mix(self, gradient_step: int, before: float, now: float) -> float:
-        """A copy every `target_every` collected steps."""
-        return float(crossed(before, now, self.target_every))
+        """Tau, every `target_every` collected steps."""
+        return self.tau if crossed(before, now, self.target_every) else 0.0
 
     def exploration_rates(self, steps: int, num_envs: int) -> NDArray[np.float32]:
         """Epsilon of every slot."""

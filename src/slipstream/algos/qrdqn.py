@@ -43,7 +43,8 @@ class QRDQN(QLearning):
         double: Whether the online network chooses the action that the target network values.
         dueling: Whether value and advantages have layers of their own.
         batch_size: Transitions that one gradient step sees, over all shards.
-        target_every: Collected steps between two copies of the online network into the target network.
+        target_every: Collected steps between two moves of the target network.
+        tau: Share of the online network that goes into it each time; 1 makes it a copy.
         quantiles: Number of quantiles (M).
         kappa: Error beyond which the loss of a quantile is linear.
         exploration: Epsilon-greedy exploration.
@@ -65,6 +66,7 @@ class QRDQN(QLearning):
     dueling: bool = False
     batch_size: int = 32
     target_every: int = 10_000
+    tau: float = 1.0
     quantiles: int = 200
     kappa: float = 1.0
     exploration: Exploration = field(default_factory=Exploration)
@@ -81,7 +83,7 @@ class QRDQN(QLearning):
         ranges.above(self, "algo.", 0, "max_grad_norm")
         ranges.at_least(self, "algo.", 0, "kappa")
         ranges.at_least(self, "algo.", 1, "quantiles")
-        ranges.between(self, "algo.", 0, 1, "gamma")
+        ranges.between(self, "algo.", 0, 1, "gamma", "tau")
 
     def make_policy(self, spec: EnvSpec, network: Network, torso: nn.Module | None, seed: int) -> QPolicy:
         """A network that says the quantiles of every action."""

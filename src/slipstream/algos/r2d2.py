@@ -53,7 +53,8 @@ class R2D2(QLearning):
         eta: Share of the greatest error in the priority of a sequence; the rest is their mean.
         dueling: Whether value and advantages have layers of their own.
         batch_size: Sequences that one gradient step sees, over all shards.
-        target_every: Collected steps between two copies of the online network into the target network.
+        target_every: Collected steps between two moves of the target network.
+        tau: Share of the online network that goes into it each time; 1 makes it a copy.
         exploration: Epsilon-greedy exploration.
         replay: Size and use of the replay.
         max_grad_norm: Global norm to which the gradient is clipped.
@@ -77,6 +78,7 @@ class R2D2(QLearning):
     dueling: bool = True
     batch_size: int = 64
     target_every: int = 10_000
+    tau: float = 1.0
     exploration: Exploration = field(default_factory=partial(Exploration, final=0.4, least=0.4**8))
     replay: ReplayOptions = field(default_factory=partial(ReplayOptions, ratio=0.0125, alpha=0.9, beta=0.6))
     max_grad_norm: float = 80.0
@@ -89,7 +91,7 @@ class R2D2(QLearning):
         ranges.at_least(self, "algo.", 0, "lr", "eps", "burn_in", "rescale")
         ranges.at_least(self, "algo.", 1, "n_step", "length", "batch_size", "target_every")
         ranges.above(self, "algo.", 0, "max_grad_norm")
-        ranges.between(self, "algo.", 0, 1, "gamma", "eta")
+        ranges.between(self, "algo.", 0, 1, "gamma", "tau", "eta")
 
     @property
     def span(self) -> int:

@@ -47,7 +47,8 @@ class Rainbow(QLearning):
         noisy: Whether the layers of the head are noisy and explore in place of epsilon.
         sigma0: Initial noise of noisy layers.
         batch_size: Transitions that one gradient step sees, over all shards.
-        target_every: Collected steps between two copies of the online network into the target network.
+        target_every: Collected steps between two moves of the target network.
+        tau: Share of the online network that goes into it each time; 1 makes it a copy.
         atoms: Number of atoms (Z).
         v_min: Least atom, in units of the discounted training reward; smaller returns count as this.
         v_max: Greatest atom.
@@ -72,6 +73,7 @@ class Rainbow(QLearning):
     sigma0: float = 0.5
     batch_size: int = 32
     target_every: int = 8_000
+    tau: float = 1.0
     atoms: int = 51
     v_min: float = -10.0
     v_max: float = 10.0
@@ -90,7 +92,7 @@ class Rainbow(QLearning):
         ranges.at_least(self, "algo.", 2, "atoms")
         if self.v_min >= self.v_max:
             raise ValueError(f"algo.v_min={self.v_min} must be below algo.v_max={self.v_max}")
-        ranges.between(self, "algo.", 0, 1, "gamma")
+        ranges.between(self, "algo.", 0, 1, "gamma", "tau")
 
     def make_policy(self, spec: EnvSpec, network: Network, torso: nn.Module | None, seed: int) -> QPolicy:
         """A network that says the log-probabilities of all atoms of every action."""
