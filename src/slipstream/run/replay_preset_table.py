@@ -43,11 +43,15 @@ _CLASSIC: Preset = {
     "unroll": 4,
     "net.hidden": (128, 128),
     "net.activation": "relu",
+    # CartPole, one seed: 475 after 75 k steps, 500 after 95 k. With gamma 0.99, a constant rate and batches of 64 it had
+    # 478 after 85 k and fell to 117; with single steps and copies every 500 steps it had 137 after 53 k.
     "algo.lr": 1e-3,
-    "algo.batch_size": 64,
-    # Values have to travel: with single steps and copies every 500, CartPole was at 137 after 53 k steps.
+    "algo.anneal_lr": True,
+    "algo.gamma": 0.98,
+    "algo.batch_size": 128,
     "algo.n_step": 3,
-    "algo.target_every": 200,
+    "algo.target_every": 1,
+    "algo.tau": 0.01,
     "algo.replay.capacity": 100_000,
     "algo.replay.learning_starts": 1_000,
     "algo.replay.ratio": 0.25,
@@ -58,21 +62,25 @@ _TOY: Preset = {
     **_CLASSIC,
     "total_steps": 20_000,
     "net.hidden": (64,),
+    "algo.lr": 2e-3,
+    "algo.anneal_lr": False,
+    "algo.batch_size": 64,
     "algo.target_every": 200,
+    "algo.tau": 1.0,
     "algo.replay.capacity": 20_000,
     "algo.replay.learning_starts": 500,
     "algo.exploration.steps": 4_000,
 }
-_OTHER: Preset = {**_CLASSIC, "total_steps": 1_000_000, "algo.replay.capacity": 1_000_000, "algo.target_every": 2_000}
+_OTHER: Preset = {**_CLASSIC, "total_steps": 1_000_000, "algo.replay.capacity": 1_000_000, "algo.gamma": 0.99}
 _BOX2D: Preset = {
     **_CLASSIC,
     "total_steps": 300_000,
     "net.hidden": (256, 256),
     "algo.lr": 6.3e-4,
-    "algo.batch_size": 128,
+    "algo.gamma": 0.99,
     "algo.exploration.steps": 40_000,
 }
-_CATEGORICAL: Preset = {"algo.v_min": 0.0, "algo.v_max": 100.0}
+_CATEGORICAL: Preset = {"algo.v_min": 0.0, "algo.v_max": 50.0}
 _RECURRENT: Preset = {
     "net.core": "lstm",
     "net.core_size": 128,
@@ -81,7 +89,6 @@ _RECURRENT: Preset = {
     "algo.length": 20,
     "algo.batch_size": 32,
     "algo.replay.ratio": 0.05,
-    "algo.target_every": 1_000,
     "algo.gamma": 0.99,
 }
 # Continuous control: hyperparameters of the papers (two layers of 256, Adam 3e-4 or 1e-3, a gradient step per step).
@@ -139,7 +146,7 @@ REPLAY_PRESETS: dict[tuple[str, str], Preset] = {
     ("rainbow", "gfootball"): {**_FOOTBALL, "algo.v_min": -2.0, "algo.v_max": 2.0},
     ("r2d2", "gfootball"): {**_FOOTBALL, "unroll": 20, "net.core": "lstm", "algo.burn_in": 20, "algo.length": 40},
     ("dqn", "toy"): _TOY,
-    ("c51", "toy"): {**_TOY, "algo.v_min": -2.0, "algo.v_max": 2.0},
+    ("c51", "toy"): {**_TOY, "algo.lr": 4e-3, "algo.atoms": 21, "algo.v_min": -1.2, "algo.v_max": 1.2},
     ("qrdqn", "toy"): {**_TOY, "algo.quantiles": 16},
     ("rainbow", "toy"): {**_TOY, "algo.v_min": -2.0, "algo.v_max": 2.0},
     ("r2d2", "toy"): {**_TOY, **_RECURRENT, "net.core_size": 32},
