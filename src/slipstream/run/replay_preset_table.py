@@ -43,7 +43,7 @@ _CLASSIC: Preset = {
     "unroll": 4,
     "net.hidden": (128, 128),
     "net.activation": "relu",
-    # CartPole, one seed: 475 after 75 k steps, 500 after 95 k. With gamma 0.99, a constant rate and batches of 64 it had
+    # CartPole, one seed: 475 after 75 k steps, 500 after 95 k. At gamma 0.99, a constant rate, batches of 64 it had
     # 478 after 85 k and fell to 117; with single steps and copies every 500 steps it had 137 after 53 k.
     "algo.lr": 1e-3,
     "algo.anneal_lr": True,
