@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from slipstream import dice, tree
 from slipstream.algos.algorithm import Batch, Evaluation, ShardShape, SlabAlgorithm, acted
@@ -18,6 +18,7 @@ from slipstream.crew import Crew
 from slipstream.descent import Descent, ShardLoss, under
 from slipstream.loader import Loader, mapped
 from slipstream.nets.policy import ActorCriticPolicy, Policy
+from slipstream.reconstruction import Reconstruction
 from slipstream.replay.mixer import Mixer
 from slipstream.rewards import TrainingReward
 from slipstream.types import Trajectory, Weights
@@ -101,6 +102,7 @@ class Learner:
         seed: The run's seed, for the order of rows in minibatches.
         reward: The training reward. Reported returns are raw in any case.
         mixer: Puts replayed unrolls beside the fresh ones; None for none.
+        reconstruction: An auto-encoder that is learned with the policy; None for none.
     """
 
     def __init__(
@@ -116,6 +118,7 @@ class Learner:
         seed: int,
         reward: TrainingReward,
         mixer: Mixer | None = None,
+        reconstruction: Reconstruction | None = None,
     ) -> None:
         if shards < 1 or num_envs % shards:
             raise ValueError(f"shards={shards} must divide num_envs={num_envs}")
@@ -127,7 +130,8 @@ class Learner:
         self._total_steps, self._reward, self._mixer = total_steps, reward, mixer
         self._pace = 1.0
         self._parts = shards
-        self._descent = Descent(algorithm, list(policy.parameters()), crew, algorithm.eps)
+        self._reconstruction = reconstruction
+        self._descent = Descent(algorithm, self._learned(policy), crew, algorithm.eps)
         self._device = self._descent.parameters[0].device
         self._target = copy.deepcopy(policy) if algorithm.target_period > 1 else None
 
@@ -185,7 +189,7 @@ class Learner:
         prepared = algorithm.prepare(seen, reward, partial(self._evaluate, whole))
         rows = _Rows(whole, valid, prepared.columns, self.policy.recurrent, algorithm.bootstraps)
         at: Any = behaviour or self.policy
-        parameters = [parameter for parameter in at.parameters() if parameter.requires_grad]
+        parameters = self._learned(at)
         sums: dict[str, Tensor] = {}
         minibatches = 0
         with closing(self._loader.load(self._gathers(rows))) as batches:
@@ -231,6 +235,8 @@ class Learner:
         tensors |= {f"return_scale.{name}": value for name, value in self._reward.scale.state_dict().items()}
         if self._target is not None:
             tensors |= {f"target.{name}": value for name, value in self._target.state_dict().items()}
+        if self._reconstruction is not None:
+            tensors |= {f"decoder.{name}": value for name, value in self._reconstruction.decoder.state_dict().items()}
         tensors |= self._descent.state("optimizer")
         facts = {"version": self.version, "steps": self.steps, "shards": self.shards, "pace": self._pace}
         return tensors, facts
@@ -245,6 +251,8 @@ class Learner:
         self._reward.scale.load_state_dict(under("return_scale.", tensors))
         if self._target is not None:
             self._target.load_state_dict(under("target.", tensors))
+        if self._reconstruction is not None:
+            self._reconstruction.decoder.load_state_dict(under("decoder.", tensors))
         self._descent.load("optimizer", tensors)
         self.version, self.steps = int(facts["version"]), int(facts["steps"])
         self._pace = float(facts.get("pace", 1.0))  # older checkpoints have none
@@ -262,8 +270,22 @@ class Learner:
         """What gathers the minibatches of a slab, each in one part per shard."""
         trajectory = rows.trajectory
         parts = self._shards(trajectory)
-        for picks in zip(*self._minibatches(trajectory.rows, trajectory.columns), strict=True):
-            yield partial(_gather, [_Pick(rows, part, pick) for part, pick in zip(parts, picks, strict=True)])
+        for number, picks in enumerate(zip(*self._minibatches(trajectory.rows, trajectory.columns), strict=True)):
+            yield partial(self._gather, number, [_Pick(rows, *both) for both in zip(parts, picks, strict=True)])
+
+    def _gather(self, number: int, picks: Sequence[_Pick]) -> Sequence[Batch]:
+        """The parts of minibatch `number`, with weights that sum to 1."""
+        total = max(sum(pick.count for pick in picks), 1)
+        batches = [pick.gather(total) for pick in picks]
+        if self._reconstruction is None:
+            return batches
+        attach = self._reconstruction.attach
+        return [attach(batch, self.version, number, shard) for shard, batch in enumerate(batches)]
+
+    def _learned(self, policy: Policy) -> list[nn.Parameter]:
+        """The parameters that a gradient is taken by: the policy's and the decoder's."""
+        decoder = [] if self._reconstruction is None else list(self._reconstruction.decoder.parameters())
+        return [parameter for parameter in (*policy.parameters(), *decoder) if parameter.requires_grad]
 
     def _shards(self, trajectory: Trajectory) -> list[slice]:
         """Columns of each shard."""
@@ -310,12 +332,6 @@ def snapshot(policy: Policy, version: int) -> Weights:
 
 def _loss_of(algorithm: SlabAlgorithm, policy: ActorCriticPolicy, batch: Batch, progress: float) -> ShardLoss:
     return *algorithm.loss(policy, batch, progress), None
-
-
-def _gather(picks: Sequence[_Pick]) -> Sequence[Batch]:
-    """The parts of a minibatch, with weights that sum to 1."""
-    total = sum(pick.count for pick in picks)
-    return [pick.gather(max(total, 1)) for pick in picks]
 
 
 class _Rows:

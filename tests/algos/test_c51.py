@@ -55,7 +55,7 @@ def oracle(
         best = max(shown.allowed(slot, then), key=lambda a, judge=judge: q(judge[a]))
         m = projection([math.exp(log_p) for log_p in following[best]], gain, discount, z)
         log_p = online.unroll(shown.seen(slot, start))[0, int(shown.action[start, slot])]
-        total = total - weight * sum(m_i * log_p_i for m_i, log_p_i in zip(m, log_p, strict=True))
+        total = total - weight * (torch.tensor(m) * log_p).sum()
         divergence = sum(m_i * (math.log(m_i) - log_p_i) for m_i, log_p_i in zip(m, log_p.tolist(), strict=True) if m_i)
         q_mean += weight * q(log_p.tolist())
         kl += weight * divergence
@@ -66,8 +66,7 @@ def oracle(
 
 
 @pytest.mark.parametrize("double", [False, True])
-@pytest.mark.parametrize("dueling", [False, True])
-@pytest.mark.parametrize("n_step", [1, 3])
+@pytest.mark.parametrize(("dueling", "n_step"), [(False, 1), (True, 3)])
 def test_loss_gradient_and_errors_are_those_of_algorithm_1(n_step: int, dueling: bool, double: bool) -> None:
     algorithm = replace(USUAL, n_step=n_step, dueling=dueling, double=double)
     online, target, shown, drawn = made(algorithm)

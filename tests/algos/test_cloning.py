@@ -58,7 +58,7 @@ def remembered(policy: ActorCritic, seed: int) -> Trajectory:
         other.policy_head.weight.mul_(300.0)
     filled = rows.trajectory(other, seed=seed)
     with torch.no_grad():
-        distribution, value = other.unroll(filled.obs)
+        distribution, value, _ = other.unroll(filled.obs)
         filled.extras["params"].copy_(distribution.params())
         filled.extras["value"].copy_(value)
         filled.log_prob.copy_(distribution.log_prob(torch.cat([filled.action, filled.action[-1:]]))[:-1])

@@ -120,9 +120,27 @@ def assert_gradient(loss: Tensor, module: nn.Module, expected: Layers) -> None:
         np.testing.assert_allclose(mine.numpy(), its, rtol=2e-3, atol=2e-5, err_msg=name)
 
 
-@pytest.mark.parametrize(
-    ("critics", "n_step", "normalize"), [(2, 1, False), (2, 3, True), (1, 3, False), (3, 3, False)]
-)
+def assert_critics_loss(
+    got: Loss, rows: list[tuple[float, float, Array, Array]], critics: list[Layers], module: nn.Module
+) -> None:
+    """Half of the squared errors of all critics, by weight, goal, observation and action; gradient, metrics, errors."""
+
+    def total() -> float:
+        return sum(w * 0.5 * (goal - critic(layers, x, y)) ** 2 for w, goal, x, y in rows for layers in critics)
+
+    q = [float(np.mean([critic(layers, x, y) for layers in critics])) for _, _, x, y in rows]
+    q_mean = sum(weight * mean for (weight, *_), mean in zip(rows, q, strict=True))
+    assert got.loss.item() == pytest.approx(total(), rel=1e-4)
+    assert {name: value.item() for name, value in got.metrics.items()} == pytest.approx(
+        {"critic_loss": total(), "q_mean": q_mean}, rel=1e-4
+    )
+    assert got.error is not None
+    errors = [goal - mean for (_, goal, *_), mean in zip(rows, q, strict=True)]
+    np.testing.assert_allclose(got.error.numpy(), errors, rtol=1e-4, atol=1e-5)
+    assert_gradient(got.loss, module, slope(total, [array for layers in critics for array in layers]))
+
+
+@pytest.mark.parametrize(("critics", "n_step", "normalize"), [(2, 1, False), (2, 3, True), (3, 3, False)])
 def test_the_critics_loss_is_equation_5_with_the_least_target(critics: int, n_step: int, normalize: bool) -> None:
     """Haarnoja et al. (2018b), eq. 2, 3 and 5, in scalars; the action that follows is drawn from the online actor."""
     algorithm = replace(USUAL, n_step=n_step, critics=critics)
@@ -132,30 +150,16 @@ def test_the_critics_loss_is_equation_5_with_the_least_target(critics: int, n_st
     theirs = [arrays(each) for each in target.critic.critics.critics]
     mine = [arrays(each) for each in online.critic.critics.critics]
 
-    def oracle() -> tuple[float, float, list[float]]:
-        total, q_mean, errors = 0.0, 0.0, []
-        for slot, start, weight, u in cells(drawn):
-            gain, discount, then = windows.outlook(shown, slot, start, n_step, 0.9)
-            following = normalised(online.policy, shown.seen(slot, then))
-            y, log_prob = gaussian(actor, following, u[:D])
-            value = min(critic(layers, following, y) for layers in theirs) - 0.3 * log_prob
-            x, done = normalised(online.policy, shown.seen(slot, start)), scaled(shown.action[start, slot])
-            q = [critic(layers, x, done) for layers in mine]
-            total += weight * sum(0.5 * (gain + discount * value - q_i) ** 2 for q_i in q)
-            q_mean += weight * sum(q) / critics
-            errors.append(gain + discount * value - sum(q) / critics)
-        return total, q_mean, errors
-
+    rows: list[tuple[float, float, Array, Array]] = []
+    for slot, start, weight, u in cells(drawn):
+        gain, discount, then = windows.outlook(shown, slot, start, n_step, 0.9)
+        following = normalised(online.policy, shown.seen(slot, then))
+        y, log_prob = gaussian(actor, following, u[:D])
+        goal = gain + discount * (min(critic(layers, following, y) for layers in theirs) - 0.3 * log_prob)
+        x = normalised(online.policy, shown.seen(slot, start))
+        rows.append((weight, goal, x, scaled(shown.action[start, slot])))
     got = algorithm.critic_loss(online, target, windows.gathered(algorithm, shown, drawn), 0.3)
-    total, q_mean, errors = oracle()
-    assert got.loss.item() == pytest.approx(total, rel=1e-4)
-    assert {name: value.item() for name, value in got.metrics.items()} == pytest.approx(
-        {"critic_loss": total, "q_mean": q_mean}, rel=1e-4
-    )
-    assert got.error is not None
-    np.testing.assert_allclose(got.error.numpy(), errors, rtol=1e-4, atol=1e-5)
-    every = [array for layers in mine for array in layers]
-    assert_gradient(got.loss, online.critic.critics, slope(lambda: oracle()[0], every))
+    assert_critics_loss(got, rows, mine, online.critic.critics)
     modules = (online.policy, online.critic.temperature, target.policy, target.critic)
     assert windows.gets_gradient(got.loss, *modules) == [False] * 4
 

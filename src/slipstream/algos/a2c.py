@@ -113,7 +113,7 @@ class A2C:
                 "value_loss": batch.mean(value_loss),
                 "entropy": batch.mean(entropy),
             }
-        return loss, metrics
+        return batch.with_auxiliary(out, loss, metrics)
 
     def learning_rate(self, progress: float, num_envs: int) -> float:
         """Scaled with the environments if asked, constant or linear to 0."""

@@ -18,7 +18,7 @@ from typing import ClassVar, Literal, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
-from slipstream.nets.policy import ActorCriticPolicy
+from slipstream.nets.policy import ActorCriticPolicy, Outputs
 from slipstream.nets.trunk import Network
 from slipstream.ops import losses, returns
 from slipstream.optimizers import OptimizerKind
@@ -41,6 +41,7 @@ class Batch:
         weight: float32 `[N]`; 0 on dead rows, and the weights of all shards of a minibatch sum to 1, so that a weighted
             sum over the shards is the mean over the minibatch's valid rows.
         columns: The columns that `prepare` returned, same rows.
+        auxiliary: What is learned beside the algorithm's own loss, such as an auto-encoder; None for nothing.
     """
 
     obs: Tree
@@ -50,10 +51,24 @@ class Batch:
     state0: Tree
     weight: Tensor
     columns: dict[str, Tensor]
+    auxiliary: Auxiliary | None = None
 
     def mean(self, rows: Tensor) -> Tensor:
         """This shard's part of the mean of `rows` over the minibatch's valid rows, a scalar."""
         return (rows * self.weight).sum()
+
+    def with_auxiliary(
+        self, out: Outputs, loss: Tensor, metrics: dict[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """What an algorithm's `loss` returns: its own loss and metrics, and those of `auxiliary` for the same rows."""
+        if self.auxiliary is None:
+            return loss, metrics
+        extra, more = self.auxiliary(out, self)
+        return loss + extra, metrics | more
+
+
+Auxiliary = Callable[[Outputs, Batch], tuple[Tensor, dict[str, Tensor]]]
+"""A loss beside the algorithm's own, of what the policy says of a batch: a shard's part, and its parts of metrics."""
 
 
 class Evaluation(NamedTuple):

@@ -191,7 +191,7 @@ class APPO:
                 "kl_target": batch.mean(kl_target),
                 "clip_fraction": batch.mean(losses.clip_fraction(log_prob - reference, self.clip_range)),
             }
-        return loss, metrics
+        return batch.with_auxiliary(out, loss, metrics)
 
     def learning_rate(self, progress: float, num_envs: int) -> float:
         """Constant, or linear to 0; `pace` is a factor on it."""

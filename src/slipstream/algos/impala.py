@@ -139,7 +139,7 @@ class IMPALA:
                 "rho_mean": batch.mean(losses.truncated_ratio(log_ratio, self.rho_bar)),
                 "rho_clipped": batch.mean(losses.truncated(log_ratio, self.rho_bar)),
             }
-        return loss, metrics
+        return batch.with_auxiliary(out, loss, metrics)
 
     def learning_rate(self, progress: float, num_envs: int) -> float:
         """Constant, or linear to 0."""

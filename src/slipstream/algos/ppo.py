@@ -164,7 +164,7 @@ class PPO:
                 "approx_kl": batch.mean(batch.columns["ratio"] * losses.approx_kl(log_ratio)),
                 "clip_fraction": batch.mean(losses.clip_fraction(log_ratio, clip)),
             }
-        return loss, metrics
+        return batch.with_auxiliary(out, loss, metrics)
 
     def learning_rate(self, progress: float, num_envs: int) -> float:
         """Constant, or linear to 0; `pace` is a factor on it."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from slipstream.nets.initialize import initialise, keyed_initialisation
 from slipstream.nets.policy import Outputs
 from slipstream.nets.rows import ObservedRows
-from slipstream.nets.trunk import Network, Trunk
+from slipstream.nets.trunk import Encoded, Network, Trunk
 from slipstream.ops.distributions import distribution_of
 from slipstream.ops.normalize import RunningMoments
 from slipstream.tree import Tree
@@ -81,7 +81,7 @@ class ActorCritic(nn.Module):
             `Act` with `extras["value"]`, float32 `[B]`, and if it remembers `extras["params"]`, float32 `[B, P]`, the
             parameters of the distribution; no gradient.
         """
-        (distribution, value), state = self._forward(obs, state, None)
+        (distribution, value, _), state = self._forward(obs, state, None)
         action = distribution.mode() if greedy else distribution.sample(dice)
         extras = {"value": value, "params": distribution.params()} if self._remember else {"value": value}
         return Act(action, distribution.log_prob(action), state, extras)
@@ -107,6 +107,11 @@ class ActorCritic(nn.Module):
             raise ValueError("unroll: a recurrent policy needs `first` [T, B], True where an episode starts")
         return self._forward(obs, state0, first)[0]
 
+    def encode(self, obs: Tree) -> Encoded:
+        """What the policy's trunk makes of rows `[N, *O]` before any memory, for an auto-encoder."""
+        flat, _ = self._rows.flat(obs if self.moments is None else self.moments(obs))
+        return self.trunk.encode(flat)
+
     def observe(self, obs: Tree, valid: Tensor) -> None:
         """Updates the statistics of the observations, if there are any; the learner calls it once per update.
 
@@ -122,12 +127,13 @@ class ActorCritic(nn.Module):
         if self.moments is not None:
             obs = self.moments(obs)
         flat, leading = self._rows.flat(obs)
+        encoded = self.trunk.encode(flat)
         if self.value_trunk is None:
-            features, state = self.trunk(flat, state, first)
+            features, state = self.trunk.remember(encoded.latent, state, first)
             value_features = features
         else:
             policy_state, value_state = state if self.recurrent else ((), ())
-            features, policy_state = self.trunk(flat, policy_state, first)
+            features, policy_state = self.trunk.remember(encoded.latent, policy_state, first)
             value_features, value_state = self.value_trunk(flat, value_state, first)
             state = (policy_state, value_state) if self.recurrent else ()
         params = self.policy_head(features)
@@ -136,7 +142,7 @@ class ActorCritic(nn.Module):
             params = torch.cat([params, self.log_std.expand_as(params)], dim=-1)
         if len(leading) == 2:
             params, value = params.unflatten(0, leading), value.unflatten(0, leading)
-        return Outputs(self._head.distribution(params, self._rows.mask(obs)), value), state
+        return Outputs(self._head.distribution(params, self._rows.mask(obs)), value, encoded), state
 
 
 def make_actor_critic(

@@ -158,7 +158,7 @@ def _check_unroll(name: str, found: dict[str, Any], state: Tree, spec: EnvSpec, 
     """One `unroll` of rows `[T, B]`, and of flat rows `[N]` if there is no memory."""
     for leading in ((_ROWS, _COLUMNS),) if found["recurrent"] else ((_ROWS, _COLUMNS), (_COLUMNS,)):
         obs = dummy_observations(spec.observation_space, *leading)
-        distribution, value = found["unroll"](obs, state, torch.zeros(leading, dtype=torch.bool))
+        distribution, value, *_ = found["unroll"](obs, state, torch.zeros(leading, dtype=torch.bool))
         _expect(f"{name}.unroll of {list(leading)}, value", value, leading, torch.float32)
         action = torch.zeros(*leading, *head.action_shape, dtype=head.action_dtype)
         _expect(f"{name}.unroll of {list(leading)}, log_prob", distribution.log_prob(action), leading, torch.float32)

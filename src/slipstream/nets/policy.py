@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol, Self
 import torch
 from torch import Tensor, nn
 
+from slipstream.nets.trunk import Encoded
 from slipstream.ops.distributions import Distribution
 from slipstream.tree import Tree
 from slipstream.types import Act
@@ -19,10 +20,13 @@ class Outputs(NamedTuple):
     Attributes:
         distribution: Over actions, for every row.
         value: float32, one per row.
+        encoded: What the heads were given, flat `[N, ...]` in the order of the rows, for an auto-encoder; None where a
+            policy does not tell.
     """
 
     distribution: Distribution
     value: Tensor
+    encoded: Encoded | None = None
 
 
 class Policy(Protocol):

@@ -114,6 +114,12 @@ def image_layout(shape: tuple[int, ...]) -> ImageLayout:
     return ImageLayout((0, *stack, *axes), channels * math.prod(shape[: len(stack)]), height, width)
 
 
+def as_pixels(leaf: Tensor, layout: ImageLayout) -> Tensor:
+    """A leaf `[N, *O]` as `[N, C, H, W]`, of its own dtype."""
+    pixels = leaf.permute(layout.permutation)
+    return pixels.reshape(len(leaf), layout.channels, *pixels.shape[-2:])
+
+
 class ImageEncoder(nn.Module):
     """Pixels of one leaf to features.
 
@@ -130,9 +136,7 @@ class ImageEncoder(nn.Module):
 
     def forward(self, leaf: Tensor) -> Tensor:
         """`[N, *O]` to float32 `[N, F]`."""
-        pixels = leaf.permute(self._layout.permutation)
-        height, width = pixels.shape[-2:]
-        pixels = pixels.reshape(len(leaf), self._layout.channels, height, width)
+        pixels = as_pixels(leaf, self._layout)
         # One pass does the conversion and the change of memory order. Bytes are exact in bfloat16 as well.
         device = leaf.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32

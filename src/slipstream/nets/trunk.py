@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +39,8 @@ class Network:
         normalize_obs: Whether float vectors are brought to mean 0 and variance 1 by running statistics, a part of the
             policy.
         log_std_init: Logarithm of the initial standard deviation of continuous actions.
+        latent: Size of a linear bottleneck after the torso; 0 for none.
+        latent_from_rl: Whether the losses of policy and value reach the torso; if not, an auto-encoder alone shapes it.
     """
 
     torso: TorsoName = "auto"
@@ -51,18 +53,33 @@ class Network:
     precision: Precision = "float32"
     normalize_obs: bool = False
     log_std_init: float = 0.0
+    latent: int = 0
+    latent_from_rl: bool = True
 
     def __post_init__(self) -> None:
         """Refuses numbers that mean nothing."""
         if any(size < 1 for size in self.hidden):
             raise ValueError(f"net.hidden must be sizes of at least 1, got {self.hidden}")
         ranges.at_least(self, "net.", 1, "core_size")
+        ranges.at_least(self, "net.", 0, "latent")
         if not math.isfinite(self.log_std_init):
             raise ValueError(f"net.log_std_init must be a finite number, got {self.log_std_init}")
 
 
+class Encoded(NamedTuple):
+    """What a trunk makes of flat rows before any memory.
+
+    Attributes:
+        features: float32 `[N, F]`, of the torso.
+        latent: float32 `[N, L]`, what the heads (or the core) see: a linear map of the features, or themselves.
+    """
+
+    features: Tensor
+    latent: Tensor
+
+
 class Trunk(nn.Module):
-    """Torso and optional core: observations `[N, *O]` to features `[N, F]`.
+    """Torso, optional bottleneck, optional core: observations `[N, *O]` to features `[N, F]`.
 
     Args:
         spec: What the environments show.
@@ -74,6 +91,10 @@ class Trunk(nn.Module):
     Attributes:
         features: F.
         width: F of the whole trunk: outputs of the layers that were left out, or F where none was.
+        encoded: Sizes of what `encode` gives: features of the torso, and the latent.
+
+    Raises:
+        ValueError: A stem is to have a bottleneck.
     """
 
     def __init__(self, spec: EnvSpec, network: Network, torso: nn.Module | None, stem: bool = False) -> None:
@@ -87,6 +108,16 @@ class Trunk(nn.Module):
             self.torso, own = torso, None
         self._bfloat16 = network.precision == "bfloat16"
         self.features = self.width = check_torso(self.torso, space)
+        self.encoded = (self.features, network.latent or self.features)
+        self._detached = not network.latent_from_rl
+        self.latent = nn.Linear(self.features, network.latent) if network.latent else None
+        if self.latent is not None:
+            if stem:
+                raise ValueError(
+                    "net.latent is a bottleneck after the torso; dueling and noisy heads take its place: set 0"
+                )
+            initialise(self.latent, network.init, gain=1.0)
+            self.features = self.width = network.latent
         self.core = None if network.core == "none" else Core(network.core, self.features, network.core_size)
         if self.core is not None:
             initialise(self.core, network.init)
@@ -101,12 +132,22 @@ class Trunk(nn.Module):
 
     def forward(self, flat: Tree, state: State, first: Tensor | None) -> tuple[Tensor, State]:
         """Features of flat rows; with `first[T, B]` they are unrolled, without it they are one row `[B]`."""
+        return self.remember(self.encode(flat).latent, state, first)
+
+    def encode(self, flat: Tree) -> Encoded:
+        """What torso and bottleneck make of flat rows `[N, *O]`."""
         # The rest stays in float32: a log-probability in bfloat16 has two digits.
         with torch.autocast(tree.leaves(flat)[0].device.type, torch.bfloat16, enabled=self._bfloat16):
             features = self.torso(flat).float()
+        return Encoded(features, features if self.latent is None else self.latent(features))
+
+    def remember(self, latent: Tensor, state: State, first: Tensor | None) -> tuple[Tensor, State]:
+        """What the core makes of flat latents `[N, L]`: they themselves without a core."""
+        if self._detached:
+            latent = latent.detach()
         if self.core is None:
-            return features, state
+            return latent, state
         if first is None:
-            return self.core.step(features, state)
-        output, state = self.core(features.unflatten(0, first.shape), state, first)
+            return self.core.step(latent, state)
+        output, state = self.core(latent.unflatten(0, first.shape), state, first)
         return output.flatten(0, 1), state

@@ -16,8 +16,11 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from slipstream import dice, slab, tree
+from slipstream.descent import under
 from slipstream.envs.factory import require_maker
 from slipstream.envs.spaces import leaf_dtype, leaf_shape
+from slipstream.nets.actor_critic import ActorCritic
+from slipstream.nets.autoencoder import Decoder, make_decoder
 from slipstream.nets.policy import ActorCriticPolicy, Policy
 from slipstream.ops.spaces import space_tree
 from slipstream.run import checkpoint, evaluate, loop
@@ -41,13 +44,21 @@ class Agent:
         steps: Agent decisions that it was trained for.
         run: The run directory that it came from.
         env: The callable that makes its environment; None where the id in `config` does.
+        decoder: Draws what the policy sees; None where the run has no auto-encoder, or only the agent was saved.
     """
 
     def __init__(
-        self, policy: Policy, spec: EnvSpec, config: Config, steps: int, run: Path, env: EnvFactory | None = None
+        self,
+        policy: Policy,
+        spec: EnvSpec,
+        config: Config,
+        steps: int,
+        run: Path,
+        env: EnvFactory | None = None,
+        decoder: Decoder | None = None,
     ) -> None:
         self.policy, self.spec, self.config, self.steps, self.run = policy, spec, config, steps, run
-        self.env = env
+        self.env, self.decoder = env, decoder
         self._row = 0
         self._leaf_spaces = space_tree(spec.observation_space)
 
@@ -268,10 +279,10 @@ def load(
     spec = saved.spec()
     slots = replace(spec, num_envs=config.num_envs)  # policies that explore by slot have a number for each
     made = policy or config.algo.make_policy(slots, config.net, torso, config.seed)
-    weights = {name.removeprefix("policy."): value for name, value in saved.tensors().items() if _is_policy(name)}
+    tensors = saved.tensors()
     with saved.fitting():
-        made.load_state_dict(weights)
-    return Agent(made, spec, config, saved.steps, folder.path, factory)
+        made.load_state_dict(under("policy.", tensors))
+    return Agent(made, spec, config, saved.steps, folder.path, factory, _decoder(config, spec, made, tensors))
 
 
 def _id_or_callable(env: str | EnvFactory | None) -> tuple[str | None, EnvFactory | None]:
@@ -290,8 +301,13 @@ def _select(folder: RunDirectory, which: str) -> Checkpoint:
     return checkpoint.select(folder.checkpoints, which)
 
 
-def _is_policy(name: str) -> bool:
-    return name.startswith("policy.")
+def _decoder(config: Config, spec: EnvSpec, policy: Policy, tensors: dict[str, Tensor]) -> Decoder | None:
+    weights = under("decoder.", tensors)
+    if not weights or not isinstance(policy, ActorCritic):
+        return None
+    decoder = make_decoder(spec, config.autoencoder, *policy.trunk.encoded, config.seed)
+    decoder.load_state_dict(weights)
+    return decoder
 
 
 def _plain(obs: Tree) -> Tree:

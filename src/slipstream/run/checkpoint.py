@@ -96,6 +96,7 @@ class Checkpoint:
             num_envs=1,
             frames_per_step=self.manifest["frames_per_step"],
             family=self.manifest["family"],
+            frame_stack=self.manifest.get("frame_stack", 1),  # older checkpoints have none
         )
 
     def require(self, spec: EnvSpec) -> None:
@@ -176,6 +177,7 @@ def save(
         "env": spec.id,
         "family": spec.family,
         "frames_per_step": spec.frames_per_step,
+        "frame_stack": spec.frame_stack,
         "observation_space": spaces.describe(spec.observation_space),
         "action_space": spaces.describe(spec.action_space),
         "files": {name: {"bytes": len(content), "sha256": _digest(content)} for name, content in files.items()},

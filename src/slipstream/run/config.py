@@ -10,6 +10,7 @@ from typing import Any, Literal
 from slipstream.algos import ALGORITHMS
 from slipstream.algos.replaying import AnyAlgorithm
 from slipstream.envs import EnvOptions
+from slipstream.nets.autoencoder import AutoEncoder
 from slipstream.nets.trunk import Network
 from slipstream.rewards import RewardTransform
 from slipstream.run import settings
@@ -122,6 +123,7 @@ class Config:
         reward: Transform of the reward that is learned from (clip: to [-1, 1]; sign; scale: by the running deviation of
             the return). Reported returns are always raw.
         net: Network.
+        autoencoder: Reconstruction of images beside the loss of an actor-critic.
         env_options: Options of the environment.
         placement: Where the work runs.
         log: What is written down.
@@ -143,6 +145,7 @@ class Config:
     refresh: Literal["unroll", "row"] = "unroll"
     reward: RewardTransform = "raw"
     net: Network = field(default_factory=Network)
+    autoencoder: AutoEncoder = field(default_factory=AutoEncoder)
     env_options: EnvOptions = field(default_factory=EnvOptions)
     placement: Placement = field(default_factory=Placement)
     log: Log = field(default_factory=Log)
@@ -235,6 +238,10 @@ def _covers(config: Config) -> None:
     if config.schedule == "concurrent" and most == 0:
         raise ConfigError(
             f"{name} can't learn from rows of an older policy, as schedule=concurrent gives them; use sync"
+        )
+    if config.autoencoder.weight and config.algo.replays:
+        raise ConfigError(
+            f"autoencoder.weight is for actor-critics (ppo, a2c, impala, appo), not for {name}; set it to 0"
         )
     if config.schedule == "async" and config.stale == "drop" and config.algo.replays:
         raise ConfigError(f"{name} learns from rows of any age, there is nothing to drop; use --stale wait")

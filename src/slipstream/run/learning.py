@@ -15,8 +15,11 @@ from slipstream.algos.replaying import Networks, ReplayAlgorithm
 from slipstream.crew import Crew
 from slipstream.learner import Learner
 from slipstream.loader import Loader
+from slipstream.nets.actor_critic import ActorCritic
+from slipstream.nets.autoencoder import make_decoder
 from slipstream.nets.check import check_policy
 from slipstream.nets.policy import ActorCriticPolicy
+from slipstream.reconstruction import Reconstruction
 from slipstream.replay import rows
 from slipstream.replay.mixer import Mixer
 from slipstream.replay.options import ReplayOptions, UnrollReplay
@@ -89,9 +92,19 @@ def _slab_learner(
         seed=config.seed,
         reward=TrainingReward(config.reward, config.num_envs, algo.gamma),
         mixer=_mixer(algo.replay, config, spec, policy) if algo.replay and algo.replay.proportion else None,
+        reconstruction=_reconstruction(config, spec, policy) if config.autoencoder.weight else None,
     )
     learner.check(config.unroll)
     return learner
+
+
+def _reconstruction(config: Config, spec: EnvSpec, policy: ActorCriticPolicy) -> Reconstruction:
+    if not isinstance(policy, ActorCritic):
+        raise ConfigError(
+            "autoencoder.weight: a policy of your own does not tell what its heads see; give torso=, or set 0"
+        )
+    decoder = make_decoder(spec, config.autoencoder, *policy.trunk.encoded, config.seed)
+    return Reconstruction(decoder.to(next(policy.parameters()).device), config.seed)
 
 
 def _mixer(options: UnrollReplay, config: Config, spec: EnvSpec, policy: ActorCriticPolicy) -> Mixer:

@@ -104,6 +104,7 @@ class WatchOptions:
         seed: Another seed than the run's.
         format: gif, or mp4 (needs the extra `video`); auto is mp4 where it is installed.
         max_steps: Steps after which a recording ends.
+        reconstruct: Show what the policy sees and what the run's auto-encoder draws of it beside the game.
     """
 
     run: str
@@ -113,6 +114,7 @@ class WatchOptions:
     seed: int | None = None
     format: Literal["auto", "gif", "mp4"] = "auto"
     max_steps: int = 5_000
+    reconstruct: bool = False
 
     def __post_init__(self) -> None:
         """Refuses numbers that mean nothing."""

@@ -69,6 +69,8 @@ def _rules(config: Config, spec: EnvSpec, own_torso: bool, own_policy: bool) -> 
         yield Rule("algo", ("surrogate",), config.schedule == "sync", "under schedule=sync both are the same")
     if isinstance(config.algo, APPO):
         yield Rule("algo", ("ratio_cap",), config.algo.surrogate == "acting", "it is for algo.surrogate=target")
+    drawn = ("frames", "shapes_encoder", "variational", "beta")
+    yield Rule("autoencoder", drawn, not config.autoencoder.weight, "autoencoder.weight is 0, so that nothing is drawn")
     names = ("max_lag", "stale", "refresh")
     yield Rule("", names, config.schedule != "async", f"they are for schedule=async, and this is {config.schedule}")
     yield Rule("env_options.atari", (), spec.family != "atari", f"{name} is no Atari game")
@@ -107,6 +109,7 @@ def _groups(config: Config) -> Mapping[str, object]:
         "env_options": config.env_options,
         "env_options.atari": config.env_options.atari,
         "net": config.net,
+        "autoencoder": config.autoencoder,
         "placement": config.placement,
         "log": config.log,
     }

@@ -337,7 +337,7 @@ def _watch(words: list[str]) -> int:
     suffix = video.suffix(options.format)
     for episode in range(options.episodes):
         path = agent.run / "videos" / f"{agent.steps}-{episode}{suffix}"
-        made = video.record(agent, path, episode, options.greedy, options.seed, options.max_steps)
+        made = video.record(agent, path, episode, options.greedy, options.seed, options.max_steps, options.reconstruct)
         cut = "" if made.ended else ", cut there: --max-steps"
         _out.print(f"{made.path}  (return {made.reward:.4g}, {made.steps:,} steps{cut})")
     return 0

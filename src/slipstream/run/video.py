@@ -23,12 +23,14 @@ from slipstream import dice, slab
 from slipstream.envs import EnvError, EnvOptions, envpool, make_envs, toy
 from slipstream.envs.make import GymFactory, score_key
 from slipstream.envs.slot import error_line
-from slipstream.run import checkpoint
+from slipstream.nets.actor_critic import ActorCritic
+from slipstream.run import checkpoint, sketch
 from slipstream.run.agent import Agent
 from slipstream.run.config import Config
 from slipstream.run.evaluate import one_math_thread
 from slipstream.run.loop import vector_columns
 from slipstream.run.presets import family
+from slipstream.run.settings import ConfigError
 from slipstream.tree import Tree
 from slipstream.types import Envs
 
@@ -96,8 +98,11 @@ class Playback:
         ended: Whether the episode has ended.
     """
 
-    def __init__(self, agent: Agent, stage: Stage, seed: int, greedy: bool, max_steps: int) -> None:
+    def __init__(
+        self, agent: Agent, stage: Stage, seed: int, greedy: bool, max_steps: int, reconstruct: bool = False
+    ) -> None:
         self._agent, self._stage, self._seed, self._greedy, self._max_steps = agent, stage, seed, greedy, max_steps
+        self._sketch = _sketcher(agent) if reconstruct else None
         self.reward, self.steps, self.ended = 0.0, 0, False
 
     @torch.no_grad()
@@ -110,7 +115,7 @@ class Playback:
         step = stage.envs.recv(0)
 
         state = slab.tensors(policy.initial_state(1), device)
-        yield stage.frame(step.obs)
+        yield self._frame(step.obs)
         while not self.ended and self.steps < self._max_steps:
             draws = slab.tensors(dice.uniform(keys, self.steps, 1, policy.dice_width)[0], device)
             act = policy.act(slab.tensors(step.obs, device), state, draws, self._greedy)
@@ -119,7 +124,12 @@ class Playback:
             self.reward += float(step.reported[0])
             self.steps += 1
             self.ended = bool(step.ended[0])
-            yield stage.frame(step.obs)
+            yield self._frame(step.obs)
+
+    def _frame(self, obs: Tree) -> Frame:
+        """What is seen, with the auto-encoder's pictures beside it if they are wanted."""
+        frame = self._stage.frame(obs)
+        return frame if self._sketch is None else sketch.beside(frame, *self._sketch(obs))
 
 
 def record(
@@ -129,6 +139,7 @@ def record(
     greedy: bool = False,
     seed: int | None = None,
     max_steps: int = 5_000,
+    reconstruct: bool = False,
 ) -> Recording:
     """Plays one episode and writes it to `path`, a .gif or .mp4.
 
@@ -139,8 +150,10 @@ def record(
         greedy: Whether to take the most probable actions instead of drawn ones.
         seed: Another seed than the run's.
         max_steps: Steps after which the recording ends.
+        reconstruct: Whether to show what the policy sees, and what the agent's decoder draws of it, beside the game.
 
     Raises:
+        ConfigError: If that is wanted of an agent without a decoder.
         EnvError: If the environment can neither be rendered nor shown by its observations.
         ImportError: If a package is missing for that; the message has the pip line.
         CheckpointError: If it no longer has the spaces that the agent was trained on, or the file can't be written.
@@ -149,7 +162,7 @@ def record(
     try:
         checkpoint.require_spaces(str(agent.run), agent.spec, stage.envs.spec)
         branch = dice.env_seed(agent.config.seed if seed is None else seed, "watch", episode)
-        playback = Playback(agent, stage, branch, greedy, max_steps)
+        playback = Playback(agent, stage, branch, greedy, max_steps, reconstruct)
         write = _write_mp4 if path.suffix == ".mp4" else _write_gif
         with checkpoint.writing(path), one_math_thread():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -160,6 +173,14 @@ def record(
         raise
     finally:
         stage.close()
+
+
+def _sketcher(agent: Agent) -> Callable[[Tree], tuple[Frame, Frame]]:
+    if agent.decoder is None or not isinstance(agent.policy, ActorCritic):
+        raise ConfigError(
+            f"{agent.run} has no auto-encoder to show: train with --autoencoder.weight 0.1, and watch the run itself"
+        )
+    return sketch.sketcher(agent.policy, agent.decoder)
 
 
 def suffix(format: Literal["auto", "gif", "mp4"]) -> str:

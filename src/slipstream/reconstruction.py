@@ -1,0 +1,50 @@
+"""Learning to draw observations beside the algorithm's own loss: the decoder, and its part in a minibatch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from slipstream import dice, tree
+from slipstream.algos.algorithm import Batch
+from slipstream.nets.autoencoder import Decoder
+from slipstream.nets.policy import Outputs
+from slipstream.nets.trunk import Encoded
+
+
+class Reconstruction:
+    """Adds the loss of a decoder to minibatches.
+
+    Args:
+        decoder: Learned together with the policy; nobody acts with it.
+        seed: The run's seed, for the draws of a variational decoder.
+    """
+
+    def __init__(self, decoder: Decoder, seed: int) -> None:
+        self.decoder, self._seed = decoder, seed
+
+    def attach(self, batch: Batch, version: int, minibatch: int, shard: int) -> Batch:
+        """The batch with this loss; its draws are keyed by the other arguments."""
+        drawn: Tensor | None = None
+        if self.decoder.dice_width:
+            rows = batch.weight.numel()
+            keys = dice.keys(self._seed, "latent", [version])
+            numbers = dice.uniform(keys, minibatch * 4096 + shard, 1, rows * self.decoder.dice_width)
+            drawn = torch.from_numpy(numbers).view(rows, self.decoder.dice_width)
+        columns = batch.columns if drawn is None else {**batch.columns, _DICE: drawn}
+        return replace(batch, columns=columns, auxiliary=self._loss)
+
+    def _loss(self, out: Outputs, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The mean over the minibatch's valid rows; rows beyond T, there to bootstrap from, are not drawn."""
+        assert out.encoded is not None, "the policy does not tell what its heads were given"
+        count, leading = batch.weight.numel(), batch.weight.dim()
+        encoded = Encoded(*(part[:count] for part in out.encoded))
+        obs = tree.map(lambda leaf: leaf.flatten(0, 1)[:count] if leading == 2 else leaf, batch.obs)
+        rows = self.decoder.loss(encoded, obs, batch.columns.get(_DICE))
+        loss = (rows * batch.weight.flatten()).sum()
+        return loss, {"reconstruction_loss": loss.detach()}
+
+
+_DICE = "latent_dice"
