@@ -46,13 +46,20 @@ def reaches(enough: float, algo: str, env: str, steps: int, settings: dict[str, 
 @pytest.mark.parametrize(("algo", "settings"), [("ppo", PPO), ("a2c", A2C)], ids=["ppo", "a2c"])
 @pytest.mark.parametrize(
     ("env", "steps", "enough"),
-    [("toy:bandit", 4_000, 0.9), ("toy:catch", 30_000, 0.9), ("toy:chain", 6_000, 0.9)],
+    [
+        ("toy:bandit", 4_000, 0.9),
+        ("toy:chain", 6_000, 0.9),
+        pytest.param("toy:catch", 30_000, 0.9, marks=pytest.mark.slow),  # under concurrent: test_learning_off_policy.py
+    ],
 )
 def test_discrete_toys_are_solved(algo: str, settings: dict[str, Any], env: str, steps: int, enough: float) -> None:
     assert reaches(enough, algo, env, steps, settings)
 
 
-@pytest.mark.parametrize(("algo", "settings"), [("ppo", PPO), ("a2c", A2C)], ids=["ppo", "a2c"])
+@pytest.mark.parametrize(
+    ("algo", "settings"),
+    [pytest.param("ppo", PPO, id="ppo"), pytest.param("a2c", A2C, id="a2c", marks=pytest.mark.slow)],
+)
 def test_linear_quadratic_regulator_is_near_its_optimum(algo: str, settings: dict[str, Any]) -> None:
     """Doing nothing costs a third of the horizon; the optimum is -phi / 3 = -0.54 (x0 uniform in [-1, 1])."""
     settings = {**settings, "net.log_std_init": -1.0, "algo.ent_coef": 0.0}
@@ -61,7 +68,7 @@ def test_linear_quadratic_regulator_is_near_its_optimum(algo: str, settings: dic
 
 def test_memory_is_needed_and_used() -> None:
     assert reaches(0.9, "ppo", "toy:recall", 8_000, {**PPO, **RECURRENT})
-    assert not reaches(0.4, "ppo", "toy:recall", 8_000, {**PPO, "unroll": 32})
+    assert final_return("ppo", "toy:recall", 8_000, {**PPO, "unroll": 32}, 1) < 0.4
 
 
 @pytest.mark.slow

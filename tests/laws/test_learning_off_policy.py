@@ -49,8 +49,10 @@ def learned(algo: str, env: str, steps: int, settings: dict[str, Any]) -> tuple[
 @pytest.mark.parametrize(
     ("algo", "env", "schedule"),
     [
-        *((algo, "toy:catch", "concurrent") for algo in ALGORITHMS),
-        *((algo, "toy:catch", "async") for algo in ("appo", "impala")),
+        *((algo, "toy:catch", "concurrent") for algo in ("ppo", "a2c", "appo")),
+        ("impala", "toy:catch", "async"),
+        pytest.param("impala", "toy:catch", "concurrent", marks=pytest.mark.slow),
+        pytest.param("appo", "toy:catch", "async", marks=pytest.mark.slow),
         *((algo, "toy:chain", "concurrent") for algo in ("appo", "impala")),
         *((algo, "toy:bandit", "sync") for algo in ("appo", "impala")),
     ],
