@@ -199,10 +199,10 @@ class ReplayLearner:
     def _gathers(self, drawn: Drawn) -> Iterator[Callable[[], Sequence[Replayed[Any]]]]:
         """What gathers the batches, each in one part per shard."""
         size, width = self._algorithm.batch_size // self._shards, self._loss_dice
-        keys = dice.keys(self._seed, "loss", range(self._shards))
+        keys, first = dice.keys(self._seed, "loss", range(self._shards)), self._gradient_steps
 
         def gather(number: int) -> Sequence[Replayed[Any]]:
-            uniform = dice.uniform(keys, self._first + number, 1, size * width)[0]
+            uniform = dice.uniform(keys, first + number, 1, size * width)[0]
             return [part(number, shard, uniform[shard]) for shard in range(self._shards)]
 
         def part(number: int, shard: int, uniform: Any) -> Replayed[Any]:
@@ -212,7 +212,6 @@ class ReplayLearner:
             weight = torch.from_numpy(drawn.weight[number, mine]) / self._algorithm.batch_size
             return Replayed(items, weight, torch.from_numpy(uniform).view(size, width))
 
-        self._first = self._gradient_steps
         return (partial(gather, number) for number in range(len(drawn.slot)))
 
     def _gradient_step(

@@ -20,7 +20,7 @@ from torch import nn
 
 from slipstream import ranges
 from slipstream.algos.exploring import Exploration, LrScaling
-from slipstream.algos.q_learning import QLearning, QNetworks
+from slipstream.algos.q_learning import QLearning, QNetworks, best_following
 from slipstream.algos.replaying import Loss, Replayed
 from slipstream.nets.q_policy import QHeads, QPolicy, make_q_policy
 from slipstream.nets.trunk import Network
@@ -111,11 +111,7 @@ def categorical_loss(online: QNetworks, target: QNetworks, batch: Replayed[Trans
     """
     items = batch.items
     with torch.no_grad():
-        following = target.policy.unroll(items.next_obs)
-        chooser = online.policy if double else target.policy
-        judged = online.policy.unroll(items.next_obs) if double else following
-        best = chooser.values(judged, items.next_obs).argmax(-1)
-        probs = q_learning.chosen(following, best).exp()
+        probs = best_following(online, target, items.next_obs, double).exp()
         goal = q_learning.categorical_projection(probs, items.reward, items.discount, online.policy.head.atoms)
     log_probs = q_learning.chosen(online.policy.unroll(items.obs), items.action)
     loss = batch.mean(q_learning.cross_entropy(log_probs, goal))

@@ -7,16 +7,18 @@ from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from slipstream.algos.algorithm import Correction, anneal
 from slipstream.algos.exploring import Exploration, LrScaling, crossed, scaled_lr
 from slipstream.algos.replaying import Index, Loss, Networks, Phase, Replayed
 from slipstream.nets.q_policy import QPolicy
 from slipstream.nets.trunk import Network
+from slipstream.ops import q_learning
 from slipstream.replay.items import Transform, transitions
 from slipstream.replay.options import ReplayOptions
 from slipstream.replay.rows import Rows
+from slipstream.tree import Tree
 from slipstream.types import EnvSpec
 
 QNetworks = Networks[QPolicy, nn.Module]
@@ -89,3 +91,18 @@ class QLearning(Protocol):
     def learning_rate(self, progress: float, num_envs: int) -> float:
         """Scaled with the batch; constant, or linear to 0."""
         return anneal(scaled_lr(self.lr, self.batch_size, self.lr_scaling), progress, self.anneal_lr)
+
+
+def best_following(online: QNetworks, target: QNetworks, next_obs: Tree, double: bool) -> Tensor:
+    """What the target network says of the best action at `next_obs`: its atoms or its quantiles, float32 `[N, ...]`.
+
+    Args:
+        online: The networks that are learned.
+        target: The target networks.
+        next_obs: Tree `[N, *O]`.
+        double: Whether the online network says which action is best.
+    """
+    following = target.policy.unroll(next_obs)
+    chooser = online.policy if double else target.policy
+    judged = online.policy.unroll(next_obs) if double else following
+    return q_learning.chosen(following, chooser.values(judged, next_obs).argmax(-1))

@@ -19,7 +19,7 @@ from torch import nn
 
 from slipstream import ranges
 from slipstream.algos.exploring import Exploration, LrScaling
-from slipstream.algos.q_learning import QLearning, QNetworks
+from slipstream.algos.q_learning import QLearning, QNetworks, best_following
 from slipstream.algos.replaying import Loss, Replayed
 from slipstream.nets.q_policy import QHeads, QPolicy, make_q_policy
 from slipstream.nets.trunk import Network
@@ -95,11 +95,7 @@ class QRDQN(QLearning):
         """Quantile Huber loss to the target's quantiles, weighted."""
         items = batch.items
         with torch.no_grad():
-            following = target.policy.unroll(items.next_obs)
-            chooser = online.policy if self.double else target.policy
-            judged = online.policy.unroll(items.next_obs) if self.double else following
-            best = chooser.values(judged, items.next_obs).argmax(-1)
-            quantiles = q_learning.chosen(following, best)
+            quantiles = best_following(online, target, items.next_obs, self.double)
             goal = q_learning.td_target(items.reward.unsqueeze(-1), items.discount.unsqueeze(-1), quantiles)
         quantiles = q_learning.chosen(online.policy.unroll(items.obs), items.action)
         loss = batch.mean(q_learning.quantile_huber_loss(quantiles, goal, self.kappa))
