@@ -1,4 +1,4 @@
-"""Ranges of the numbers that users set; the errors name the key as it is typed."""
+"""Ranges of the numbers that users set, whose errors name the key as it is typed; and when a count passes a multiple."""
 
 from __future__ import annotations
 
@@ -35,3 +35,8 @@ def between(owner: object, prefix: str, least: float, most: float, *names: str) 
         value = getattr(owner, name)
         if not least <= value <= most:
             raise ValueError(f"{prefix}{name} must be between {least} and {most}, got {value}")
+
+
+def crossed(before: float, now: float, every: int) -> bool:
+    """Whether a multiple of `every` lies in `(before, now]`; never for `every=0`. Needs no memory, so it resumes."""
+    return every > 0 and now // every > before // every

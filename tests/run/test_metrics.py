@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from slipstream.ranges import crossed
 from slipstream.run import metrics
 from slipstream.run.metrics import Metrics, Table
-from slipstream.run.progress import WINDOW, Progress, crossed
+from slipstream.run.progress import WINDOW, Progress
 from tests.run.reports import report
 
 

@@ -1,4 +1,4 @@
-"""What algorithms that learn from replays share: rates of exploration, scaling with the batch, periodic targets."""
+"""What algorithms that learn from replays share: rates of exploration, scaling with the batch."""
 
 from __future__ import annotations
 
@@ -53,8 +53,3 @@ def scaled_lr(lr: float, batch_size: int, rule: LrScaling) -> float:
     """The learning rate of a batch of 32, for one of `batch_size`."""
     power = {"none": 0.0, "sqrt": 0.5, "linear": 1.0}[rule]
     return lr * (batch_size / _USUAL_BATCH) ** power
-
-
-def crossed(before: float, now: float, every: int) -> bool:
-    """Whether a multiple of `every` lies in `(before, now]`."""
-    return now // every > before // every

@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from slipstream import ranges
 from slipstream.algos.algorithm import Correction, anneal
-from slipstream.algos.exploring import Exploration, LrScaling, crossed, scaled_lr
+from slipstream.algos.exploring import Exploration, LrScaling, scaled_lr
 from slipstream.algos.replaying import Index, Loss, Networks, Phase, Replayed
 from slipstream.nets.q_policy import QPolicy
 from slipstream.nets.trunk import Network
@@ -82,7 +83,7 @@ class QLearning(Protocol):
 
     def target_mix(self, gradient_step: int, before: float, now: float) -> float:
         """Tau, every `target_every` collected steps."""
-        return self.tau if crossed(before, now, self.target_every) else 0.0
+        return self.tau if ranges.crossed(before, now, self.target_every) else 0.0
 
     def exploration_rates(self, steps: int, num_envs: int) -> NDArray[np.float32]:
         """Epsilon of every slot."""

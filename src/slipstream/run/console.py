@@ -12,7 +12,8 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from slipstream.run.progress import WINDOW, Mark, Progress, crossed, spread
+from slipstream.ranges import crossed
+from slipstream.run.progress import WINDOW, Mark, Progress, spread
 from slipstream.types import Report
 
 _PLAIN_LINES = 20

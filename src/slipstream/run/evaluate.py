@@ -13,7 +13,8 @@ import torch
 from slipstream import dice, slab
 from slipstream.envs import EnvError
 from slipstream.nets.policy import Policy
-from slipstream.run.progress import Progress, Spread, crossed, spread
+from slipstream.ranges import crossed
+from slipstream.run.progress import Progress, Spread, spread
 from slipstream.types import Envs, Report
 
 SLOTS = 10

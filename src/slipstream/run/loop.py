@@ -25,6 +25,7 @@ from torch import nn
 
 from slipstream.envs import EnvError, make_envs
 from slipstream.nets.policy import ActorCriticPolicy, Policy
+from slipstream.ranges import crossed
 from slipstream.run import checkpoint, metrics
 from slipstream.run.checkpoint import Checkpoint, CheckpointError
 from slipstream.run.config import CALLABLE, Config
@@ -33,7 +34,7 @@ from slipstream.run.directory import RunDirectory, create
 from slipstream.run.evaluate import Evaluator, slots
 from slipstream.run.metrics import Metrics
 from slipstream.run.presets import spelled_out
-from slipstream.run.progress import Observer, Progress, crossed
+from slipstream.run.progress import Observer, Progress
 from slipstream.run.settings import ConfigError
 from slipstream.run.signals import Interrupted, Signals
 from slipstream.run.training import Training

@@ -32,7 +32,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from slipstream.run.progress import Mark, Progress, crossed, spread
+from slipstream.ranges import crossed
+from slipstream.run.progress import Mark, Progress, spread
 from slipstream.types import Report
 
 CLOCK = ("time/", "wait/")

@@ -52,11 +52,6 @@ def spread(values: Any) -> Spread:
     return Spread(float(array.mean()), float(array.std()), float(array.min()), float(array.max()))
 
 
-def crossed(before: int, now: int, every: int) -> bool:
-    """Whether a multiple of `every` lies in `(before, now]`; never for `every=0`. Needs no memory, so it resumes."""
-    return every > 0 and now // every > before // every
-
-
 class Progress:
     """The first observer: what all others read.
 
