@@ -1,4 +1,4 @@
-"""Ranges of the numbers that users set, whose errors name the key as it is typed; and when a count passes a multiple."""
+"""Ranges of the numbers that users set, whose errors name the key as typed; and when a count passes a multiple."""
 
 from __future__ import annotations
 
