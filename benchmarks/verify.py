@@ -1,4 +1,4 @@
-"""The determinism contract in a table: algorithms x schedules x environments x lanes, each under seven placements.
+"""The determinism contract in a table: algorithms x schedules x environments x lanes x seven placements.
 
     python benchmarks/verify.py [--updates 20] [--delay 0.002] [--only TEXT] [--output benchmarks/results/verify.json]
 
@@ -36,6 +36,21 @@ ENVS: dict[str, dict[str, Any]] = {
 }
 LANES = (1, 2, 4, 8)
 SLOTS, ROWS = 8, 8
+SMALL = {"algo.replay.learning_starts": 100, "algo.replay.capacity": 2_000, "algo.batch_size": 32}
+REPLAYS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "dqn": ("dqn", "CartPole-v1", {**SMALL, "placement.env_workers": 2}),
+    "dqn, images": ("dqn", "ALE/Pong-v5", {**SMALL, "net.torso": "nips_cnn"}),
+    "rainbow": ("rainbow", "CartPole-v1", {**SMALL, "placement.env_workers": 2}),
+    "rainbow, images": ("rainbow", "ALE/Pong-v5", {**SMALL, "net.torso": "nips_cnn"}),
+    "r2d2": ("r2d2", "CartPole-v1", {**SMALL, "algo.burn_in": 8, "algo.length": 16, "placement.env_workers": 2}),
+    "sac": ("sac", "Pendulum-v1", {**SMALL, "placement.env_workers": 2}),
+    "td3": ("td3", "Pendulum-v1", {**SMALL, "placement.env_workers": 2}),
+    "appo with replay": (
+        "appo",
+        "ALE/Pong-v5",
+        {"algo.epochs": 2, "algo.batch_size": 32, "algo.replay.proportion": 1.0, "net.torso": "nips_cnn"},
+    ),
+}
 
 
 def cells() -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -51,6 +66,10 @@ def cells() -> Iterator[tuple[str, str, dict[str, Any]]]:
                         algo,
                         {"env": env, **size, **env_settings, **settings},
                     )
+    for name, (algo, env, settings) in REPLAYS.items():
+        for schedule in ("sync", "concurrent"):
+            size = {"num_envs": SLOTS, "unroll": ROWS, "lanes": 2, "schedule": schedule}
+            yield f"{name}, {schedule}, {env}, 2 lanes", algo, {"env": env, **size, **settings}
 
 
 def main() -> None:

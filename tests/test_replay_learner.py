@@ -143,6 +143,18 @@ def test_batches_are_shared_out_or_refused(learner: Callable[..., ReplayLearner]
         learner(DQN(batch_size=8, replay=SMALL), 3)
 
 
+def test_a_replay_that_never_holds_a_batch_is_refused(learner: Callable[..., ReplayLearner]) -> None:
+    """40 rows are 9 in each of 4 slots, which leaves 8: the observation after the last one needs a place as well."""
+    small = replace(SMALL, capacity=40)
+    message = r"algo.replay.capacity=40 keeps no more than 32 windows, and algo.batch_size=33 are wanted at once"
+    with pytest.raises(ValueError, match=message):
+        learner(DQN(batch_size=33, replay=small))
+    student = learner(DQN(batch_size=32, replay=small))
+    for each in slabs(student, 8):
+        metrics = student.step(each)
+    assert metrics["train/gradient_steps"] > 10
+
+
 def targets(student: ReplayLearner) -> dict[str, torch.Tensor]:
     """Parameters of the target networks, by the names of those that they follow."""
     tensors = student.state()[0]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 
 def at_least(owner: object, prefix: str, least: float, *names: str) -> None:
     """Refuses fields of `owner` below `least`, or not a number.
@@ -35,6 +37,21 @@ def between(owner: object, prefix: str, least: float, most: float, *names: str) 
         value = getattr(owner, name)
         if not least <= value <= most:
             raise ValueError(f"{prefix}{name} must be between {least} and {most}, got {value}")
+
+
+def finite(owner: object, prefix: str, *names: str) -> None:
+    """Refuses fields that are infinite or not a number; otherwise as `at_least`."""
+    for name in names:
+        value = getattr(owner, name)
+        if not math.isfinite(value):
+            raise ValueError(f"{prefix}{name} must be a finite number, got {value}")
+
+
+def ordered(owner: object, prefix: str, low: str, high: str) -> None:
+    """Refuses the field `low` unless both are finite and it is below `high`; otherwise as `at_least`."""
+    finite(owner, prefix, low, high)
+    if not getattr(owner, low) < getattr(owner, high):
+        raise ValueError(f"{prefix}{low}={getattr(owner, low)} must be below {prefix}{high}={getattr(owner, high)}")
 
 
 def crossed(before: float, now: float, every: int) -> bool:

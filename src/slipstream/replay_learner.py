@@ -71,6 +71,11 @@ class ReplayLearner:
                 f"algo.batch_size={algorithm.batch_size} does not share out equally over {shards} shards; use "
                 f"{algorithm.batch_size // shards * shards or shards} or {-(-algorithm.batch_size // shards) * shards}"
             )
+        if windows.most < algorithm.batch_size:
+            raise ValueError(
+                f"algo.replay.capacity={algorithm.replay.capacity} keeps no more than {windows.most} windows, and "
+                f"algo.batch_size={algorithm.batch_size} are wanted at once; raise the one or lower the other"
+            )
         self.policy = networks.policy
         self.version = self.steps = 0
         self._algorithm, self._networks, self._windows = algorithm, networks, windows
@@ -210,7 +215,8 @@ class ReplayLearner:
             slots, rows = drawn.slot[number, mine], drawn.row[number, mine]
             items = self._algorithm.gather(self._windows.rows, slots, rows, self._reward)
             weight = torch.from_numpy(drawn.weight[number, mine]) / self._algorithm.batch_size
-            return Replayed(items, weight, torch.from_numpy(uniform).view(size, width))
+            share = 1.0 / self._algorithm.batch_size
+            return Replayed(items, weight, torch.from_numpy(uniform).view(size, width), share)
 
         return (partial(gather, number) for number in range(len(drawn.slot)))
 
@@ -244,8 +250,11 @@ class ReplayLearner:
         """Draws the noise of noisy layers anew: for every gradient, and for the acting of every version."""
         if not self.policy.noise_width:
             return
-        number = self._gradient_steps if role == "learn" else self.version
-        for index, policy in enumerate((self.policy, self._target.policy)):
+        if role == "learn":
+            number, policies = self._gradient_steps, (self.policy, self._target.policy)
+        else:
+            number, policies = self.version, (self.policy,)
+        for index, policy in enumerate(policies):
             uniform = dice.uniform(dice.keys(self._seed, f"noise {role}", [index]), number, 1, policy.noise_width)
             policy.renoise(torch.from_numpy(uniform[0, 0]))
 

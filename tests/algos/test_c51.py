@@ -57,8 +57,8 @@ def oracle(
         log_p = online.unroll(shown.seen(slot, start))[0, int(shown.action[start, slot])]
         total = total - weight * (torch.tensor(m) * log_p).sum()
         divergence = sum(m_i * (math.log(m_i) - log_p_i) for m_i, log_p_i in zip(m, log_p.tolist(), strict=True) if m_i)
-        q_mean += weight * q(log_p.tolist())
-        kl += weight * divergence
+        q_mean += q(log_p.tolist()) / len(drawn.slots)
+        kl += divergence / len(drawn.slots)
         errors.append(divergence)
         targets.append(m)
     metrics = {"loss": torch.tensor(total.item()), "q_mean": torch.tensor(q_mean), "kl": torch.tensor(kl)}

@@ -48,8 +48,8 @@ def oracle(algorithm: DQN, online: QPolicy, target: QPolicy, shown: Past, drawn:
         bound = algorithm.huber_delta
         huber = 0.5 * delta**2 if abs(delta.item()) <= bound else bound * (delta.abs() - 0.5 * bound)
         total = total + weight * huber
-        q_mean += weight * q.item()
-        td_error += weight * abs(delta.item())
+        q_mean += q.item() / len(drawn.slots)
+        td_error += abs(delta.item()) / len(drawn.slots)
         errors.append(delta.item())
     metrics = {"loss": total.item(), "q_mean": q_mean, "td_error": td_error}
     return Loss(total, {name: torch.tensor(value) for name, value in metrics.items()}, torch.tensor(errors))

@@ -50,9 +50,9 @@ def oracle(algorithm: QRDQN, online: QPolicy, target: QPolicy, shown: Past, draw
                     size = 0.5 * u**2 / kappa if size.item() <= kappa else size - 0.5 * kappa
                 row = row + abs(tau - (u.item() < 0)) * size / algorithm.quantiles
         total = total + weight * row
-        q_mean += weight * mean(theta.tolist())
+        q_mean += mean(theta.tolist()) / len(drawn.slots)
         errors.append(mean(y) - mean(theta.tolist()))
-        td_error += weight * abs(errors[-1])
+        td_error += abs(errors[-1]) / len(drawn.slots)
     metrics = {"loss": total.item(), "q_mean": q_mean, "td_error": td_error}
     return Loss(total, {name: torch.tensor(value) for name, value in metrics.items()}, torch.tensor(errors))
 

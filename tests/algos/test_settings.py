@@ -8,8 +8,9 @@ from dataclasses import replace
 
 import pytest
 
-from slipstream.algos import A2C, APPO, IMPALA, PPO
+from slipstream.algos import A2C, APPO, C51, IMPALA, PPO, SAC, Rainbow
 from slipstream.nets.trunk import Network
+from slipstream.replay.options import ReplayOptions
 
 SHARED = [
     ("lr", -1.0, "algo.lr must be at least 0, got -1.0"),
@@ -97,6 +98,27 @@ def test_ranges_of_a2c() -> None:
 def test_ranges_of_the_network(name: str, value: object, message: str) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         replace(Network(), **{name: value})
+
+
+@pytest.mark.parametrize("algorithm", [C51(), Rainbow()], ids=["c51", "rainbow"])
+@pytest.mark.parametrize(
+    ("low", "high", "message"),
+    [
+        (1.0, 1.0, "algo.v_min=1.0 must be below algo.v_max=1.0"),
+        (math.nan, 1.0, "algo.v_min must be a finite number, got nan"),
+        (0.0, math.inf, "algo.v_max must be a finite number, got inf"),
+    ],
+)
+def test_ranges_of_atoms(algorithm: C51 | Rainbow, low: float, high: float, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        replace(algorithm, v_min=low, v_max=high)
+
+
+def test_a_target_entropy_and_a_ratio_are_finite() -> None:
+    with pytest.raises(ValueError, match=r"^algo\.target_entropy must be a finite number, got -inf$"):
+        SAC(target_entropy=-math.inf)
+    with pytest.raises(ValueError, match=r"^algo\.replay\.ratio must be a finite number, got inf$"):
+        ReplayOptions(ratio=math.inf)
 
 
 def test_the_ends_of_the_ranges_are_allowed() -> None:

@@ -148,7 +148,7 @@ def training(reward: Tensor) -> Tensor:
 def gathered(algorithm: ReplayAlgorithm, shown: Past, drawn: Draw, picks: slice = slice(None)) -> Replayed[Any]:
     """A shard."""
     items = algorithm.gather(shown.rows, drawn.slots[picks], drawn.starts[picks], training)
-    return Replayed(items, drawn.weight[picks], drawn.dice[picks])
+    return Replayed(items, drawn.weight[picks], drawn.dice[picks], 1 / N)
 
 
 def networks(

@@ -50,6 +50,12 @@ def test_exactly_the_whole_windows_are_drawn(seed: int, slabs: int, shape: tuple
     assert counts.max() < 2 * len(pairs) / len(wanted), "new windows are equally likely, under both rules"
 
 
+@pytest.mark.parametrize(("stride", "span"), [(1, 1), (1, 3), (2, 4)])
+def test_the_most_windows_are_those_of_a_full_replay(stride: int, span: int) -> None:
+    counts = [filled(5, slabs, 2, stride, span, 0.0).count for slabs in range(20)]
+    assert max(counts) == filled(5, 0, 2, stride, span, 0.0).most
+
+
 def test_draws_follow_the_errors_that_windows_were_given() -> None:
     windows = filled(3, 5, 2, 1, 1, 0.5)
     generator = np.random.default_rng(1)

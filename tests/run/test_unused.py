@@ -17,9 +17,16 @@ DISCRETE, CONTINUOUS = spaces.Discrete(3), spaces.Box(-1.0, 1.0, (2,))
 
 
 def _lines(
-    env: str, family: str, obs: Any, actions: Any, changes: dict[str, Any], torso: bool = False, policy: bool = False
+    env: str,
+    family: str,
+    obs: Any,
+    actions: Any,
+    changes: dict[str, Any],
+    torso: bool = False,
+    policy: bool = False,
+    algo: str = "ppo",
 ) -> list[str]:
-    config = configure("ppo", env, changes)
+    config = configure(algo, env, changes)
     spec = EnvSpec(env, obs, actions, num_envs=config.num_envs, family=family)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -101,6 +108,18 @@ def test_parts_of_ones_own() -> None:
     ]
     assert _cartpole({"net.hidden": [7], "net.core": "gru"}, policy=True) == [
         "no effect: net.hidden=(7,), net.core=gru (the policy is your own)"
+    ]
+
+
+def test_networks_of_algorithms_with_a_replay() -> None:
+    changes = {"net.share_torso": False, "net.log_std_init": -1.0}
+    own = "networks of its own for policy and values"
+    assert _lines("HalfCheetah-v5", "mujoco", VECTOR, CONTINUOUS, changes, algo="sac") == [
+        f"no effect: net.share_torso=False, net.log_std_init=-1.0 (sac has {own})"
+    ]
+    assert _lines("CartPole-v1", "classic", VECTOR, DISCRETE, changes, algo="dqn") == [
+        "no effect: net.log_std_init=-1.0 (the actions of CartPole-v1 are not continuous)",
+        "no effect: net.share_torso=False (there is one network, that of Q)",
     ]
 
 

@@ -85,8 +85,7 @@ class C51(QLearning):
         ranges.at_least(self, "algo.", 1, "n_step", "batch_size", "target_every")
         ranges.above(self, "algo.", 0, "max_grad_norm")
         ranges.at_least(self, "algo.", 2, "atoms")
-        if self.v_min >= self.v_max:
-            raise ValueError(f"algo.v_min={self.v_min} must be below algo.v_max={self.v_max}")
+        ranges.ordered(self, "algo.", "v_min", "v_max")
         ranges.between(self, "algo.", 0, 1, "gamma", "tau")
 
     def make_policy(self, spec: EnvSpec, network: Network, torso: nn.Module | None, seed: int) -> QPolicy:
@@ -117,4 +116,4 @@ def categorical_loss(online: QNetworks, target: QNetworks, batch: Replayed[Trans
     loss = batch.mean(q_learning.cross_entropy(log_probs, goal))
     error = q_learning.categorical_kl(log_probs.detach(), goal)
     q = log_probs.detach().exp() @ online.policy.head.atoms
-    return Loss(loss, {"loss": loss.detach(), "q_mean": batch.mean(q), "kl": batch.mean(error)}, error)
+    return Loss(loss, {"loss": loss.detach(), "q_mean": batch.average(q), "kl": batch.average(error)}, error)

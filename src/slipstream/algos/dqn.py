@@ -102,5 +102,5 @@ class DQN(QLearning):
         q = q_learning.chosen(online.policy.unroll(items.obs), items.action)
         error = goal - q
         loss, error = batch.mean(q_learning.huber(error, self.huber_delta)), error.detach()
-        metrics = {"loss": loss.detach(), "q_mean": batch.mean(q.detach()), "td_error": batch.mean(error.abs())}
+        metrics = {"loss": loss.detach(), "q_mean": batch.average(q.detach()), "td_error": batch.average(error.abs())}
         return Loss(loss, metrics, error)

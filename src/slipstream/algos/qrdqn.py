@@ -101,5 +101,5 @@ class QRDQN(QLearning):
         loss = batch.mean(q_learning.quantile_huber_loss(quantiles, goal, self.kappa))
         q = quantiles.detach().mean(-1)
         error = goal.mean(-1) - q
-        metrics = {"loss": loss.detach(), "q_mean": batch.mean(q), "td_error": batch.mean(error.abs())}
+        metrics = {"loss": loss.detach(), "q_mean": batch.average(q), "td_error": batch.average(error.abs())}
         return Loss(loss, metrics, error)

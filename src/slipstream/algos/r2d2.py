@@ -139,8 +139,8 @@ class R2D2(QLearning):
         error = error.detach()
         metrics = {
             "loss": loss.detach(),
-            "q_mean": batch.mean((q.detach() * valid).sum(0) / valid.sum(0).clamp(min=1)),
-            "td_error": batch.mean(error.abs().mean(0)),
+            "q_mean": batch.average((q.detach() * valid).sum(0) / valid.sum(0).clamp(min=1)),
+            "td_error": batch.average(error.abs().mean(0)),
         }
         return Loss(loss, metrics, q_learning.sequence_priority(error, valid, self.eta))
 

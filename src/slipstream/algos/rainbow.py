@@ -90,8 +90,7 @@ class Rainbow(QLearning):
         ranges.at_least(self, "algo.", 1, "n_step", "batch_size", "target_every")
         ranges.above(self, "algo.", 0, "max_grad_norm")
         ranges.at_least(self, "algo.", 2, "atoms")
-        if self.v_min >= self.v_max:
-            raise ValueError(f"algo.v_min={self.v_min} must be below algo.v_max={self.v_max}")
+        ranges.ordered(self, "algo.", "v_min", "v_max")
         ranges.between(self, "algo.", 0, 1, "gamma", "tau")
 
     def make_policy(self, spec: EnvSpec, network: Network, torso: nn.Module | None, seed: int) -> QPolicy:

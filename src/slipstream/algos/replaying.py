@@ -59,15 +59,21 @@ class Replayed(Generic[ItemT]):
         items: The windows, as the algorithm gathers them; N of them.
         weight: float32 `[N]`, importance weights over the number of windows in the whole batch.
         dice: float32 `[N, D]`, uniform in `[0, 1)`, for losses that draw; the same for all phases.
+        share: One over the number of windows in the whole batch.
     """
 
     items: ItemT
     weight: Tensor
     dice: Tensor
+    share: float
 
     def mean(self, rows: Tensor) -> Tensor:
         """This shard's part of the weighted mean of `rows[N]` over the batch, a scalar."""
         return (rows * self.weight).sum()
+
+    def average(self, rows: Tensor) -> Tensor:
+        """This shard's part of the plain mean of `rows[N]`, or of one value for all, over the batch; for metrics."""
+        return self.share * rows.expand(len(self.weight)).sum()
 
 
 class Loss(NamedTuple):

@@ -90,6 +90,8 @@ class SAC(ContinuousControl):
         ranges.at_least(self, "algo.", 1, "n_step", "batch_size", "critics")
         ranges.above(self, "algo.", 0, "alpha", "max_grad_norm")
         ranges.between(self, "algo.", 0, 1, "gamma", "tau")
+        if self.target_entropy is not None:
+            ranges.finite(self, "algo.", "target_entropy")
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -116,7 +118,7 @@ class SAC(ContinuousControl):
     def critic_loss(
         self, online: SoftNetworks, target: SoftNetworks, batch: Replayed[Transitions], progress: float
     ) -> Loss:
-        """sum_i 0.5 (y - Q_i(o, a))^2, weighted; the errors are those of the critics' mean."""
+        """sum_i 0.5 (y - Q_i(o, a))^2, weighted; the priorities are the mean of |y - Q_i|."""
         items, actor = batch.items, online.policy
         with torch.no_grad():
             action, log_prob = _draw(actor, items.next_obs, batch.dice, 0)
@@ -126,8 +128,8 @@ class SAC(ContinuousControl):
         q = online.critic.critics(actor.normalised(items.obs), items.action)
         error = goal - q
         loss = batch.mean(0.5 * error.square().sum(0))
-        metrics = {"critic_loss": loss.detach(), "q_mean": batch.mean(q.detach().mean(0))}
-        return Loss(loss, metrics, error.detach().mean(0))
+        metrics = {"critic_loss": loss.detach(), "q_mean": batch.average(q.detach().mean(0))}
+        return Loss(loss, metrics, error.detach().abs().mean(0))
 
     def actor_loss(
         self, online: SoftNetworks, target: SoftNetworks, batch: Replayed[Transitions], progress: float
@@ -137,7 +139,7 @@ class SAC(ContinuousControl):
         action, log_prob = _draw(actor, obs, batch.dice, 1)
         q = online.critic.critics(actor.normalised(obs), action).amin(0)
         loss = batch.mean(continuous.soft_actor_loss(log_prob, q, online.critic.temperature().detach()))
-        return Loss(loss, {"actor_loss": loss.detach(), "entropy": -batch.mean(log_prob.detach())})
+        return Loss(loss, {"actor_loss": loss.detach(), "entropy": -batch.average(log_prob.detach())})
 
     def temperature_loss(
         self, online: SoftNetworks, target: SoftNetworks, batch: Replayed[Transitions], progress: float
@@ -148,8 +150,7 @@ class SAC(ContinuousControl):
             action, log_prob = _draw(online.policy, batch.items.obs, batch.dice, 2)
         entropy = -float(action[0].numel()) if self.target_entropy is None else self.target_entropy
         loss = batch.mean(continuous.temperature_loss(temperature.log_alpha, log_prob, entropy))
-        share = batch.mean(torch.ones_like(log_prob))
-        return Loss(loss, {"ent_coef": share * temperature().detach(), "ent_coef_loss": loss.detach()})
+        return Loss(loss, {"ent_coef": batch.average(temperature().detach()), "ent_coef_loss": loss.detach()})
 
 
 def _draw(actor: GaussianActor, obs: Tree, dice: Tensor, which: int) -> tuple[Tensor, Tensor]:

@@ -110,7 +110,7 @@ class TD3(ContinuousControl):
         batch: Replayed[Transitions],
         progress: float,
     ) -> Loss:
-        """sum_i 0.5 (y - Q_i(o, a))^2, weighted; the errors are those of the critics' mean."""
+        """sum_i 0.5 (y - Q_i(o, a))^2, weighted; the priorities are the mean of |y - Q_i|."""
         return critic_loss(online, target, batch, self.target_noise, self.target_noise_clip)
 
     def _delayed(self, gradient_step: int) -> bool:
@@ -136,8 +136,8 @@ def critic_loss(
     q = online.critic(actor.normalised(items.obs), items.action)
     error = goal - q
     loss = batch.mean(0.5 * error.square().sum(0))
-    metrics = {"critic_loss": loss.detach(), "q_mean": batch.mean(q.detach().mean(0))}
-    return Loss(loss, metrics, error.detach().mean(0))
+    metrics = {"critic_loss": loss.detach(), "q_mean": batch.average(q.detach().mean(0))}
+    return Loss(loss, metrics, error.detach().abs().mean(0))
 
 
 def actor_loss(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -62,8 +61,7 @@ class Network:
             raise ValueError(f"net.hidden must be sizes of at least 1, got {self.hidden}")
         ranges.at_least(self, "net.", 1, "core_size")
         ranges.at_least(self, "net.", 0, "latent")
-        if not math.isfinite(self.log_std_init):
-            raise ValueError(f"net.log_std_init must be a finite number, got {self.log_std_init}")
+        ranges.finite(self, "net.", "log_std_init")
 
 
 class Encoded(NamedTuple):

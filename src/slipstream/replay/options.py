@@ -32,6 +32,7 @@ class ReplayOptions:
         ranges.at_least(self, "algo.replay.", 1, "capacity")
         ranges.at_least(self, "algo.replay.", 0, "learning_starts", "alpha")
         ranges.above(self, "algo.replay.", 0, "ratio")
+        ranges.finite(self, "algo.replay.", "ratio")
         ranges.between(self, "algo.replay.", 0, 1, "beta")
 
 

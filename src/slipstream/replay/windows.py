@@ -77,6 +77,11 @@ class Windows:
             self._priorities.remove(self._item(slots, self._end[slots] - 1))
 
     @property
+    def most(self) -> int:
+        """The greatest number of windows that are ever there."""
+        return self.rows.slots * ((self.rows.kept - self._span) // self._stride)
+
+    @property
     def count(self) -> int:
         """Windows that are there, those that begin with a dead row included."""
         return int(np.maximum(self._end - self._begin, 0).sum())

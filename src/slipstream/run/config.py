@@ -35,6 +35,18 @@ _HYPERPARAMETERS = {
     "update_epochs": "epochs",
     "clip_coef": "clip_range",
     "norm_adv": "normalize_advantage",
+    "buffer_size": "replay.capacity",
+    "learning_starts": "replay.learning_starts",
+    "start_e": "exploration.initial",
+    "exploration_initial_eps": "exploration.initial",
+    "end_e": "exploration.final",
+    "exploration_final_eps": "exploration.final",
+    "target_update_interval": "target_every",
+    "target_network_frequency": "target_every",
+    "policy_frequency": "policy_delay",
+    "policy_noise": "target_noise",
+    "target_policy_noise": "target_noise",
+    "noise_clip": "target_noise_clip",
 }
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from slipstream import tree
-from slipstream.run.config import Config
+from slipstream.run.config import Config, override
 from slipstream.run.machine import cores
 from slipstream.run.training import Training
 from slipstream.types import EnvSpec
@@ -34,7 +34,7 @@ class Stages:
         infer: The forwards that acting takes, at the shape of one lane: T+1 per T rows where the policy has extras
             (values), whose last row is the bootstrap.
         learn: All gradients, the sum over shards, the optimiser; and the forward of the target policy, if the schedule
-            has rows of older ones and the algorithm asks for it.
+            has rows of older ones and the algorithm asks for it. With a replay: taking rows in, drawing, gathering too.
         cores: Cores that the process may use.
         gpu: Whether the networks run on a GPU.
     """
@@ -74,6 +74,8 @@ def measure(config: Config, seconds: float = 3.0) -> Stages:
     if config.placement.env_workers:
         raise ValueError("the limit is measured with the environments in this process: set placement.env_workers=0")
     placement = replace(config.placement, collectors="thread")
+    if config.algo.replays:  # from the first step on
+        config = override(config, {"algo.replay.learning_starts": 0})
     training = Training(replace(config, schedule="sync", placement=placement))
     try:
         reports = iter(training)
@@ -114,6 +116,9 @@ def measure(config: Config, seconds: float = 3.0) -> Stages:
             learner.step(slab)
             return valid
 
+        if config.algo.replays:
+            while not learner.step(slab)["train/gradient_steps"]:  # until there is a batch to draw
+                pass
         gpu = device.type == "cuda"
         env, infer_cost, learn_cost = (_cost(stage, seconds, gpu) for stage in (step_lanes, infer, learn))
         return Stages(env, infer_cost, learn_cost, cores(), gpu)

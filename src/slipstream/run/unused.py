@@ -98,6 +98,9 @@ def _rules(config: Config, spec: EnvSpec, own_torso: bool, own_policy: bool) -> 
     yield Rule("net", ("core_size",), net.core == "none", "net.core is none, so that there is no memory")
     continuous = isinstance(spec.action_space, spaces.Box)
     yield Rule("net", ("log_std_init",), not continuous, f"the actions of {name} are not continuous")
+    own = f"{config.algo.name} has networks of its own for policy and values"
+    yield Rule("net", ("share_torso", "log_std_init"), config.algo.replays and continuous, own)
+    yield Rule("net", ("share_torso",), config.algo.replays and not continuous, "there is one network, that of Q")
     yield Rule("net", ("normalize_obs",), not floats, f"no observation of {name} is a vector of floats")
 
 
