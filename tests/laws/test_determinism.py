@@ -42,7 +42,6 @@ PLACEMENTS: dict[str, dict[str, Any]] = {
     "1 worker": {"workers": 1},
     "2 workers": {"workers": 2},
     "4 workers": {"workers": 4},
-    "1 env worker": {"workers": 2, "env_workers": 1},
     "2 env workers": {"workers": 1, "env_workers": 2},
     "4 env workers": {"workers": 2, "env_workers": 4},
 }

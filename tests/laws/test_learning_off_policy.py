@@ -49,9 +49,11 @@ def learned(algo: str, env: str, steps: int, settings: dict[str, Any]) -> tuple[
 @pytest.mark.parametrize(
     ("algo", "env", "schedule"),
     [
-        *((algo, "toy:catch", "concurrent") for algo in ("ppo", "a2c", "appo")),
+        ("a2c", "toy:catch", "concurrent"),
         ("impala", "toy:catch", "async"),
+        pytest.param("ppo", "toy:catch", "concurrent", marks=pytest.mark.slow),
         pytest.param("impala", "toy:catch", "concurrent", marks=pytest.mark.slow),
+        pytest.param("appo", "toy:catch", "concurrent", marks=pytest.mark.slow),
         pytest.param("appo", "toy:catch", "async", marks=pytest.mark.slow),
         *((algo, "toy:chain", "concurrent") for algo in ("appo", "impala")),
         *((algo, "toy:bandit", "sync") for algo in ("appo", "impala")),

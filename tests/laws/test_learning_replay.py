@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from typing import Any
 
 import pytest
@@ -11,7 +10,7 @@ from slipstream.run.evaluate import evaluate
 from slipstream.run.loop import evaluation_envs
 from slipstream.run.presets import configure
 from slipstream.run.training import Training
-from tests.laws.test_learning import final_return, reaches
+from tests.laws.test_learning import final_return, reaches, succeeds
 
 SMALL = {"net.hidden": (32,), "placement.workers": 1, "placement.loaders": 0}
 MEMORY = {
@@ -66,7 +65,7 @@ def regulator(algo: str, schedule: str, seed: int) -> float:
 
 @pytest.mark.parametrize(("algo", "schedule"), [("sac", "concurrent"), ("td3", "async"), ("ddpg", "sync")])
 def test_linear_quadratic_regulator_is_near_its_optimum(algo: str, schedule: str) -> None:
-    assert statistics.median(regulator(algo, schedule, seed) for seed in (1, 2, 3)) > -0.95
+    assert succeeds(lambda seed: regulator(algo, schedule, seed) > -0.95)
 
 
 @pytest.mark.slow
