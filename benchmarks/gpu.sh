@@ -4,7 +4,9 @@
 #   schedules   the same of all schedules, side by side
 #   verify      the bits: other numbers of threads give the same run
 #   curves      Pong: PPO sync and concurrent, APPO async, three seeds each; `curves ppo concurrent 2` is one of them
-# Usage: benchmarks/gpu.sh [PART [ALGO SCHEDULE SEED]]      PYTHON=.venv/bin/python
+#   replays     Pong: DQN and Rainbow, one seed each
+#   ablation    Pong: the RLDM 2019 system taken apart, three seeds of the whole; `ablation --variants all` is a part
+# Usage: benchmarks/gpu.sh [PART [ARGUMENTS]]      PYTHON=.venv/bin/python
 # Results: benchmarks/results/gpu_*.json, benchmarks/results/learning/
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -25,9 +27,15 @@ curves() {
   if (($#)); then curve "$@"; return; fi
   for seed in 1 2 3; do curve ppo sync "$seed"; curve ppo concurrent "$seed"; curve appo async "$seed"; done
 }
+replays() { curve dqn sync 1; curve rainbow sync 1; }
+ablation() {
+  if (($#)); then "$python" benchmarks/ablation.py --device cuda "$@"; return; fi
+  "$python" benchmarks/ablation.py --device cuda
+  "$python" benchmarks/ablation.py --device cuda --variants all --seeds 2 3
+}
 
 case ${1:-all} in
-  all) throughput; schedules; curves; verify ;;
-  throughput | schedules | verify | curves) "$@" ;;
-  *) echo "gpu.sh: unknown part $1; expected throughput, schedules, verify or curves" >&2; exit 2 ;;
+  all) throughput; schedules; curves; replays; ablation; verify ;;
+  throughput | schedules | verify | curves | replays | ablation) "$@" ;;
+  *) echo "gpu.sh: unknown part $1; expected throughput, schedules, verify, curves, replays or ablation" >&2; exit 2 ;;
 esac

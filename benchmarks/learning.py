@@ -114,6 +114,7 @@ def main() -> None:
     parser.add_argument("--eval-episodes", type=int, default=30)
     parser.add_argument("--of", nargs="+", type=Path, default=[], metavar="RUN")
     parser.add_argument("--name", default="", help="of the variant, in the table; else algorithm, schedule, --set")
+    parser.add_argument("--table", default="", help="file of results that is added to; else the environment's")
     parser.add_argument("--replace", action="store_true", help="a run of the same name and seed in the table")
     args = parser.parse_args()
     if bool(args.of) == bool(args.env):
@@ -122,7 +123,7 @@ def main() -> None:
     left_out = 0
     for agent in agents(args):
         env = agent.config.env
-        file = FOLDER / f"{env.replace('/', '_').replace(':', '_')}.json"
+        file = FOLDER / f"{args.table or env.replace('/', '_').replace(':', '_')}.json"
         name = args.name or " ".join([agent.config.algo.name, agent.config.schedule, *args.settings])
         found = entry(agent, args.targets, args.eval_episodes)
         print(name, json.dumps({"seed": agent.config.seed, **found, "curve": len(found["curve"])}), flush=True)
