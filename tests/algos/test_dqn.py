@@ -100,7 +100,7 @@ def test_the_loss_of_shards_adds_up_to_that_of_the_batch() -> None:
 )
 def test_two_streams_send_a_scaled_gradient_into_the_trunk(algorithm: Any, heads: QHeads, scale: float) -> None:
     """Wang et al. (2016), section 4.2, by 1/sqrt(2); not in R2D2, whose trunk ends in its core."""
-    network = replace(windows.SMALL, core="lstm" if algorithm.aligned else "none")
+    network = replace(windows.SMALL, core="lstm" if isinstance(algorithm, R2D2) else "none")
     policy = algorithm.make_policy(DISCRETE, network, None, 5)
     plain = make_q_policy(DISCRETE, network, None, 5, heads)
     obs = windows.past(DISCRETE, policy).obs
@@ -182,7 +182,7 @@ def test_a_decay_of_no_steps_begins_no_sooner_than_learning() -> None:
 
 @family
 def test_evaluation_explores_by_a_rate_of_its_own(algorithm: Any) -> None:
-    network = replace(windows.SMALL, core="lstm" if algorithm.aligned else "none")
+    network = replace(windows.SMALL, core="lstm" if isinstance(algorithm, R2D2) else "none")
     policy = replace(algorithm, exploration=Exploration(evaluation=1.0)).make_policy(DISCRETE, network, None, 0)
     obs = tree.map(lambda leaf: leaf[0], windows.past(DISCRETE, policy).obs)
     act = policy.act(obs, policy.initial_state(SLOTS), torch.full((SLOTS, 2), 0.5))
@@ -213,7 +213,7 @@ def test_one_optimiser_takes_one_step_without_dice(algorithm: Any) -> None:
     for number in (0, 5):
         assert [phase.part for phase in algorithm.phases(number)] == ["policy"]
     assert algorithm.loss_dice(DISCRETE) == 0
-    assert replace(algorithm, n_step=4).span == (120 if algorithm.aligned else 4)
+    assert replace(algorithm, n_step=4).span == (120 if isinstance(algorithm, R2D2) else 4)
     assert not list(algorithm.make_critic(DISCRETE, windows.SMALL, None, 0).parameters())
     assert algorithm.replays
     assert algorithm.correction == "off_policy"
@@ -287,6 +287,6 @@ def test_the_ends_of_the_ranges_are_allowed() -> None:
 @family
 @pytest.mark.parametrize(("spec", "instead"), [(LOPSIDED, "sac, td3 or ddpg"), (windows.MANY_CHOICES, "ppo")])
 def test_other_actions_are_refused_and_what_takes_them_is_named(algorithm: Any, spec: EnvSpec, instead: str) -> None:
-    network = replace(windows.SMALL, core="lstm" if algorithm.aligned else "none")
+    network = replace(windows.SMALL, core="lstm" if isinstance(algorithm, R2D2) else "none")
     with pytest.raises(ValueError, match=f"Q-learning wants Discrete actions; use {instead}$"):
         algorithm.make_policy(spec, network, None, 0)

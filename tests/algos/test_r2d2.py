@@ -84,7 +84,7 @@ def oracle(algorithm: R2D2, online: QPolicy, target: QPolicy, shown: Past, drawn
             sizes.append(abs(y - q.item()))
             values.append(q.item())
         q_mean += sum(values) / len(values) / len(drawn.slots)
-        td_error += sum(sizes) / length / len(drawn.slots)
+        td_error += sum(sizes) / len(sizes) / len(drawn.slots)
         priorities.append(algorithm.eta * max(sizes) + (1 - algorithm.eta) * sum(sizes) / len(sizes))
     metrics = {"loss": total.item(), "q_mean": q_mean, "td_error": td_error}
     return Loss(total, {name: torch.tensor(value) for name, value in metrics.items()}, torch.tensor(priorities))
@@ -211,7 +211,7 @@ def test_without_memory_and_rescaling_it_is_double_dqn_row_by_row(burn_in: int, 
 
 
 def test_a_window_has_the_rows_of_burn_in_and_length_and_begins_an_unroll() -> None:
-    assert (USUAL.span, USUAL.aligned) == (10, True)
+    assert (USUAL.span, USUAL.stride(3)) == (10, 3)
     _, _, shown, drawn = made(USUAL)
     items = USUAL.gather(shown.rows, drawn.slots, drawn.starts, windows.training)
     assert items.reward.shape == (10, N)

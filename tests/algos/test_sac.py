@@ -363,7 +363,7 @@ def test_the_learning_rate_is_constant_or_falls_to_nothing(algorithm: Any) -> No
 @family
 def test_a_window_has_as_many_rows_as_a_return(algorithm: Any) -> None:
     assert replace(algorithm, n_step=4).span == 4
-    assert not algorithm.aligned
+    assert algorithm.stride(7) == 1
     assert algorithm.replays
     assert algorithm.correction == "off_policy"
     assert algorithm.max_lag is None

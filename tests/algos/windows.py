@@ -128,11 +128,11 @@ def past(spec: EnvSpec, policy: Policy, seed: int = 0) -> Past:
 def draw(algorithm: ReplayAlgorithm, shown: Past, spec: EnvSpec, seed: int = 0) -> Draw:
     """N different windows with weights of all sizes."""
     random = np.random.default_rng([seed, 1])
-    stride = UNROLL if algorithm.aligned else 1
+    stride = algorithm.stride(UNROLL)
     beginnings = [
         (slot, row)
         for slot, row in np.ndindex(SLOTS, ROWS)
-        if row % stride == 0 and row + algorithm.span <= ROWS and (algorithm.aligned or shown.valid[row, slot])
+        if row % stride == 0 and row + algorithm.span <= ROWS and (stride > 1 or shown.valid[row, slot])
     ]
     slots, starts = random.permutation(beginnings)[:N].astype(np.int64).T.copy()
     weight = torch.from_numpy(random.uniform(0.2, 1.0, N).astype(np.float32)) / N
@@ -244,7 +244,7 @@ def learned(
         learner = ReplayLearner(
             replace(algorithm, replay=options),
             made,
-            Windows(_replay(spec, made.policy), UNROLL if algorithm.aligned else 1, algorithm.span),
+            Windows(_replay(spec, made.policy), algorithm.stride(UNROLL), algorithm.span),
             crew,
             loader,
             num_envs=SLOTS,

@@ -20,7 +20,6 @@ class ContinuousControl(Protocol):
     correction: ClassVar[Correction] = "off_policy"
     max_lag: ClassVar[int | None] = None
     replays: ClassVar[Literal[True]] = True
-    aligned: ClassVar[bool] = False
 
     lr: float
     anneal_lr: bool
@@ -32,8 +31,12 @@ class ContinuousControl(Protocol):
 
     @property
     def span(self) -> int:
-        """As many as a return has."""
+        """Rows of a return: `n_step`."""
         return self.n_step
+
+    def stride(self, unroll: int) -> int:
+        """1: any row."""
+        return 1
 
     @property
     def optimizer_eps(self) -> float:

@@ -31,7 +31,6 @@ class QLearning(Protocol):
     correction: ClassVar[Correction] = "off_policy"
     max_lag: ClassVar[int | None] = None
     replays: ClassVar[Literal[True]] = True
-    aligned: ClassVar[bool] = False
 
     lr: float
     anneal_lr: bool
@@ -53,8 +52,12 @@ class QLearning(Protocol):
 
     @property
     def span(self) -> int:
-        """N."""
+        """Rows of a return: `n_step`."""
         return self.n_step
+
+    def stride(self, unroll: int) -> int:
+        """1: any row."""
+        return 1
 
     @property
     def optimizer_eps(self) -> float:

@@ -64,7 +64,6 @@ class R2D2(QLearning):
     """
 
     name: ClassVar[str] = "r2d2"
-    aligned: ClassVar[bool] = True
 
     lr: float = 1e-4
     anneal_lr: bool = False
@@ -97,6 +96,19 @@ class R2D2(QLearning):
     def span(self) -> int:
         """Rows of a sequence."""
         return self.burn_in + self.length
+
+    def stride(self, unroll: int) -> int:
+        """Unrolls: where they begin, the state is known.
+
+        Raises:
+            ValueError: If an unroll is longer than what is learned of a sequence.
+        """
+        if unroll > self.length:
+            raise ValueError(
+                f"r2d2's sequences begin every unroll={unroll} rows and learn algo.length={self.length} of them, so "
+                f"that some would never be learned from; use --unroll {self.length} at most, or a greater algo.length"
+            )
+        return unroll
 
     def make_policy(self, spec: EnvSpec, network: Network, torso: nn.Module | None, seed: int) -> QPolicy:
         """A recurrent network that says Q of every action.
@@ -137,10 +149,11 @@ class R2D2(QLearning):
         error = (goal - q) * valid
         loss = batch.mean(0.5 * error.square().mean(0))
         error = error.detach()
+        alive = valid.sum(0).clamp(min=1)
         metrics = {
             "loss": loss.detach(),
-            "q_mean": batch.average((q.detach() * valid).sum(0) / valid.sum(0).clamp(min=1)),
-            "td_error": batch.average(error.abs().mean(0)),
+            "q_mean": batch.average((q.detach() * valid).sum(0) / alive),
+            "td_error": batch.average(error.abs().sum(0) / alive),
         }
         return Loss(loss, metrics, q_learning.sequence_priority(error, valid, self.eta))
 

@@ -106,8 +106,6 @@ class ReplayAlgorithm(Algorithm, Protocol):
     """An algorithm that learns from a replay."""
 
     replays: ClassVar[Literal[True]]
-    aligned: ClassVar[bool]
-    """Whether windows begin where unrolls do, from the recurrent state that was stored there."""
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -132,6 +130,14 @@ class ReplayAlgorithm(Algorithm, Protocol):
     @property
     def span(self) -> int:
         """Rows of a window."""
+        ...
+
+    def stride(self, unroll: int) -> int:
+        """Rows between the beginnings of two windows: 1, or `unroll` to begin with the recurrent state stored there.
+
+        Raises:
+            ValueError: If some rows of such unrolls would never be learned from.
+        """
         ...
 
     def make_policy(self, spec: EnvSpec, network: Network, torso: nn.Module | None, seed: int) -> ExploringPolicy:

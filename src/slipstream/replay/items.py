@@ -48,7 +48,6 @@ class Sequences:
         action: `[L, N, *A]`.
         reward: float32 `[L, N]`.
         terminated: bool `[L, N]`.
-        truncated: bool `[L, N]`.
         valid: bool `[L, N]`.
         first: bool `[L+1, N]`, rows at which an episode starts, so that a recurrent state is zeroed before.
         state0: Tree `[N, ...]`, recurrent state before row 0, as it was when the row was collected.
@@ -58,7 +57,6 @@ class Sequences:
     action: Tensor
     reward: Tensor
     terminated: Tensor
-    truncated: Tensor
     valid: Tensor
     first: Tensor
     state0: Tree
@@ -107,7 +105,6 @@ def sequences(rows: Rows, slots: Index, starts: Index, length: int, transform: T
         action=rows.column("action", owners, window),
         reward=transform(rows.column("reward", owners, window)),
         terminated=rows.column("terminated", owners, window),
-        truncated=rows.column("truncated", owners, window),
         valid=valid,
         first=first,
         state0=rows.state0(slots, starts),
@@ -115,7 +112,10 @@ def sequences(rows: Rows, slots: Index, starts: Index, length: int, transform: T
 
 
 def unrolls(rows: Rows, slots: Index, starts: Index, extras: tuple[str, ...]) -> Trajectory:
-    """Whole unrolls as they were collected, N columns; row T of the extras, which nobody needs, is zero."""
+    """Whole unrolls as they were collected, N columns.
+
+    Row T of the extras is zero: what the policy that acted said there is not kept.
+    """
     window = starts + np.arange(rows.unroll)[:, None]
     owners = np.broadcast_to(slots, window.shape)
 
