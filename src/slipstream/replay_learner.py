@@ -31,8 +31,9 @@ class ReplayLearner:
 
     After `s` collected steps `floor((s - learning_starts) * ratio)` gradient steps have been taken, whatever the slabs
     that brought them; what a slab has due is taken when it has gone in, so every schedule keeps the ratio. (Where the
-    replay does not hold a batch of windows yet, they are taken when it does.) The draws of
-    an update are a function of (seed, version) and of what the slabs up to it brought.
+    replay does not hold a batch of windows yet, they are taken when it does. The steps that `load` makes a learner
+    collect first don't count.) The draws of an update are a function of (seed, version) and of what the slabs up to it
+    brought.
 
     Each gradient is the sum, in shard order, of one gradient per shard: equal parts of the batch. The learner waits for
     its crew and its loader only.
@@ -85,7 +86,7 @@ class ReplayLearner:
         self._total_steps, self._seed, self._reward = total_steps, seed, reward
         self._ratio = Fraction(algorithm.replay.ratio).limit_denominator(_LARGEST_DENOMINATOR)
         self._gradient_steps = 0
-        self._begins = algorithm.replay.learning_starts  # steps that gradient steps are counted from
+        self._begins = Fraction(algorithm.replay.learning_starts)  # steps that gradient steps are counted from
         eps = algorithm.optimizer_eps
         self._descents = {part: Descent(algorithm, _parameters(networks, part), crew, eps) for part in algorithm.parts}
         self._explore()
@@ -165,7 +166,6 @@ class ReplayLearner:
             "steps": self.steps,
             "shards": self.shards,
             "gradient_steps": self._gradient_steps,
-            "begins": self._begins,
         }
         return tensors, facts
 
@@ -185,9 +185,8 @@ class ReplayLearner:
             descent.load(f"optimizer.{part}", tensors)
         self.version, self.steps = int(facts["version"]), int(facts["steps"])
         self._gradient_steps = int(facts["gradient_steps"])
-        self._begins = int(facts["begins"])
-        if self.steps > self._begins:
-            self._begins += self._algorithm.replay.learning_starts
+        # As if all gradient steps so far had been due, and the next `learning_starts` steps were the first of all.
+        self._begins = self.steps + self._algorithm.replay.learning_starts - self._gradient_steps / self._ratio
 
     def _due(self) -> int:
         """Gradient steps that have not been taken yet; none while there is not a batch of windows."""
