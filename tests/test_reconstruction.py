@@ -55,18 +55,43 @@ def test_reconstruction_trains_encoder_and_decoder(algo: str) -> None:
     assert losses[0] > 0
 
 
-def test_without_weight_there_is_no_decoder_and_a_closed_torso_stands_still() -> None:
-    before, after, _ = state_after(2, "ppo", net__latent_from_rl=False)
+def test_without_weight_there_is_no_decoder() -> None:
+    before, after, _ = state_after(1, "ppo")
     assert not [name for name in before if name.startswith("decoder.")]
-    assert not moved(before, after, "policy.trunk")
-    assert moved(before, after, "policy.value_head")
+    assert moved(before, after, "policy.trunk")
 
 
-def test_the_torso_is_left_alone_where_both_switches_are_off() -> None:
-    changes = {"net__latent_from_rl": False, "autoencoder__shapes_encoder": False, "autoencoder__weight": 1.0}
-    before, after, _ = state_after(2, "ppo", **changes)
-    assert moved(before, after, "decoder.")
-    assert not moved(before, after, "policy.trunk")
+def test_a_decoder_that_only_watches_changes_no_bit_of_the_policy() -> None:
+    """Neither by its gradient nor by the norm that gradients are clipped at."""
+    *_, alone, _ = state_after(2, "ppo")
+    changes = {"autoencoder__shapes_encoder": False, "autoencoder__weight": 100.0}
+    before, watched, _ = state_after(2, "ppo", **changes)
+    assert moved(before, watched, "decoder.")
+    assert not moved({name: value for name, value in alone.items() if name.startswith("policy.")}, watched, "policy.")
+
+
+@pytest.mark.parametrize("algo", ["a2c", "impala"])
+def test_the_weight_is_relative_to_a_loss_of_any_scale(algo: str) -> None:
+    """Adam's steps don't depend on a factor of the whole loss; one of 64 changes no rounding."""
+    found: list[dict[str, Tensor]] = []
+    for scale in (1.0, 64.0):
+        changes = {"algo__loss_scale": scale, "algo__eps": 1e-5 * scale, "algo__max_grad_norm": float("inf")}
+        *_, after, _ = state_after(2, algo, autoencoder__weight=0.5, algo__optimizer="adam", **changes)
+        found.append({name: value for name, value in after.items() if not name.startswith("optimizer.")})
+    assert not moved(*found, "")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"autoencoder.weight": 1.0, "autoencoder.shapes_encoder": False},
+        {"autoencoder.weight": 1.0, "net.share_torso": False},
+    ],
+)
+def test_a_torso_that_nothing_trains_is_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"^net\.latent_from_rl=False "):
+        configure("ppo", "ALE/Pong-v5", {**SMALL, "net.latent_from_rl": False, **changes})
 
 
 def test_pictures_are_learned() -> None:

@@ -42,10 +42,19 @@ class Descent:
         parameters: What is learned.
         crew: Threads that differentiate the shards.
         eps: Epsilon of the rule.
+        beside: Parameters that are learned with them, whose gradient is clipped by a norm of its own.
     """
 
-    def __init__(self, algorithm: Algorithm, parameters: Sequence[nn.Parameter], crew: Crew, eps: float) -> None:
-        self.parameters = [parameter for parameter in parameters if parameter.requires_grad]
+    def __init__(
+        self,
+        algorithm: Algorithm,
+        parameters: Sequence[nn.Parameter],
+        crew: Crew,
+        eps: float,
+        beside: Sequence[nn.Parameter] = (),
+    ) -> None:
+        self._apart = [[each for each in part if each.requires_grad] for part in (parameters, beside)]
+        self.parameters = [each for part in self._apart for each in part]
         self._crew, self._max_norm = crew, algorithm.max_grad_norm
         self._optimizer = make_optimizer(algorithm.optimizer, self.parameters, lr=algorithm.lr, eps=eps)
 
@@ -68,23 +77,24 @@ class Descent:
         return Gradient(tensors, metrics, torch.cat(said) if said else None)
 
     def apply(self, gradient: Gradient, lr: float, update: int) -> Tensor:
-        """Clips by global norm and takes the step; returns the norm before clipping.
+        """Clips by global norm and takes the step; returns the norm before clipping, not counting what is beside.
 
         Raises:
-            FloatingPointError: If the norm is not finite; the parameters are unchanged.
+            FloatingPointError: If a norm is not finite; the parameters are unchanged.
         """
         for group in self._optimizer.param_groups:
             group["lr"] = lr
         for parameter, tensor in zip(self.parameters, gradient.tensors, strict=True):
             parameter.grad = tensor
-        norm = nn.utils.clip_grad_norm_(self.parameters, self._max_norm)
-        if not torch.isfinite(norm):
-            raise FloatingPointError(
-                f"the gradient of update {update} is not finite (norm {float(norm)}); parameters are unchanged. Lower "
-                "algo.lr, or look for non-finite observations or rewards"
-            )
+        norms = [nn.utils.clip_grad_norm_(part, self._max_norm) for part in self._apart if part]
+        for norm in norms:
+            if not torch.isfinite(norm):
+                raise FloatingPointError(
+                    f"the gradient of update {update} is not finite (norm {float(norm)}); parameters are unchanged. "
+                    "Lower algo.lr, or look for non-finite observations or rewards"
+                )
         self._optimizer.step()
-        return norm
+        return norms[0]
 
     def state(self, prefix: str) -> dict[str, Tensor]:
         """The optimiser's state, as `PREFIX.INDEX.NAME` by number of the parameter."""

@@ -131,7 +131,8 @@ class Learner:
         self._pace = 1.0
         self._parts = shards
         self._reconstruction = reconstruction
-        self._descent = Descent(algorithm, self._learned(policy), crew, algorithm.eps)
+        decoder = [] if reconstruction is None else list(reconstruction.decoder.parameters())
+        self._descent = Descent(algorithm, list(policy.parameters()), crew, algorithm.eps, beside=decoder)
         self._device = self._descent.parameters[0].device
         self._target = copy.deepcopy(policy) if algorithm.target_period > 1 else None
 
@@ -177,13 +178,14 @@ class Learner:
             FloatingPointError: If a gradient is not finite; the parameters are as before that minibatch.
         """
         algorithm, progress = self._algorithm, min(self.steps / self._total_steps, 1.0)
+        waited = self._loader.waited
         lr = algorithm.learning_rate(progress, self._num_envs) * self._pace
         if self._target is not None and self.version % algorithm.target_period == 0:
             copy_into(self._target, self.policy.state_dict())
         self._reward.observe(trajectory)
         whole, valid = trajectory, trajectory.valid if fresh is None else trajectory.valid & fresh
         if self._mixer is not None:
-            whole = self._mixer.mix(trajectory, dice.generator(self._seed, "replay", self.version))
+            whole = self._mixer.mix(trajectory, self.version)
             valid = torch.cat([valid, whole.valid[:, trajectory.columns :]], dim=1)
         seen, reward = replace(whole, valid=valid), self._reward(whole.reward)
         prepared = algorithm.prepare(seen, reward, partial(self._evaluate, whole))
@@ -213,6 +215,7 @@ class Learner:
         return {f"train/{name}": value for name, value in means.items()} | {
             "train/learning_rate": lr,
             "train/minibatches": float(minibatches),
+            "wait/loader_seconds": self._loader.waited - waited,
             **_ages(self.version - 1 - replayed),
         }
 

@@ -16,6 +16,7 @@ from slipstream import tree
 from slipstream.crew import Crew, Pending
 
 Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 _READY = 2
 """Batches that are ready or being gathered, per thread, while one is being learned from."""
@@ -70,6 +71,21 @@ class Loader:
         finally:
             for pending in ring:
                 pending.cancel()
+
+    def begin(self, task: Callable[[], Result]) -> Callable[[], Result]:
+        """Has a thread begin with a task; what it returns waits for the result, or does the task if there are none.
+
+        It is to be called once.
+        """
+        pending = None if self._crew is None else self._crew.start([task])
+
+        def result() -> Result:
+            start = time.perf_counter()
+            found = task() if pending is None else pending.results()[0]
+            self.waited += time.perf_counter() - start
+            return found
+
+        return result
 
     def close(self) -> None:
         """Ends the threads."""

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from slipstream import dice, slab
+from slipstream import slab
 from slipstream.algos import APPO, IMPALA
 from slipstream.algos.cloning import cloning_loss, within_region
 from slipstream.crew import Crew
@@ -83,7 +83,7 @@ def student(algorithm: APPO | IMPALA, policy: ActorCritic, shards: int = 1) -> t
         total_steps=10_000,
         seed=1,
         reward=TrainingReward("raw", rows.COLUMNS, algorithm.gamma),
-        mixer=Mixer(windows, rows.COLUMNS, algorithm.replay.proportion, extras),
+        mixer=Mixer(windows, rows.COLUMNS, algorithm.replay.proportion, extras, Loader(0, torch.device("cpu")), 1),
     )
     return made, crew
 
@@ -123,7 +123,7 @@ def test_impala_with_cloning_against_the_sum_of_its_parts() -> None:
     learner, crew = student(algorithm, policy)
     learner._mixer.store(remembered(policy, 0))
     fresh = remembered(policy, 1)
-    whole = learner._mixer.mix(fresh, dice.generator(1, "replay", 0))
+    whole = learner._mixer.mix(fresh, 0)
     again, other_crew = student(algorithm, policy)
     again._mixer.store(remembered(policy, 0))
     again.step(fresh)
@@ -163,6 +163,35 @@ def test_shards_split_the_mixed_columns(shards: int) -> None:
         single.step(remembered(one, seed))
     crew.close()
     torch.testing.assert_close(found, torch.cat([p.detach().flatten() for p in one.parameters()]), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("algorithm", [IMPALA, APPO])
+def test_rows_outside_of_the_region_spoil_no_number(algorithm: type[APPO] | type[IMPALA]) -> None:
+    size = {} if algorithm is IMPALA else {"batch_size": rows.ROWS * rows.COLUMNS, "epochs": 1}
+    replay = UnrollReplay(proportion=1.0, capacity=2_000, trust_region=0.02)
+    policy = actor()
+    learner, crew = student(algorithm(replay=replay, **size), policy)
+    for seed in range(2):
+        metrics = learner.step(remembered(policy, seed))
+        assert all(math.isfinite(float(value)) for value in metrics.values()), metrics
+        assert 0.0 < metrics["train/approx_kl"] < 10.0
+    crew.close()
+
+
+def test_advantages_are_normalised_over_the_rows_within_the_region() -> None:
+    """Those outside have none; counted as zeros they would blow up the others."""
+    policy = actor()
+    learner, crew = student(APPO(replay=UnrollReplay(1.0, capacity=2_000, trust_region=1.0)), policy)
+    fresh = remembered(policy, 0)
+    evaluation = learner._evaluate(fresh)
+    crew.close()
+    assert evaluation.kl is not None
+    bound = float(evaluation.kl[fresh.valid].quantile(0.25))
+    inside = fresh.valid & (evaluation.kl <= bound)
+    algorithm = APPO(replay=UnrollReplay(capacity=2_000, trust_region=bound))
+    advantage = algorithm.prepare(fresh, fresh.reward, lambda: evaluation).columns["advantage"]
+    assert (advantage[~inside] == 0).all()
+    assert advantage[inside].square().mean().sqrt().item() == pytest.approx(1.0, rel=1e-4)
 
 
 def test_cloning_without_replay_is_refused() -> None:

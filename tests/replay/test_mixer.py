@@ -2,10 +2,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 
+from slipstream.loader import Loader
 from slipstream.replay.mixer import REPLAYED, Mixer
 from slipstream.replay.windows import Windows
 from slipstream.types import Trajectory
@@ -15,10 +15,9 @@ from tests.replay.test_rows import made
 UNROLL = 3
 
 
-def mixer(proportion: float, columns: int = 4, unrolls: int = 8) -> Mixer:
-    return Mixer(
-        Windows(made(columns, UNROLL, columns * UNROLL * unrolls), UNROLL, UNROLL), columns, proportion, ("value",)
-    )
+def mixer(proportion: float, columns: int = 4, unrolls: int = 8, seed: int = 1, loader: Loader | None = None) -> Mixer:
+    windows = Windows(made(columns, UNROLL, columns * UNROLL * unrolls), UNROLL, UNROLL)
+    return Mixer(windows, columns, proportion, ("value",), loader or Loader(0, torch.device("cpu")), seed)
 
 
 def column(trajectory: Trajectory, number: int) -> tuple[object, ...]:
@@ -34,7 +33,7 @@ def test_every_update_has_p_replayed_unrolls_for_a_fresh_one() -> None:
     earlier, seen = set[tuple[object, ...]](), set[tuple[object, ...]]()
     for number in range(30):
         fresh = slab(streams, UNROLL)
-        got = mixed.mix(fresh, np.random.default_rng(number))
+        got = mixed.mix(fresh, number)
         replayed = 0 if number < 2 else 6
         assert got.columns == 4 + replayed
         assert [column(got, b) for b in range(4)] == [column(fresh, b) for b in range(4)]
@@ -54,29 +53,66 @@ def test_the_oldest_unrolls_make_room() -> None:
     mixed, streams = mixer(1.0, unrolls=3), [Stream(slot, 7) for slot in range(4)]
     slabs = [slab(streams, UNROLL) for _ in range(12)]
     for number, fresh in enumerate(slabs):
-        got = mixed.mix(fresh, np.random.default_rng(number))
+        got = mixed.mix(fresh, number)
         kept = {column(each, b) for each in slabs[max(0, number - 3) : number] for b in range(4)}
         assert {column(got, b) for b in range(4, got.columns)} <= kept
 
 
 def test_what_is_skipped_is_stored() -> None:
     mixed, streams = mixer(1.0), [Stream(slot, 7) for slot in range(4)]
-    assert not mixed.ready
     skipped = slab(streams, UNROLL)
     mixed.store(skipped)
-    got = mixed.mix(slab(streams, UNROLL), np.random.default_rng(0))
+    got = mixed.mix(slab(streams, UNROLL), 0)
     assert {column(got, b) for b in range(4, 8)} <= {column(skipped, b) for b in range(4)}
 
 
-def test_draws_are_a_function_of_the_generator() -> None:
-    found: list[torch.Tensor] = []
-    for seed in (1, 1, 2):
+def test_draws_are_a_function_of_seed_and_version_wherever_they_are_gathered() -> None:
+    found: list[list[torch.Tensor]] = []
+    for seed, threads in ((1, 0), (1, 2), (2, 0)):
+        loader = Loader(threads, torch.device("cpu"))
+        try:
+            mixed, streams = mixer(2.0, seed=seed, loader=loader), [Stream(slot, 7) for slot in range(4)]
+            found.append([mixed.mix(slab(streams, UNROLL), version).version for version in range(8)])
+        finally:
+            loader.close()
+    assert all(map(torch.equal, found[0], found[1]))
+    assert not all(map(torch.equal, found[0], found[2]))
+
+
+def test_a_draw_for_another_version_is_drawn_anew() -> None:
+    """As after a checkpoint was loaded."""
+    found: list[Trajectory] = []
+    for versions in (range(6), (0, 1, 2, 3, 9, 5)):
         mixed, streams = mixer(2.0), [Stream(slot, 7) for slot in range(4)]
-        for _ in range(5):
-            got = mixed.mix(slab(streams, UNROLL), np.random.default_rng(seed))
-        found.append(got.version)
-    assert torch.equal(found[0], found[1])
-    assert not torch.equal(found[0], found[2])
+        for version in versions:
+            got = mixed.mix(slab(streams, UNROLL), version)
+        found.append(got)
+    assert torch.equal(found[0].version, found[1].version)
+
+
+def test_what_is_skipped_or_restarted_meanwhile_changes_no_draw() -> None:
+    """The columns of the next update were drawn before, and nothing moves under those who gather them."""
+    found: list[Trajectory] = []
+    for threads in (0, 2):
+        loader = Loader(threads, torch.device("cpu"))
+        try:
+            mixed, streams = mixer(1.0, unrolls=3, loader=loader), [Stream(slot, 7) for slot in range(4)]
+            for version in range(3):
+                mixed.mix(slab(streams, UNROLL), version)
+            for _ in range(4):
+                mixed.store(slab(streams, UNROLL))
+            mixed.restart()
+            found.append(mixed.mix(slab(streams, UNROLL), 3))
+        finally:
+            loader.close()
+    assert [column(found[0], b) for b in range(8)] == [column(found[1], b) for b in range(8)]
+
+
+def test_a_replay_that_never_holds_enough_unrolls_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"no more than 8 unrolls, and 12 are replayed .*replay.capacity 48"):
+        mixer(3.0, unrolls=3)
+    mixed, streams = mixer(3.0, unrolls=4), [Stream(slot, 7) for slot in range(4)]
+    assert [mixed.mix(slab(streams, UNROLL), version).columns for version in range(6)] == [4, 4, 4, 16, 16, 16]
 
 
 @pytest.mark.parametrize(("proportion", "said"), [(0.3, "use 0.25"), (0.1, "use 0.25"), (1.1, "use 1.0")])
@@ -91,6 +127,6 @@ def test_a_slab_is_not_changed() -> None:
     mixed, streams = mixer(1.0), [Stream(slot, 7) for slot in range(4)]
     fresh = slab(streams, UNROLL)
     before = replace(fresh, extras=dict(fresh.extras), obs=fresh.obs.clone())
-    mixed.mix(fresh, np.random.default_rng(0))
+    mixed.mix(fresh, 0)
     assert fresh.extras.keys() == before.extras.keys()
     assert torch.equal(fresh.obs, before.obs)

@@ -106,14 +106,15 @@ class A2C:
         policy_loss = losses.policy_gradient_loss(log_prob, batch.columns["advantage"])
         value_loss = losses.value_loss(out.value, batch.columns["return"])
 
-        loss = self.loss_scale * batch.mean(policy_loss + self.vf_coef * value_loss - self.ent_coef * entropy)
+        loss = batch.mean(policy_loss + self.vf_coef * value_loss - self.ent_coef * entropy)
         with torch.no_grad():
             metrics = {
                 "policy_loss": batch.mean(policy_loss),
                 "value_loss": batch.mean(value_loss),
                 "entropy": batch.mean(entropy),
             }
-        return batch.with_auxiliary(out, loss, metrics)
+        loss, metrics = batch.with_auxiliary(out, loss, metrics)
+        return self.loss_scale * loss, metrics
 
     def learning_rate(self, progress: float, num_envs: int) -> float:
         """Scaled with the environments if asked, constant or linear to 0."""

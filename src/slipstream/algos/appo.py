@@ -144,7 +144,7 @@ class APPO:
         }
         if self.normalize_advantage:
             weight = losses.truncated_ratio(log_ratio, self.rho_pg_bar)
-            advantage = losses.normalize_advantage(advantage, valid, weight)
+            advantage = losses.normalize_advantage(advantage, valid & (weight > 0), weight)
         reference = trajectory.log_prob
         if self.surrogate == "target":
             reference = torch.maximum(target.log_prob, trajectory.log_prob - math.log(self.ratio_cap))

@@ -5,8 +5,8 @@ CLEAR (Rolnick et al., 2019) adds on replayed rows, mu being the policy that act
     clone_policy KL(mu || pi) + clone_value (V - V_mu)^2
 
 so that what was learned once is not forgotten. After LASER (Schmitt et al., 2020) rows whose KL(mu || pi) exceeds a
-bound are not learned from, since V-trace's truncated weights bias them most: their ratio counts as 0, so that neither a
-target nor a gradient comes from them.
+bound are not learned from, since V-trace's truncated weights bias them most: their ratio counts as 0, so that the
+policy gets no gradient from them and their value is its own target. The bonus for entropy counts them like all rows.
 
 Deviation: LASER's relevance has the divergence in the other direction; that of mu is what the stored rows tell of.
 """

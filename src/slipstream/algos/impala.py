@@ -51,8 +51,8 @@ class IMPALA:
         rho_pg_bar: Cap of the ratio that weighs the policy gradient.
         ent_coef: Weight of the entropy bonus (beta), per nat.
         vf_coef: Weight of the value loss 0.5 (vs - V)^2.
-        loss_scale: Factor on the whole loss, a mean over rows; the rows of an update (num_envs * unroll) turn it into
-            the paper's sum.
+        loss_scale: Factor on the whole loss, a mean over rows; the rows of an update (num_envs * unroll, and replayed
+            ones beside them) turn it into the paper's sum.
         max_grad_norm: Global norm to which the gradient is clipped.
         optimizer: Rule of the gradient step.
         eps: Epsilon of the optimiser.
@@ -114,6 +114,7 @@ class IMPALA:
         action = torch.cat([batch.action, batch.action[-1:]])
         log_prob, entropy = out.distribution.log_prob(action)[:-1], out.distribution.entropy()[:-1]
         log_ratio, kl = log_prob.detach() - batch.log_prob, None
+        moved = losses.approx_kl(log_ratio)
         if "params" in batch.columns:
             params = batch.columns["params"]
             acted = out.distribution.like(torch.cat([params, params[-1:]]))
@@ -129,17 +130,18 @@ class IMPALA:
         if self.replay.proportion:
             old_value, replayed = batch.columns["old_value"], batch.columns[REPLAYED]
             rows = rows + cloning.cloning_loss(self.replay, kl, out.value[:-1], old_value, replayed)
-        loss = self.loss_scale * batch.mean(rows)
+        loss = batch.mean(rows)
         with torch.no_grad():
             metrics = {
                 "policy_loss": batch.mean(policy_loss),
                 "value_loss": batch.mean(value_loss),
                 "entropy": batch.mean(entropy),
-                "approx_kl": batch.mean(losses.approx_kl(log_ratio)),
+                "approx_kl": batch.mean(moved),
                 "rho_mean": batch.mean(losses.truncated_ratio(log_ratio, self.rho_bar)),
                 "rho_clipped": batch.mean(losses.truncated(log_ratio, self.rho_bar)),
             }
-        return batch.with_auxiliary(out, loss, metrics)
+        loss, metrics = batch.with_auxiliary(out, loss, metrics)
+        return self.loss_scale * loss, metrics
 
     def learning_rate(self, progress: float, num_envs: int) -> float:
         """Constant, or linear to 0."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields, replace
+from functools import partial
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from slipstream import tree
+from slipstream import dice, tree
+from slipstream.loader import Loader
 from slipstream.replay.items import unrolls
 from slipstream.replay.windows import Windows
 from slipstream.tree import Tree
@@ -21,21 +23,29 @@ REPLAYED = "replayed"
 class Mixer:
     """Widens a slab of B fresh columns by p B replayed ones, then stores the fresh ones.
 
-    The replayed columns are drawn uniformly, with replacement, from what earlier slabs brought. Until p B unrolls are
-    there, slabs stay as they are. A recurrent state is that with which the unroll was collected.
+    The replayed columns are drawn uniformly, with replacement, from what earlier slabs brought, and gathered while the
+    update before is learned. Until p B unrolls are there, slabs stay as they are. A recurrent state is that with which
+    the unroll was collected.
+
+    Who waits: `mix`, `store` and `restart` for what is being gathered.
 
     Args:
         windows: Where unrolls are stored; empty.
         columns: B.
         proportion: P; p B is whole.
         extras: Names of all extras of the slabs.
+        loader: Gathers.
+        seed: The run's seed.
 
     Raises:
-        ValueError: If p B is not whole; the message names what is.
+        ValueError: If p B is not whole, or never there; the message names what is.
     """
 
-    def __init__(self, windows: Windows, columns: int, proportion: float, extras: tuple[str, ...]) -> None:
-        self._windows, self._extras = windows, extras
+    def __init__(
+        self, windows: Windows, columns: int, proportion: float, extras: tuple[str, ...], loader: Loader, seed: int
+    ) -> None:
+        self._windows, self._extras, self._loader, self._seed = windows, extras, loader, seed
+        self._ahead: tuple[int, Callable[[], Trajectory | None]] | None = None  # of which update, and what waits for it
         self.replayed = round(proportion * columns)
         if abs(self.replayed - proportion * columns) > 1e-6 or not self.replayed:
             near = max(self.replayed, 1)
@@ -43,31 +53,57 @@ class Mixer:
                 f"algo.replay.proportion={proportion} of {columns} unrolls is no whole number; use {near / columns} "
                 f"({near} replayed unrolls) or {(near + 1) / columns}"
             )
+        if windows.most < self.replayed:
+            rows = windows.rows
+            needed = (-(-self.replayed // rows.slots) + 1) * rows.unroll * rows.slots
+            raise ValueError(
+                f"a replay of {rows.kept * rows.slots:,} rows keeps no more than {windows.most} unrolls, and "
+                f"{self.replayed} are replayed in every update; use --algo.replay.capacity {needed}"
+            )
 
-    @property
-    def ready(self) -> bool:
-        """Whether there are enough unrolls to replay."""
-        return self._windows.count >= self.replayed
+    def mix(self, fresh: Trajectory, version: int) -> Trajectory:
+        """The slab with replayed columns behind its own, and the extra `REPLAYED`.
 
-    def mix(self, fresh: Trajectory, generator: np.random.Generator) -> Trajectory:
-        """The slab with replayed columns behind its own, and the extra `REPLAYED`."""
+        Args:
+            fresh: The slab.
+            version: Of the parameters that learn from it; the draw is keyed by it.
+        """
+        self._settle()
+        ahead = self._ahead
+        old = ahead[1]() if ahead is not None and ahead[0] == version else self._draw(version)
         mark = torch.zeros(fresh.rows + 1, fresh.columns)
         mixed = replace(fresh, extras={**fresh.extras, REPLAYED: mark})
-        if self.ready:
-            drawn = self._windows.draw(generator, 1, self.replayed, 0.0)
-            old = unrolls(self._windows.rows, drawn.slot[0], drawn.row[0], self._extras)
-            marked = {**old.extras, REPLAYED: torch.ones(fresh.rows + 1, self.replayed)}
-            mixed = _beside(mixed, replace(old, extras=marked))
+        if old is not None:
+            mixed = _beside(mixed, old)
         self._windows.append(fresh)
+        self._ahead = version + 1, self._loader.begin(partial(self._draw, version + 1))
         return mixed
 
     def store(self, fresh: Trajectory) -> None:
         """Stores a slab that is not learned from."""
+        self._settle()
         self._windows.append(fresh)
 
     def restart(self) -> None:
         """Says that the environments start afresh."""
+        self._settle()
         self._windows.restart()
+
+    def _draw(self, version: int) -> Trajectory | None:
+        """The replayed columns of an update; None while there are not enough unrolls."""
+        if self._windows.count < self.replayed:
+            return None
+        drawn = self._windows.draw(dice.generator(self._seed, "replay", version), 1, self.replayed, 0.0)
+        old = unrolls(self._windows.rows, drawn.slot[0], drawn.row[0], self._extras)
+        mark = torch.ones(self._windows.rows.unroll + 1, self.replayed)
+        return replace(old, extras={**old.extras, REPLAYED: mark})
+
+    def _settle(self) -> None:
+        """Waits until nobody reads the rows."""
+        if self._ahead is not None:
+            version, gathered = self._ahead
+            old = gathered()
+            self._ahead = version, lambda: old
 
 
 def _beside(one: Trajectory, other: Trajectory) -> Trajectory:

@@ -12,6 +12,7 @@ from slipstream.algos.replaying import AnyAlgorithm
 from slipstream.envs import EnvOptions
 from slipstream.nets.autoencoder import AutoEncoder
 from slipstream.nets.trunk import Network
+from slipstream.replay.options import UnrollReplay
 from slipstream.rewards import RewardTransform
 from slipstream.run import settings
 from slipstream.run.settings import ConfigError
@@ -255,8 +256,18 @@ def _covers(config: Config) -> None:
         raise ConfigError(
             f"autoencoder.weight is for actor-critics (ppo, a2c, impala, appo), not for {name}; set it to 0"
         )
-    if config.schedule == "async" and config.stale == "drop" and config.algo.replays:
-        raise ConfigError(f"{name} learns from rows of any age, there is nothing to drop; use --stale wait")
+    replayed = config.algo.replays or (isinstance(config.algo.replay, UnrollReplay) and config.algo.replay.proportion)
+    if config.schedule == "async" and config.stale == "drop" and replayed:
+        raise ConfigError(
+            f"{name} with a replay learns from rows of any age, there is nothing to drop; use --stale wait"
+        )
+    if not config.net.latent_from_rl and not (config.autoencoder.weight and config.autoencoder.shapes_encoder):
+        raise ConfigError(
+            "net.latent_from_rl=False leaves the torso to an auto-encoder, and there is none that shapes it: set "
+            "autoencoder.weight and shapes_encoder, or net.latent_from_rl true"
+        )
+    if not config.net.latent_from_rl and not config.net.share_torso:
+        raise ConfigError("net.latent_from_rl=False would leave the values' own torso untrained: set net.share_torso")
     if config.schedule == "async" and config.placement.collectors == "inline":
         raise ConfigError("schedule=async needs collectors of their own: use --placement.collectors thread or process")
 

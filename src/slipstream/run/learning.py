@@ -91,7 +91,7 @@ def _slab_learner(
         total_steps=config.total_steps,
         seed=config.seed,
         reward=TrainingReward(config.reward, config.num_envs, algo.gamma),
-        mixer=_mixer(algo.replay, config, spec, policy) if algo.replay and algo.replay.proportion else None,
+        mixer=_mixer(algo.replay, config, spec, policy, loader) if algo.replay and algo.replay.proportion else None,
         reconstruction=_reconstruction(config, spec, policy) if config.autoencoder.weight else None,
     )
     learner.check(config.unroll)
@@ -107,12 +107,13 @@ def _reconstruction(config: Config, spec: EnvSpec, policy: ActorCriticPolicy) ->
     return Reconstruction(decoder.to(next(policy.parameters()).device), config.seed)
 
 
-def _mixer(options: UnrollReplay, config: Config, spec: EnvSpec, policy: ActorCriticPolicy) -> Mixer:
+def _mixer(options: UnrollReplay, config: Config, spec: EnvSpec, policy: ActorCriticPolicy, loader: Loader) -> Mixer:
     like = slab.layout(spec, policy, config.unroll)
     extras = tuple(like["extras"])
     layout = rows.layout(like, options.capacity, spec.frame_stack, ("log_prob", "version", "state0", *extras))
     stored = rows.Rows(_allocated(layout, config, options), config.unroll, like["obs"])
-    return Mixer(Windows(stored, config.unroll, config.unroll), config.num_envs, options.proportion, extras)
+    windows = Windows(stored, config.unroll, config.unroll)
+    return Mixer(windows, config.num_envs, options.proportion, extras, loader, config.seed)
 
 
 def _replay_learner(
@@ -128,13 +129,13 @@ def _replay_learner(
     policy = algo.make_policy(spec, config.net, torso, config.seed)
     critic = algo.make_critic(spec, config.net, torso, config.seed)
     like = slab.layout(spec, policy, config.unroll)
-    names = ("state0",) if algo.aligned else ()
+    names = ("state0",) if policy.recurrent else ()
     layout = rows.layout(like, algo.replay.capacity, spec.frame_stack, names)
     stored = rows.Rows(_allocated(layout, config, algo.replay), config.unroll, like["obs"])
     return ReplayLearner(
         algo,
         Networks(policy.to(device), critic.to(device)),
-        Windows(stored, config.unroll if algo.aligned else 1, algo.span, algo.replay.alpha),
+        Windows(stored, algo.stride(config.unroll), algo.span, algo.replay.alpha),
         crew,
         loader,
         num_envs=config.num_envs,
