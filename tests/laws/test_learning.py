@@ -43,6 +43,12 @@ def reaches(enough: float, algo: str, env: str, steps: int, settings: dict[str, 
     return succeeds(lambda seed: final_return(algo, env, steps, settings, seed) >= enough)
 
 
+def usually_reaches(enough: float, algo: str, env: str, steps: int, settings: dict[str, Any]) -> bool:
+    """Whether the median of three seeds does; two that do decide it."""
+    first = [final_return(algo, env, steps, settings, seed) >= enough for seed in (1, 2)]
+    return all(first) or (any(first) and final_return(algo, env, steps, settings, 3) >= enough)
+
+
 def succeeds(trial: Callable[[int], bool]) -> bool:
     """Whether seed 1 does, or else, since other machines round otherwise, both of two more."""
     return trial(1) or (trial(2) and trial(3))
@@ -82,4 +88,4 @@ def test_memory_is_needed_and_used() -> None:
     [("ppo", "CartPole-v1", 100_000, 475), ("a2c", "CartPole-v1", 200_000, 475), ("ppo", "Acrobot-v1", 300_000, -90)],
 )
 def test_presets_of_classic_control_reach_their_targets(algo: str, env: str, steps: int, enough: float) -> None:
-    assert reaches(enough, algo, env, steps, {})
+    assert usually_reaches(enough, algo, env, steps, {})

@@ -10,7 +10,7 @@ from slipstream.run.evaluate import evaluate
 from slipstream.run.loop import evaluation_envs
 from slipstream.run.presets import configure
 from slipstream.run.training import Training
-from tests.laws.test_learning import final_return, reaches, succeeds
+from tests.laws.test_learning import final_return, reaches, succeeds, usually_reaches
 
 SMALL = {"net.hidden": (32,), "placement.workers": 1, "placement.loaders": 0}
 MEMORY = {
@@ -75,4 +75,4 @@ def test_linear_quadratic_regulator_is_near_its_optimum(algo: str, schedule: str
 )
 def test_presets_of_classic_control_reach_their_targets(algo: str, env: str, steps: int, enough: float) -> None:
     settings: dict[str, Any] = {}
-    assert reaches(enough, algo, env, steps, settings)
+    assert usually_reaches(enough, algo, env, steps, settings)

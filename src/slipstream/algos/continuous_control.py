@@ -6,9 +6,10 @@ from typing import ClassVar, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from slipstream.algos.algorithm import Correction, anneal
-from slipstream.algos.replaying import Index
+from slipstream.algos.replaying import Index, Loss, Replayed
 from slipstream.replay.items import Transform, Transitions, transitions
 from slipstream.replay.options import ReplayOptions
 from slipstream.replay.rows import Rows
@@ -58,3 +59,17 @@ class ContinuousControl(Protocol):
     def learning_rate(self, progress: float, num_envs: int) -> float:
         """Constant, or linear to 0."""
         return anneal(self.lr, progress, self.anneal_lr)
+
+
+def squared_errors(batch: Replayed[Transitions], q: Tensor, goal: Tensor) -> Loss:
+    """sum_i 0.5 (y - Q_i)^2, weighted; the priorities are the mean of |y - Q_i|.
+
+    Args:
+        batch: Its weights.
+        q: float32 `[C, N]`, of each critic.
+        goal: float32 `[N]`, y.
+    """
+    error = goal - q
+    loss = batch.mean(0.5 * error.square().sum(0))
+    metrics = {"critic_loss": loss.detach(), "q_mean": batch.average(q.detach().mean(0))}
+    return Loss(loss, metrics, error.detach().abs().mean(0))

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from slipstream import ranges
-from slipstream.algos.continuous_control import ContinuousControl
+from slipstream.algos.continuous_control import ContinuousControl, squared_errors
 from slipstream.algos.replaying import Loss, Networks, Phase, Replayed
 from slipstream.nets.continuous import Critics, GaussianActor, Temperature, make_critics, make_gaussian_actor
 from slipstream.nets.trunk import Network
@@ -126,10 +126,7 @@ class SAC(ContinuousControl):
             value = continuous.soft_value(following, online.critic.temperature(), log_prob)
             goal = q_learning.td_target(items.reward, items.discount, value)
         q = online.critic.critics(actor.normalised(items.obs), items.action)
-        error = goal - q
-        loss = batch.mean(0.5 * error.square().sum(0))
-        metrics = {"critic_loss": loss.detach(), "q_mean": batch.average(q.detach().mean(0))}
-        return Loss(loss, metrics, error.detach().abs().mean(0))
+        return squared_errors(batch, q, goal)
 
     def actor_loss(
         self, online: SoftNetworks, target: SoftNetworks, batch: Replayed[Transitions], progress: float

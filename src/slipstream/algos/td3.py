@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from slipstream import ranges
-from slipstream.algos.continuous_control import ContinuousControl
+from slipstream.algos.continuous_control import ContinuousControl, squared_errors
 from slipstream.algos.replaying import Loss, Networks, Phase, Replayed
 from slipstream.nets.continuous import Critics, DeterministicActor, make_critics, make_deterministic_actor
 from slipstream.nets.trunk import Network
@@ -134,10 +134,7 @@ def critic_loss(
         value = target.critic(actor.normalised(items.next_obs), action).amin(0)
         goal = q_learning.td_target(items.reward, items.discount, value)
     q = online.critic(actor.normalised(items.obs), items.action)
-    error = goal - q
-    loss = batch.mean(0.5 * error.square().sum(0))
-    metrics = {"critic_loss": loss.detach(), "q_mean": batch.average(q.detach().mean(0))}
-    return Loss(loss, metrics, error.detach().abs().mean(0))
+    return squared_errors(batch, q, goal)
 
 
 def actor_loss(
