@@ -290,3 +290,10 @@ def test_other_actions_are_refused_and_what_takes_them_is_named(algorithm: Any, 
     network = replace(windows.SMALL, core="lstm" if isinstance(algorithm, R2D2) else "none")
     with pytest.raises(ValueError, match=f"Q-learning wants Discrete actions; use {instead}$"):
         algorithm.make_policy(spec, network, None, 0)
+
+
+@pytest.mark.parametrize("algorithm", [DQN(), C51(), QRDQN(), Rainbow()], ids=lambda each: each.name)
+def test_a_memory_is_refused(algorithm: Any) -> None:
+    message = rf"^net\.core=gru: {algorithm.name} learns from single transitions; use --net\.core none, or r2d2"
+    with pytest.raises(ValueError, match=message):
+        algorithm.make_policy(DISCRETE, replace(windows.SMALL, core="gru"), None, 0)

@@ -20,7 +20,7 @@ from torch import nn
 
 from slipstream import ranges
 from slipstream.algos.exploring import Exploration, LrScaling
-from slipstream.algos.q_learning import QLearning, QNetworks, best_following
+from slipstream.algos.q_learning import QLearning, QNetworks, best_following, feed_forward
 from slipstream.algos.replaying import Loss, Replayed
 from slipstream.nets.q_policy import QHeads, QPolicy, make_q_policy
 from slipstream.nets.trunk import Network
@@ -92,7 +92,7 @@ class C51(QLearning):
         """A network that says the log-probabilities of all atoms of every action."""
         scale = 2.0**-0.5 if self.dueling else 1.0
         heads = QHeads("categorical", self.atoms, self.v_min, self.v_max, self.dueling, gradient_scale=scale)
-        return make_q_policy(spec, network, torso, seed, heads, self.exploration.evaluation)
+        return make_q_policy(spec, feed_forward(self.name, network), torso, seed, heads, self.exploration.evaluation)
 
     def loss(self, online: QNetworks, target: QNetworks, batch: Replayed[Transitions], progress: float) -> Loss:
         """Cross-entropy to the projected target distribution, weighted."""

@@ -22,7 +22,7 @@ from torch import nn
 
 from slipstream import ranges
 from slipstream.algos.exploring import Exploration, LrScaling
-from slipstream.algos.q_learning import QLearning, QNetworks
+from slipstream.algos.q_learning import QLearning, QNetworks, feed_forward
 from slipstream.algos.replaying import Loss, Replayed
 from slipstream.nets.q_policy import QHeads, QPolicy, make_q_policy
 from slipstream.nets.trunk import Network
@@ -87,7 +87,7 @@ class DQN(QLearning):
     def make_policy(self, spec: EnvSpec, network: Network, torso: nn.Module | None, seed: int) -> QPolicy:
         """A network that says Q of every action, with initial weights drawn from `seed`."""
         heads = QHeads(dueling=self.dueling, gradient_scale=2.0**-0.5 if self.dueling else 1.0)
-        return make_q_policy(spec, network, torso, seed, heads, self.exploration.evaluation)
+        return make_q_policy(spec, feed_forward(self.name, network), torso, seed, heads, self.exploration.evaluation)
 
     def loss(self, online: QNetworks, target: QNetworks, batch: Replayed[Transitions], progress: float) -> Loss:
         """huber(r + discount max_a' Q_target(o', a') - Q(o, a)), weighted; the errors are the priorities."""

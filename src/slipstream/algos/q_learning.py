@@ -97,6 +97,20 @@ class QLearning(Protocol):
         return anneal(scaled_lr(self.lr, self.batch_size, self.lr_scaling), progress, self.anneal_lr)
 
 
+def feed_forward(name: str, network: Network) -> Network:
+    """The network, for an algorithm that learns from single transitions.
+
+    Raises:
+        ValueError: It has a memory.
+    """
+    if network.core != "none":
+        raise ValueError(
+            f"net.core={network.core}: {name} learns from single transitions; use --net.core none, or r2d2, which has "
+            "sequences for it"
+        )
+    return network
+
+
 def best_following(online: QNetworks, target: QNetworks, next_obs: Tree, double: bool) -> Tensor:
     """What the target network says of the best action at `next_obs`: its atoms or its quantiles, float32 `[N, ...]`.
 

@@ -22,7 +22,7 @@ from torch import nn
 from slipstream import ranges
 from slipstream.algos.c51 import categorical_loss
 from slipstream.algos.exploring import Exploration, LrScaling
-from slipstream.algos.q_learning import QLearning, QNetworks
+from slipstream.algos.q_learning import QLearning, QNetworks, feed_forward
 from slipstream.algos.replaying import Loss, Replayed
 from slipstream.nets.q_policy import QHeads, QPolicy, make_q_policy
 from slipstream.nets.trunk import Network
@@ -105,7 +105,7 @@ class Rainbow(QLearning):
             self.sigma0,
             gradient_scale=2.0**-0.5 if self.dueling else 1.0,
         )
-        return make_q_policy(spec, network, torso, seed, heads, self.exploration.evaluation)
+        return make_q_policy(spec, feed_forward(self.name, network), torso, seed, heads, self.exploration.evaluation)
 
     def loss(self, online: QNetworks, target: QNetworks, batch: Replayed[Transitions], progress: float) -> Loss:
         """Cross-entropy to the projected target distribution, weighted."""
