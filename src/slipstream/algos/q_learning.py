@@ -26,7 +26,7 @@ QNetworks = Networks[QPolicy, nn.Module]
 
 
 class QLearning(Protocol):
-    """Learning from transitions of n steps, with a copied target network and epsilon-greedy exploration."""
+    """Q-learning with a target network and epsilon-greedy exploration; from transitions of n steps, unless they say more."""
 
     correction: ClassVar[Correction] = "off_policy"
     max_lag: ClassVar[int | None] = None

@@ -7,8 +7,8 @@ The paper does not say what `max_j` is taken over; here it is the batch.
 
 The tree's leaves hold `p_i^alpha`; every node above is the sum of its sixteen children, and the few nodes at the top
 have their cumulative sum beside them, where a draw begins with one binary search. A node is always computed anew from
-all of its children: its bits depend on the leaves and not on what they were before, so that a checkpoint needs the
-leaves only.
+all of its children: its bits depend on the leaves and not on what they were before, so that the
+leaves are enough to restore it.
 """
 
 from __future__ import annotations
@@ -201,7 +201,7 @@ class Proportional:
 
     Attributes:
         tree: The sum tree; its leaves are `p_i^alpha`, 0 for items that aren't there.
-        max_priority: `max_i p_i` so far, at first 1; with `tree.leaves` all that a checkpoint needs.
+        max_priority: `max_i p_i` so far, at first 1.
     """
 
     def __init__(self, capacity: int, alpha: float = 0.6, epsilon: float = 1e-6) -> None:
