@@ -26,7 +26,7 @@ QNetworks = Networks[QPolicy, nn.Module]
 
 
 class QLearning(Protocol):
-    """Q-learning with a target network and epsilon-greedy exploration; from transitions of n steps, unless they say more."""
+    """Q-learning with a target network and epsilon-greedy exploration, as a rule from transitions of n steps."""
 
     correction: ClassVar[Correction] = "off_policy"
     max_lag: ClassVar[int | None] = None
