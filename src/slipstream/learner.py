@@ -209,11 +209,10 @@ class Learner:
         if minibatches:
             self._pace = algorithm.pace(self._pace, means)
         means |= prepared.metrics
-        replayed = whole.version[:, trajectory.columns :][whole.valid[:, trajectory.columns :]]
         return {f"train/{name}": value for name, value in means.items()} | {
             "train/learning_rate": lr,
             "train/minibatches": float(minibatches),
-            **_ages(self.version - 1 - replayed),
+            **(self._mixer.ages(whole, self.version - 1) if self._mixer else {}),
         }
 
     def skip(self, trajectory: Trajectory) -> None:
@@ -314,15 +313,6 @@ class Learner:
         params = trajectory.extras.get("params")
         parts = self._crew.run([partial(evaluate, part) for part in self._shards(trajectory)])
         return Evaluation(*(torch.cat(columns, dim=1) for columns in zip(*parts, strict=True)))
-
-
-def _ages(lag: Tensor) -> dict[str, Tensor | float]:
-    """Ages of replayed rows, in updates: mean, greatest, and shares by powers of two (from 1, from 2, from 4, ...)."""
-    if not len(lag):
-        return {}
-    found: dict[str, Tensor | float] = {"lag/replayed_mean": lag.float().mean(), "lag/replayed_max": float(lag.max())}
-    counts = torch.bincount(lag.clamp(min=1).log2().long())
-    return found | {f"lag/replayed_from_{2**power}": float(count) / len(lag) for power, count in enumerate(counts)}
 
 
 def snapshot(policy: Policy, version: int) -> Weights:

@@ -35,7 +35,7 @@ class Mixer:
     """
 
     def __init__(self, windows: Windows, columns: int, proportion: float, extras: tuple[str, ...]) -> None:
-        self._windows, self._extras = windows, extras
+        self._windows, self._columns, self._extras = windows, columns, extras
         self.replayed = round(proportion * columns)
         if abs(self.replayed - proportion * columns) > 1e-6 or not self.replayed:
             near = max(self.replayed, 1)
@@ -60,6 +60,22 @@ class Mixer:
             mixed = _beside(mixed, replace(old, extras=marked))
         self._windows.append(fresh)
         return mixed
+
+    def ages(self, mixed: Trajectory, version: int) -> dict[str, Tensor | float]:
+        """Ages of the replayed rows of a mixed slab at `version`, in updates: mean, greatest and shares.
+
+        The shares are by powers of two (from 1, from 2, from 4, ...), the last with all that are older. There are as
+        many in every update, so that their means over updates sum to 1 as well: up to the unrolls that are kept of a
+        slot. Empty if there are no such rows.
+        """
+        replayed = slice(self._columns, None)
+        age = version - mixed.version[:, replayed][mixed.valid[:, replayed]]
+        if not len(age):
+            return {}
+        bins = (self._windows.rows.kept // self._windows.rows.unroll).bit_length()
+        counts = torch.bincount(age.clamp(1, 2 ** (bins - 1)).log2().long(), minlength=bins)
+        shares = {f"lag/replayed_from_{2**power}": float(count) / len(age) for power, count in enumerate(counts)}
+        return {"lag/replayed_mean": age.float().mean(), "lag/replayed_max": float(age.max()), **shares}
 
     def store(self, fresh: Trajectory) -> None:
         """Stores a slab that is not learned from."""
