@@ -107,6 +107,30 @@ def test_the_ratio_is_exact_whatever_is_carried(learner: Callable[..., ReplayLea
     assert student.steps == sum(int(each.valid.sum()) for each in slabs(student, 40)) < 40 * UNROLL * SLOTS
 
 
+def test_a_metric_is_the_mean_over_the_gradient_steps_that_had_it(
+    learner: Callable[..., ReplayLearner], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The actor of TD3 has a loss in every third of them, and only there."""
+    student = learner(TD3(batch_size=8, policy_delay=3, replay=replace(SMALL, ratio=1.0)))
+    step, had = student._gradient_step, list[dict[str, torch.Tensor]]()
+
+    def noted(*given: Any) -> dict[str, torch.Tensor]:
+        had.append(step(*given))
+        return had[-1]
+
+    monkeypatch.setattr(student, "_gradient_step", noted)
+    compared = 0
+    for each in slabs(student, 6, actions=CONTINUOUS):
+        had.clear()
+        metrics = student.step(each)
+        for name in {name for every in had for name in every}:
+            values = [float(every[name]) for every in had if name in every]
+            assert len(values) < len(had) or name not in ("actor_loss", "grad_norm/policy")
+            assert float(metrics[f"train/{name}"]) == pytest.approx(sum(values) / len(values), rel=1e-5)
+            compared += name == "actor_loss"
+    assert compared >= 3
+
+
 def test_nothing_is_drawn_before_a_batch_is_there_and_all_of_it_later(learner: Callable[..., ReplayLearner]) -> None:
     student = learner(DQN(batch_size=32, replay=replace(SMALL, ratio=1.0, learning_starts=0)))
     taken = [student.step(each)["train/gradient_steps"] for each in slabs(student, 4)]

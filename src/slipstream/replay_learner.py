@@ -110,7 +110,7 @@ class ReplayLearner:
             fresh: None: all columns are learned from.
 
         Returns:
-            `train/*` metrics, averaged over the gradient steps, and `replay/*`.
+            `train/*` metrics, each averaged over the gradient steps that had it, and `replay/*`.
 
         Raises:
             FloatingPointError: If a gradient is not finite; the parameters of its part are as before that step.
@@ -121,6 +121,7 @@ class ReplayLearner:
         progress = min(self.steps / self._total_steps, 1.0)
         lr = self._algorithm.learning_rate(progress, self._num_envs)
         sums: dict[str, Tensor] = {}
+        counts: dict[str, int] = {}
         due = self._due()
         waited = self._loader.waited
         if due:
@@ -129,10 +130,11 @@ class ReplayLearner:
                 for number, batch in enumerate(batches):
                     for name, value in self._gradient_step(batch, drawn, number, progress, lr).items():
                         sums[name] = sums[name] + value if name in sums else value
+                        counts[name] = counts.get(name, 0) + 1
         self.policy.observe(tree.map(lambda leaf: leaf[:-1], trajectory.obs), trajectory.valid)
         self.version += 1
         self._explore()
-        means: dict[str, Tensor | float] = {f"train/{name}": value / due for name, value in sums.items()}
+        means: dict[str, Tensor | float] = {f"train/{name}": value / counts[name] for name, value in sums.items()}
         if due:
             means |= {"train/learning_rate": lr, "wait/loader_seconds": self._loader.waited - waited}
         return means | {
