@@ -96,11 +96,12 @@ def parameters(student: ReplayLearner) -> torch.Tensor:
     return torch.cat([parameter.detach().flatten() for parameter in student.policy.parameters()])
 
 
-@pytest.mark.parametrize("ratio", [0.3, 0.01, 1.0, 2.7, 1 / 3])
+@pytest.mark.parametrize("ratio", [0.3, 0.01, 1e-6, 1.0, 2.7, 1 / 3])
 def test_the_ratio_is_exact_whatever_is_carried(learner: Callable[..., ReplayLearner], ratio: float) -> None:
     """After s steps floor((s - learning_starts) * ratio) gradient steps, at every update."""
     student = learner(DQN(batch_size=8, replay=replace(SMALL, ratio=ratio)))
     exact = Fraction(ratio).limit_denominator(10**6)
+    assert exact > 0
     for each in slabs(student, 40):
         metrics = student.step(each)
         assert metrics["train/gradient_steps"] == max(int((student.steps - 20) * exact), 0)

@@ -19,11 +19,10 @@ from slipstream.descent import Descent, ShardLoss, under
 from slipstream.learner import snapshot
 from slipstream.loader import Loader
 from slipstream.nets.policy import ExploringPolicy, Policy
+from slipstream.replay.options import LEAST_RATIO
 from slipstream.replay.windows import Drawn, Windows
 from slipstream.rewards import TrainingReward
 from slipstream.types import Trajectory, Weights
-
-_LARGEST_DENOMINATOR = 10**6
 
 
 class ReplayLearner:
@@ -83,7 +82,7 @@ class ReplayLearner:
         self._target = self._follower.networks
         self._loader, self._num_envs, self._shards, self._loss_dice = loader, num_envs, shards, loss_dice
         self._total_steps, self._seed, self._reward = total_steps, seed, reward
-        self._ratio = Fraction(algorithm.replay.ratio).limit_denominator(_LARGEST_DENOMINATOR)
+        self._ratio = Fraction(algorithm.replay.ratio).limit_denominator(round(1 / LEAST_RATIO))
         self._gradient_steps = 0
         self._begins = algorithm.replay.learning_starts  # steps that gradient steps are counted from
         eps = algorithm.optimizer_eps
