@@ -17,7 +17,8 @@ class ReplayOptions:
     Attributes:
         capacity: Rows kept, over all environments.
         ratio: Gradient steps per step collected, at least a millionth; exact over the run, fractions are carried.
-        learning_starts: Steps collected, with random actions, before the first gradient step.
+        learning_starts: Steps collected before the first gradient step, with the exploration of the start: actions are
+            random with probability exploration.initial, and all of them for continuous actions.
         alpha: Exponent of the priorities (alpha of prioritised replay); 0 draws uniformly.
         beta: Exponent of the importance weights at the start, which grows linearly to 1 over the run.
         memory_map: Whether the rows lie in a file without a name in the run directory's file system instead of memory.
