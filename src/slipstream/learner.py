@@ -20,6 +20,7 @@ from slipstream.loader import Loader, mapped
 from slipstream.nets.policy import ActorCriticPolicy, Policy
 from slipstream.reconstruction import Reconstruction
 from slipstream.replay.mixer import Mixer
+from slipstream.replay.rows import Rows
 from slipstream.rewards import TrainingReward
 from slipstream.types import Trajectory, Weights
 from slipstream.weights import copy_into
@@ -139,6 +140,11 @@ class Learner:
     def shards(self) -> int:
         """Parts whose gradients are summed in order."""
         return self._parts
+
+    @property
+    def replay(self) -> Rows | None:
+        """The replay; None where there is none."""
+        return None if self._mixer is None else self._mixer.rows
 
     def weights(self) -> Weights:
         """A snapshot of the policy, for collectors that do not share its memory."""

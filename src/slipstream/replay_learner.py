@@ -20,6 +20,7 @@ from slipstream.learner import snapshot
 from slipstream.loader import Loader
 from slipstream.nets.policy import ExploringPolicy, Policy
 from slipstream.replay.options import LEAST_RATIO
+from slipstream.replay.rows import Rows
 from slipstream.replay.windows import Drawn, Windows
 from slipstream.rewards import TrainingReward
 from slipstream.types import Trajectory, Weights
@@ -93,6 +94,11 @@ class ReplayLearner:
     def shards(self) -> int:
         """Parts whose gradients are summed in order."""
         return self._shards
+
+    @property
+    def replay(self) -> Rows:
+        """The replay."""
+        return self._windows.rows
 
     def weights(self) -> Weights:
         """A snapshot of the policy, for collectors that do not share its memory."""

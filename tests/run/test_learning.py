@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import shutil
@@ -10,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from slipstream.algos import APPO, IMPALA
 from slipstream.nets.actor_critic import make_actor_critic
 from slipstream.nets.trunk import Network
-from slipstream.run import learning
+from slipstream.run import learning, loop
 from slipstream.run.config import Config
+from slipstream.run.loop import Parts
 from slipstream.run.presets import configure
 from slipstream.run.settings import ConfigError
 from slipstream.run.training import Training
@@ -105,3 +108,40 @@ def test_a_replay_in_a_file_takes_its_place_on_the_disk_at_once(
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(ConfigError, match=r"capacity=1,000 can't be reserved on the disk of .* \(No space left on dev"):
         training(config)
+
+
+@pytest.mark.parametrize(
+    ("algo", "changes", "line"),
+    [
+        ("dqn", {"algo.replay.capacity": 1_003}, "The replay keeps 1,002 rows: 0.22 MB in memory, when it is full."),
+        (
+            "dqn",
+            {"algo.replay.capacity": 2_000, "algo.replay.memory_map": True},
+            "The replay keeps 1,998 rows: 0.43 MB on the disk of {root}.",
+        ),
+        (
+            "impala",
+            {"algo.replay.capacity": 1_000, "algo.replay.proportion": 1.0},
+            "The replay keeps 996 rows: 0.23 MB in memory, when it is full.",
+        ),
+        ("impala", {}, ""),
+        ("ppo", {"algo.batch_size": 6}, ""),
+    ],
+)
+@pytest.mark.parametrize("quiet", [False, True])
+def test_the_size_of_a_replay_is_said_at_the_start(
+    tmp_path: Path, algo: str, changes: dict[str, Any], line: str, quiet: bool
+) -> None:
+    """A row has 50 numbers to see, an action, a reward and three flags: 215 bytes; IMPALA's three columns more."""
+    changes = {"total_steps": 12, "schedule": "sync", "log.tensorboard": False, **changes}
+    if algo == "dqn":
+        changes |= {"algo.replay.learning_starts": 6, "algo.batch_size": 2}
+    out = io.StringIO()
+    loop.train(_config(algo, tmp_path, changes), Parts(), ["made up"], Console(file=out, quiet=quiet))
+    lines = out.getvalue().splitlines()
+    if quiet:
+        assert lines == []
+    else:
+        assert lines[0].startswith(f"{algo} on toy:catch")
+        assert [each for each in lines if each.startswith("The replay")] == [line.format(root=tmp_path)] * bool(line)
+        assert lines[1] == line.format(root=tmp_path) or not line

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from slipstream import tree
 from slipstream.replay.items import unrolls
+from slipstream.replay.rows import Rows
 from slipstream.replay.windows import Windows
 from slipstream.tree import Tree
 from slipstream.types import Trajectory
@@ -45,6 +46,11 @@ class Mixer:
             )
 
     @property
+    def rows(self) -> Rows:
+        """Where the unrolls lie."""
+        return self._windows.rows
+
+    @property
     def ready(self) -> bool:
         """Whether there are enough unrolls to replay."""
         return self._windows.count >= self.replayed
@@ -72,7 +78,7 @@ class Mixer:
         age = version - mixed.version[:, replayed][mixed.valid[:, replayed]]
         if not len(age):
             return {}
-        bins = (self._windows.rows.kept // self._windows.rows.unroll).bit_length()
+        bins = (self.rows.kept // self.rows.unroll).bit_length()
         counts = torch.bincount(age.clamp(1, 2 ** (bins - 1)).log2().long(), minlength=bins)
         shares = {f"lag/replayed_from_{2**power}": float(count) / len(age) for power, count in enumerate(counts)}
         return {"lag/replayed_mean": age.float().mean(), "lag/replayed_max": float(age.max()), **shares}

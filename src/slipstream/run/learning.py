@@ -161,6 +161,13 @@ def _replay_learner(
     )
 
 
+def replay_line(config: Config, replay: rows.Rows) -> str:
+    """What a run says of its replay at the start: how many rows, and what they take where."""
+    options = config.algo.replay
+    where = f"on the disk of {config.log.dir}" if options and options.memory_map else "in memory, when it is full"
+    return f"The replay keeps {replay.slots * replay.kept:,} rows: {_size_text(replay.bytes)} {where}."
+
+
 def _size_text(size: int) -> str:
     """Bytes as GB, or as MB where they are few."""
     return f"{size / 1e9:.2f} GB" if size >= 10**8 else f"{size / 1e6:.2f} MB"

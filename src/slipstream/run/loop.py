@@ -32,6 +32,7 @@ from slipstream.run.config import CALLABLE, Config
 from slipstream.run.console import Display
 from slipstream.run.directory import RunDirectory, create
 from slipstream.run.evaluate import Evaluator, slots
+from slipstream.run.learning import replay_line
 from slipstream.run.metrics import Metrics
 from slipstream.run.presets import spelled_out
 from slipstream.run.progress import Observer, Progress
@@ -235,6 +236,8 @@ def _drive(this: _Run, saved: Checkpoint | None) -> Trained:
         stack.callback(lambda: [evaluator.close() for evaluator in evaluators])
         display = Display(progress, _title(config, run, saved), config.log.console_every, this.console)
         stack.callback(display.close)
+        if training.learner.replay is not None:
+            display.say(replay_line(config, training.learner.replay))
         if not training.spec.deterministic:
             display.say(f"{training.spec.id} is not deterministic: the same seed will not give the same run.")
         signals = stack.enter_context(Signals(display.say))
