@@ -102,9 +102,13 @@ def test_the_ratio_is_exact_whatever_is_carried(learner: Callable[..., ReplayLea
     student = learner(DQN(batch_size=8, replay=replace(SMALL, ratio=ratio)))
     exact = Fraction(ratio).limit_denominator(10**6)
     assert exact > 0
+    taken = 0.0
     for each in slabs(student, 40):
+        due_at = student.due_at
         metrics = student.step(each)
         assert metrics["train/gradient_steps"] == max(int((student.steps - 20) * exact), 0)
+        assert (metrics["train/gradient_steps"] > taken) == (student.steps >= due_at), "it is known when one is due"
+        taken = metrics["train/gradient_steps"]
     assert student.steps == sum(int(each.valid.sum()) for each in slabs(student, 40)) < 40 * UNROLL * SLOTS
 
 
@@ -272,11 +276,13 @@ def test_a_resumed_learner_refills_its_replay_first(
     again, _ = successor.state()
     assert all(torch.equal(value, again[name]) for name, value in saved.items())
     start, taken = successor.steps, facts["gradient_steps"]
+    due_at = successor.due_at
     for each in slabs(successor, 12, seed=9, actions=actions):
         metrics = successor.step(each)
         gained = max(int((successor.steps - 40) * Fraction(3, 10)) - taken, 0)
         assert metrics["train/gradient_steps"] == taken + gained
         assert (successor.steps - start < 20) <= (gained == 0)
+        assert (successor.steps < due_at) == (gained == 0)
 
 
 def test_a_gradient_that_is_not_finite_is_refused(learner: Callable[..., ReplayLearner]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from fractions import Fraction
@@ -99,6 +100,11 @@ class ReplayLearner:
     def replay(self) -> Rows:
         """The replay."""
         return self._windows.rows
+
+    @property
+    def due_at(self) -> int:
+        """Collected steps at which the next gradient step is due."""
+        return math.ceil(self._begins + (self._gradient_steps + 1) / self._ratio)
 
     def weights(self) -> Weights:
         """A snapshot of the policy, for collectors that do not share its memory."""
