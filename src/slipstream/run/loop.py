@@ -39,7 +39,7 @@ from slipstream.run.progress import Observer, Progress
 from slipstream.run.settings import ConfigError
 from slipstream.run.signals import Interrupted, Signals
 from slipstream.run.training import Training
-from slipstream.run.unused import warn_unused
+from slipstream.run.unused import warn_unlearned, warn_unused
 from slipstream.types import Envs, EnvSpec, Report
 
 EnvFactory = Callable[[], gymnasium.Env[Any, Any]]
@@ -96,6 +96,7 @@ def train(config: Config, parts: Parts, command: Sequence[str], console: Console
     with ExitStack() as stack:
         stack.callback(training.close)
         warn_unused(config, training.spec, parts.torso is not None, parts.policy is not None)
+        warn_unlearned(config, training.learner)
         run = create(config, command)
         stack.enter_context(run.lock())
         return _drive(_Run(config, parts, training, run, _progress(config, training), console), None)
@@ -141,6 +142,7 @@ def resume(path: Path, parts: Parts, total_steps: int | None, console: Console, 
         with saved.fitting():
             training.load(tensors, facts["training"])
         warn_unused(config, training.spec, parts.torso is not None, parts.policy is not None)
+        warn_unlearned(config, training.learner)
         run.write_config(config)
         run.error.unlink(missing_ok=True)  # it tells of the time before
         return _drive(_Run(config, parts, training, run, _progress(config, training), console), saved)
