@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import os
+import sys
+from pathlib import Path
 
 import psutil
+import pytest
 import torch
 
 from slipstream import memory, process, tree
@@ -31,3 +34,15 @@ def test_both_sides_see_the_same_numbers_and_nothing_is_left() -> None:
     assert set(os.listdir("/dev/shm")) == names
     del one, other, leaves, leaf, same
     assert psutil.Process().num_fds() == fds
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere space is taken when it is written to")
+@pytest.mark.parametrize("reserve", [False, True])
+def test_space_that_is_reserved_is_taken_at_once(tmp_path: Path, reserve: bool) -> None:
+    size = 1_000_000
+    with (tmp_path / "file").open("w+b") as file:
+        flat = memory.share(file.fileno(), torch.empty(size, dtype=torch.uint8, device="meta"), reserve=reserve)
+        status = os.fstat(file.fileno())
+        assert status.st_size >= size
+        assert (status.st_blocks * 512 >= size) == reserve
+        assert not flat.any()

@@ -96,15 +96,44 @@ def parameters(student: ReplayLearner) -> torch.Tensor:
     return torch.cat([parameter.detach().flatten() for parameter in student.policy.parameters()])
 
 
-@pytest.mark.parametrize("ratio", [0.3, 0.01, 1.0, 2.7, 1 / 3])
+@pytest.mark.parametrize("ratio", [0.3, 0.01, 1e-6, 1.0, 2.7, 1 / 3])
 def test_the_ratio_is_exact_whatever_is_carried(learner: Callable[..., ReplayLearner], ratio: float) -> None:
     """After s steps floor((s - learning_starts) * ratio) gradient steps, at every update."""
     student = learner(DQN(batch_size=8, replay=replace(SMALL, ratio=ratio)))
     exact = Fraction(ratio).limit_denominator(10**6)
+    assert exact > 0
+    taken = 0.0
     for each in slabs(student, 40):
+        due_at = student.due_at
         metrics = student.step(each)
         assert metrics["train/gradient_steps"] == max(int((student.steps - 20) * exact), 0)
+        assert (metrics["train/gradient_steps"] > taken) == (student.steps >= due_at), "it is known when one is due"
+        taken = metrics["train/gradient_steps"]
     assert student.steps == sum(int(each.valid.sum()) for each in slabs(student, 40)) < 40 * UNROLL * SLOTS
+
+
+def test_a_metric_is_the_mean_over_the_gradient_steps_that_had_it(
+    learner: Callable[..., ReplayLearner], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The actor of TD3 has a loss in every third of them, and only there."""
+    student = learner(TD3(batch_size=8, policy_delay=3, replay=replace(SMALL, ratio=1.0)))
+    step, had = student._gradient_step, list[dict[str, torch.Tensor]]()
+
+    def noted(*given: Any) -> dict[str, torch.Tensor]:
+        had.append(step(*given))
+        return had[-1]
+
+    monkeypatch.setattr(student, "_gradient_step", noted)
+    compared = 0
+    for each in slabs(student, 6, actions=CONTINUOUS):
+        had.clear()
+        metrics = student.step(each)
+        for name in {name for every in had for name in every}:
+            values = [float(every[name]) for every in had if name in every]
+            assert len(values) < len(had) or name not in ("actor_loss", "grad_norm/policy")
+            assert float(metrics[f"train/{name}"]) == pytest.approx(sum(values) / len(values), rel=1e-5)
+            compared += name == "actor_loss"
+    assert compared >= 3
 
 
 def test_nothing_is_drawn_before_a_batch_is_there_and_all_of_it_later(learner: Callable[..., ReplayLearner]) -> None:
@@ -266,11 +295,13 @@ def test_a_resumed_learner_refills_its_replay_first(
     again, _ = successor.state()
     assert all(torch.equal(value, again[name]) for name, value in saved.items())
     start, taken = successor.steps, facts["gradient_steps"]
+    due_at = successor.due_at
     for each in slabs(successor, 12, seed=9, actions=actions):
         metrics = successor.step(each)
         gained = max(int((successor.steps - start - 20) * Fraction(3, 10)), 0)
         assert metrics["train/gradient_steps"] == taken + gained
         assert (successor.steps - start < 20) <= (gained == 0)
+        assert (successor.steps < due_at) == (gained == 0)
 
 
 def test_a_gradient_that_is_not_finite_is_refused(learner: Callable[..., ReplayLearner]) -> None:

@@ -20,6 +20,7 @@ from slipstream.loader import Loader, mapped
 from slipstream.nets.policy import ActorCriticPolicy, Policy
 from slipstream.reconstruction import Reconstruction
 from slipstream.replay.mixer import Mixer
+from slipstream.replay.rows import Rows
 from slipstream.rewards import TrainingReward
 from slipstream.types import Trajectory, Weights
 from slipstream.weights import copy_into
@@ -141,6 +142,11 @@ class Learner:
         """Parts whose gradients are summed in order."""
         return self._parts
 
+    @property
+    def replay(self) -> Rows | None:
+        """The replay; None where there is none."""
+        return None if self._mixer is None else self._mixer.rows
+
     def weights(self) -> Weights:
         """A snapshot of the policy, for collectors that do not share its memory."""
         return snapshot(self.policy, self.version)
@@ -211,12 +217,11 @@ class Learner:
         if minibatches:
             self._pace = algorithm.pace(self._pace, means)
         means |= prepared.metrics
-        replayed = whole.version[:, trajectory.columns :][whole.valid[:, trajectory.columns :]]
         return {f"train/{name}": value for name, value in means.items()} | {
             "train/learning_rate": lr,
             "train/minibatches": float(minibatches),
             "wait/loader_seconds": self._loader.waited - waited,
-            **_ages(self.version - 1 - replayed),
+            **(self._mixer.ages(whole, self.version - 1) if self._mixer else {}),
         }
 
     def skip(self, trajectory: Trajectory) -> None:
@@ -317,15 +322,6 @@ class Learner:
         params = trajectory.extras.get("params")
         parts = self._crew.run([partial(evaluate, part) for part in self._shards(trajectory)])
         return Evaluation(*(torch.cat(columns, dim=1) for columns in zip(*parts, strict=True)))
-
-
-def _ages(lag: Tensor) -> dict[str, Tensor | float]:
-    """Ages of replayed rows, in updates: mean, greatest, and shares by powers of two (from 1, from 2, from 4, ...)."""
-    if not len(lag):
-        return {}
-    found: dict[str, Tensor | float] = {"lag/replayed_mean": lag.float().mean(), "lag/replayed_max": float(lag.max())}
-    counts = torch.bincount(lag.clamp(min=1).log2().long())
-    return found | {f"lag/replayed_from_{2**power}": float(count) / len(lag) for power, count in enumerate(counts)}
 
 
 def snapshot(policy: Policy, version: int) -> Weights:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from fractions import Fraction
@@ -19,11 +20,11 @@ from slipstream.descent import Descent, ShardLoss, under
 from slipstream.learner import snapshot
 from slipstream.loader import Loader
 from slipstream.nets.policy import ExploringPolicy, Policy
+from slipstream.replay.options import LEAST_RATIO
+from slipstream.replay.rows import Rows
 from slipstream.replay.windows import Drawn, Windows
 from slipstream.rewards import TrainingReward
 from slipstream.types import Trajectory, Weights
-
-_LARGEST_DENOMINATOR = 10**6
 
 
 class ReplayLearner:
@@ -84,7 +85,7 @@ class ReplayLearner:
         self._target = self._follower.networks
         self._loader, self._num_envs, self._shards, self._loss_dice = loader, num_envs, shards, loss_dice
         self._total_steps, self._seed, self._reward = total_steps, seed, reward
-        self._ratio = Fraction(algorithm.replay.ratio).limit_denominator(_LARGEST_DENOMINATOR)
+        self._ratio = Fraction(algorithm.replay.ratio).limit_denominator(round(1 / LEAST_RATIO))
         self._gradient_steps = 0
         self._begins = Fraction(algorithm.replay.learning_starts)  # steps that gradient steps are counted from
         eps = algorithm.optimizer_eps
@@ -95,6 +96,16 @@ class ReplayLearner:
     def shards(self) -> int:
         """Parts whose gradients are summed in order."""
         return self._shards
+
+    @property
+    def replay(self) -> Rows:
+        """The replay."""
+        return self._windows.rows
+
+    @property
+    def due_at(self) -> int:
+        """Collected steps at which the next gradient step is due."""
+        return math.ceil(self._begins + (self._gradient_steps + 1) / self._ratio)
 
     def weights(self) -> Weights:
         """A snapshot of the policy, for collectors that do not share its memory."""
@@ -111,7 +122,7 @@ class ReplayLearner:
             fresh: None: all columns are learned from.
 
         Returns:
-            `train/*` metrics, averaged over the gradient steps, and `replay/*`.
+            `train/*` metrics, each averaged over the gradient steps that had it, and `replay/*`.
 
         Raises:
             FloatingPointError: If a gradient is not finite; the parameters of its part are as before that step.
@@ -122,6 +133,7 @@ class ReplayLearner:
         progress = min(self.steps / self._total_steps, 1.0)
         lr = self._algorithm.learning_rate(progress, self._num_envs)
         sums: dict[str, Tensor] = {}
+        counts: dict[str, int] = {}
         due = self._due()
         waited = self._loader.waited
         if due:
@@ -130,10 +142,11 @@ class ReplayLearner:
                 for number, batch in enumerate(batches):
                     for name, value in self._gradient_step(batch, drawn, number, progress, lr).items():
                         sums[name] = sums[name] + value if name in sums else value
+                        counts[name] = counts.get(name, 0) + 1
         self.policy.observe(tree.map(lambda leaf: leaf[:-1], trajectory.obs), trajectory.valid)
         self.version += 1
         self._explore()
-        means: dict[str, Tensor | float] = {f"train/{name}": value / due for name, value in sums.items()}
+        means: dict[str, Tensor | float] = {f"train/{name}": value / counts[name] for name, value in sums.items()}
         if due:
             means |= {"train/learning_rate": lr, "wait/loader_seconds": self._loader.waited - waited}
         return means | {

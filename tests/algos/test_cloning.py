@@ -72,18 +72,20 @@ def student(algorithm: APPO | IMPALA, policy: ActorCritic, shards: int = 1) -> t
     names = ("log_prob", "version", "state0", *extras)
     memory = storage.allocate(storage.layout(like, algorithm.replay.capacity, 1, names))
     windows = Windows(storage.Rows(memory, rows.ROWS, like["obs"]), rows.ROWS, rows.ROWS)
-    crew = Crew(1)
+    crew, loader = Crew(1), Loader(0, torch.device("cpu"))
     made = Learner(
         algorithm,
         policy,
         crew,
-        Loader(0, torch.device("cpu")),
+        loader,
         num_envs=rows.COLUMNS,
         shards=shards,
         total_steps=10_000,
         seed=1,
         reward=TrainingReward("raw", rows.COLUMNS, algorithm.gamma),
-        mixer=Mixer(windows, rows.COLUMNS, algorithm.replay.proportion, extras, Loader(0, torch.device("cpu")), 1),
+        mixer=Mixer(
+            windows, rows.COLUMNS, algorithm.replay.proportion, extras, Loader(0, torch.device("cpu")).begin, 1
+        ),
     )
     return made, crew
 

@@ -228,7 +228,8 @@ SHARED = [
     ("batch_size", 0, "algo.batch_size must be at least 1, got 0"),
     ("target_every", 0, "algo.target_every must be at least 1, got 0"),
     ("gamma", 1.5, "algo.gamma must be between 0 and 1, got 1.5"),
-    ("tau", -0.5, "algo.tau must be between 0 and 1, got -0.5"),
+    ("tau", 0.0, "algo.tau must be above 0, got 0.0"),
+    ("tau", 1.5, "algo.tau must be between 0 and 1, got 1.5"),
     ("max_grad_norm", 0.0, "algo.max_grad_norm must be above 0, got 0.0"),
 ]
 
@@ -265,9 +266,11 @@ def test_ranges_of_exploration(name: str, value: float, message: str) -> None:
     ("name", "value", "message"),
     [
         ("capacity", 0, "algo.replay.capacity must be at least 1, got 0"),
-        ("ratio", 0.0, "algo.replay.ratio must be above 0, got 0.0"),
+        ("ratio", 0.0, "algo.replay.ratio must be at least 1e-06, got 0.0"),
+        ("ratio", 9e-7, "algo.replay.ratio must be at least 1e-06, got 9e-07"),
         ("learning_starts", -1, "algo.replay.learning_starts must be at least 0, got -1"),
         ("alpha", -0.5, "algo.replay.alpha must be at least 0, got -0.5"),
+        ("alpha", math.inf, "algo.replay.alpha must be a finite number, got inf"),
         ("beta", 1.1, "algo.replay.beta must be between 0 and 1, got 1.1"),
     ],
 )
@@ -281,7 +284,7 @@ def test_the_ends_of_the_ranges_are_allowed() -> None:
         replace(algorithm, lr=0.0, eps=0.0, n_step=1, batch_size=1, target_every=1, gamma=1.0, max_grad_norm=math.inf)
     Exploration(initial=0.0, final=0.0, steps=0, evaluation=1.0)
     Exploration(final=0.01, least=0.01)
-    ReplayOptions(capacity=1, learning_starts=0, alpha=0.0, beta=1.0)
+    ReplayOptions(capacity=1, ratio=1e-6, learning_starts=0, alpha=0.0, beta=1.0)
 
 
 @family

@@ -10,7 +10,7 @@ import pytest
 
 from slipstream.algos import A2C, APPO, C51, IMPALA, PPO, SAC, Rainbow
 from slipstream.nets.trunk import Network
-from slipstream.replay.options import ReplayOptions
+from slipstream.replay.options import ReplayOptions, UnrollReplay
 
 SHARED = [
     ("lr", -1.0, "algo.lr must be at least 0, got -1.0"),
@@ -121,7 +121,18 @@ def test_a_target_entropy_and_a_ratio_are_finite() -> None:
         ReplayOptions(ratio=math.inf)
 
 
+@pytest.mark.parametrize("name", ["proportion", "clone_policy", "clone_value"])
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [(-1.0, "must be at least 0, got -1.0"), (math.inf, "must be a finite number, got inf")],
+)
+def test_ranges_of_the_replay_of_unrolls(name: str, value: float, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(f'algo.replay.{name} {message}')}$"):
+        replace(UnrollReplay(proportion=1.0), **{name: value})
+
+
 def test_the_ends_of_the_ranges_are_allowed() -> None:
+    UnrollReplay(proportion=0.0, trust_region=math.inf)
     PPO(lr=0.0, gamma=1.0, gae_lambda=0.0, epochs=1, batch_size=1, ent_coef=0.0, vf_coef=0.0, max_grad_norm=math.inf)
     A2C(lr=0.0, gamma=0.0, gae_lambda=1.0, eps=0.0)
     Network(hidden=(1,), core_size=1)

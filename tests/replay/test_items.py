@@ -58,7 +58,7 @@ def test_sequences_hold_their_rows_and_the_observation_after_them() -> None:
         rows = streams[slot].rows[start : start + 7]
         for t in range(8):
             np.testing.assert_array_equal(got.obs[t, column].numpy(), observation(streams[slot], start + t))
-        for name in ("action", "terminated", "truncated", "valid"):
+        for name in ("action", "terminated", "valid"):
             assert getattr(got, name)[:, column].tolist() == [getattr(row, name) for row in rows], name
         assert got.reward[:, column].tolist() == [-row.reward for row in rows]
         assert got.first[:, column].tolist() == [False, *(not row.valid for row in rows)]

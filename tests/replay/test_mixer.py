@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ UNROLL = 3
 
 def mixer(proportion: float, columns: int = 4, unrolls: int = 8, seed: int = 1, loader: Loader | None = None) -> Mixer:
     windows = Windows(made(columns, UNROLL, columns * UNROLL * unrolls), UNROLL, UNROLL)
-    return Mixer(windows, columns, proportion, ("value",), loader or Loader(0, torch.device("cpu")), seed)
+    return Mixer(windows, columns, proportion, ("value",), (loader or Loader(0, torch.device("cpu"))).begin, seed)
 
 
 def column(trajectory: Trajectory, number: int) -> tuple[object, ...]:
@@ -56,6 +57,29 @@ def test_the_oldest_unrolls_make_room() -> None:
         got = mixed.mix(fresh, number)
         kept = {column(each, b) for each in slabs[max(0, number - 3) : number] for b in range(4)}
         assert {column(got, b) for b in range(4, got.columns)} <= kept
+
+
+def test_shares_by_age_are_the_same_names_in_every_update_and_sum_to_one() -> None:
+    """Against counting by hand; 8 unrolls are kept, so that what is 8 updates old or older is the last of them."""
+    mixed, streams = mixer(1.0), [Stream(slot, 7) for slot in range(4)]
+    names = [f"lag/replayed_from_{least}" for least in (1, 2, 4, 8)]
+    for number in [*range(13), 40]:
+        fresh = slab(streams, UNROLL)
+        fresh.version.fill_(number)
+        got = mixed.mix(fresh, number)
+        ages = mixed.ages(got, number)
+        if number == 0:
+            assert ages == {}, "nothing is replayed yet"
+            continue
+        old = [number - int(got.version[t, b]) for b in range(4, 8) for t in range(UNROLL) if got.valid[t, b]]
+        assert float(ages.pop("lag/replayed_mean")) == pytest.approx(sum(old) / len(old))
+        assert ages.pop("lag/replayed_max") == max(old)
+        bounds = [1, 2, 4, 8, 10**9]
+        shares = [sum(low <= age < high for age in old) / len(old) for low, high in pairwise(bounds)]
+        assert list(ages) == names
+        assert list(ages.values()) == pytest.approx(shares)
+        assert sum(ages.values()) == pytest.approx(1.0)
+    assert ages["lag/replayed_from_8"] == 1.0, "all of them are 28 updates old, or older"
 
 
 def test_what_is_skipped_is_stored() -> None:

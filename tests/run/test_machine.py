@@ -30,6 +30,35 @@ def test_processors_are_read_from_what_linux_says(
     assert machine.processor() == name if name else machine.processor()
 
 
+@pytest.mark.parametrize(
+    ("files", "free"),
+    [
+        ({}, None),
+        ({"meminfo": 9}, 9),
+        ({"meminfo": 9, "max": 8, "current": 5}, 3),
+        ({"meminfo": 9, "max": 8, "current": 5, "inactive_file": 2}, 5),
+        ({"meminfo": 4, "max": 8, "current": 5, "inactive_file": 2}, 4),
+        ({"meminfo": 9, "max": None, "current": 5, "inactive_file": 2}, 9),
+    ],
+)
+def test_memory_that_is_left_is_that_of_machine_and_group_with_cached_files(
+    files: dict[str, int | None], free: int | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """In MiB; the pages that a group keeps of files it has read make room when somebody wants it."""
+    monkeypatch.setattr(machine, "_MEMORY", tmp_path / "meminfo")
+    monkeypatch.setattr(machine, "_GROUP", tmp_path)
+    size = {name: 2**20 * (value or 0) for name, value in files.items()}
+    if "meminfo" in files:
+        (tmp_path / "meminfo").write_text(f"MemTotal: 1 kB\nMemAvailable: {size['meminfo'] // 1024} kB\n")
+    if "max" in files:
+        (tmp_path / "memory.max").write_text("max\n" if files["max"] is None else f"{size['max']}\n")
+        (tmp_path / "memory.current").write_text(f"{size['current']}\n")
+    if "inactive_file" in files:
+        stat = f"anon 1\nfile 7\ninactive_anon 3\ninactive_file {size['inactive_file']}\nactive_file 11\n"
+        (tmp_path / "memory.stat").write_text(stat)
+    assert machine.available_memory() == (None if free is None else free * 2**20)
+
+
 @pytest.mark.parametrize("has_it", [True, False])
 def test_bfloat16_in_software_is_warned_of(has_it: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "computes_bfloat16", lambda: has_it)

@@ -60,6 +60,20 @@ def test_a_metric_that_an_update_did_not_have_is_the_mean_of_the_others(tmp_path
     assert (row["train/approx_kl"], row["lag/dropped_steps"]) == (3.0, 300.0)
 
 
+def test_a_row_has_the_last_value_of_a_counter_and_the_greatest_of_what_is_a_maximum(tmp_path: Path) -> None:
+    progress = Progress(100, 1)
+    rows = Metrics(tmp_path / "metrics.jsonl", None, progress, every=30)
+    for update, (taken, age) in enumerate([(0, 3.0), (16, 7.0), (32, 5.0), (48, 2.0)], 1):
+        made = report(update, 15 * update, (), train__gradient_steps=taken, lag__replayed_max=age, train__loss=age)
+        progress(made)
+        rows(made)
+    rows.close()
+    found = metrics.read(tmp_path / "metrics.jsonl")
+    assert [row["train/gradient_steps"] for row in found] == [16.0, 48.0]
+    assert [row["lag/replayed_max"] for row in found] == [7.0, 5.0]
+    assert [row["train/loss"] for row in found] == [5.0, 3.5]
+
+
 def test_before_the_first_episode_there_is_no_return(tmp_path: Path) -> None:
     progress = Progress(100, 1)
     rows = Metrics(tmp_path / "metrics.jsonl", None, progress, every=5)

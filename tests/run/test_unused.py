@@ -1,12 +1,18 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from gymnasium import spaces
+from rich.console import Console
 
+from slipstream.run import loop, metrics
+from slipstream.run.directory import RunDirectory
+from slipstream.run.loop import Parts, Trained
 from slipstream.run.preset_table import PRESETS
 from slipstream.run.presets import configure
 from slipstream.run.unused import warn_unused
@@ -121,6 +127,96 @@ def test_networks_of_algorithms_with_a_replay() -> None:
         "no effect: net.log_std_init=-1.0 (the actions of CartPole-v1 are not continuous)",
         "no effect: net.share_torso=False (there is one network, that of Q)",
     ]
+
+
+@pytest.mark.parametrize(
+    ("algo", "changes", "line"),
+    [
+        (
+            "dqn",
+            {"algo.replay.beta": 0.5},
+            "algo.replay.beta=0.5 (algo.replay.alpha is 0, so that there are no priorities)",
+        ),
+        ("dqn", {"algo.replay.alpha": 0.6, "algo.replay.beta": 0.5}, ""),
+        (
+            "r2d2",
+            {"algo.replay.alpha": 0.0, "algo.eta": 0.5},
+            "algo.eta=0.5 (algo.replay.alpha is 0, so that there are no priorities)",
+        ),
+        ("r2d2", {"algo.eta": 0.5, "algo.replay.beta": 0.5}, ""),
+        (
+            "rainbow",
+            {"algo.noisy": False, "algo.sigma0": 0.1},
+            "algo.sigma0=0.1 (algo.noisy is off, so that no layer is noisy)",
+        ),
+        ("rainbow", {"algo.sigma0": 0.1}, ""),
+        (
+            "rainbow",
+            {"algo.exploration.final": 0.1, "algo.exploration.least": 0.05, "algo.exploration.steps": 7},
+            "algo.exploration.final=0.1, algo.exploration.least=0.05, algo.exploration.steps=7 (with algo.noisy "
+            "epsilon is 0 once learning has begun)",
+        ),
+        ("rainbow", {"algo.noisy": False, "algo.exploration.final": 0.1}, ""),
+        ("rainbow", {"algo.exploration.initial": 0.5, "algo.exploration.evaluation": 0.1}, ""),
+        ("dqn", {"algo.exploration.final": 0.1}, ""),
+        (
+            "impala",
+            {"algo.replay.capacity": 7_000, "algo.replay.memory_map": True},
+            "algo.replay.capacity=7000, algo.replay.memory_map=True (algo.replay.proportion is 0: nothing is replayed)",
+        ),
+        ("appo", {"algo.replay.trust_region": 0.1}, ""),
+        ("appo", {"algo.replay.proportion": 1.0, "algo.replay.capacity": 7_000, "algo.replay.memory_map": True}, ""),
+    ],
+)
+def test_settings_of_replays(algo: str, changes: dict[str, Any], line: str) -> None:
+    found = _lines("CartPole-v1", "classic", VECTOR, DISCRETE, changes, algo=algo)
+    assert found == [f"no effect: {line}"] * bool(line)
+
+
+@pytest.mark.parametrize("adapts", [False, True])
+def test_a_target_entropy_is_for_a_temperature_that_adapts(adapts: bool) -> None:
+    changes = {"algo.adapt_alpha": adapts, "algo.target_entropy": -2.0}
+    line = "no effect: algo.target_entropy=-2.0 (algo.adapt_alpha is off: alpha stays as it is)"
+    assert _lines("HalfCheetah-v5", "mujoco", VECTOR, CONTINUOUS, changes, algo="sac") == [line] * (not adapts)
+
+
+@pytest.mark.parametrize("algo", ["c51", "dqn", "qrdqn", "r2d2", "rainbow", "impala", "appo"])
+def test_no_preset_of_a_replay_is_warned_of(algo: str) -> None:
+    assert _lines("CartPole-v1", "classic", VECTOR, DISCRETE, {}, algo=algo) == []
+    assert _lines("ALE/Pong-v5", "atari", IMAGE, DISCRETE, {}, algo=algo) == []
+
+
+def test_a_run_that_ends_before_its_first_gradient_step_is_said(tmp_path: Path) -> None:
+    """And one that is resumed for fewer steps than its replay is filled with."""
+    small = {"num_envs": 2, "unroll": 3, "lanes": 1, "net.hidden": [8], "placement.workers": 1, "algo.batch_size": 2}
+    small |= {"log.dir": str(tmp_path), "log.tensorboard": False, "total_steps": 60, "algo.replay.ratio": 0.25}
+
+    def said(act: Callable[[], Trained]) -> tuple[list[str], Trained]:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            trained = act()
+        return [str(each.message) for each in caught], trained
+
+    def train(starts: int) -> tuple[list[str], Trained]:
+        config = configure("dqn", "toy:catch", {**small, "algo.replay.learning_starts": starts})
+        return said(lambda: loop.train(config, Parts(), [], Console(quiet=True)))
+
+    def resume(run: RunDirectory, total_steps: int) -> list[str]:
+        return said(lambda: loop.resume(run.path, Parts(), total_steps, Console(quiet=True)))[0]
+
+    lines, trained = train(60)
+    assert lines == [
+        "nothing will be learned up to total_steps=60: the next gradient step is due at step 64, by "
+        "algo.replay.learning_starts=60 and algo.replay.ratio=0.25; raise total_steps, or lower "
+        "algo.replay.learning_starts"
+    ]
+    assert metrics.read(trained.run.metrics)[-1]["train/gradient_steps"] == 0
+    lines, trained = train(50)
+    assert lines == []
+    assert metrics.read(trained.run.metrics)[-1]["train/gradient_steps"] > 0
+    (line,) = resume(trained.run, 90)
+    assert line.startswith("nothing will be learned up to total_steps=90: the next gradient step is due at step 11")
+    assert resume(trained.run, 150) == []
 
 
 def test_a_file_for_another_environment_is_one_line() -> None:

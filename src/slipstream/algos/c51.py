@@ -83,7 +83,7 @@ class C51(QLearning):
         """Refuses numbers that mean nothing."""
         ranges.at_least(self, "algo.", 0, "lr", "eps")
         ranges.at_least(self, "algo.", 1, "n_step", "batch_size", "target_every")
-        ranges.above(self, "algo.", 0, "max_grad_norm")
+        ranges.above(self, "algo.", 0, "max_grad_norm", "tau")
         ranges.at_least(self, "algo.", 2, "atoms")
         ranges.ordered(self, "algo.", "v_min", "v_max")
         ranges.between(self, "algo.", 0, 1, "gamma", "tau")

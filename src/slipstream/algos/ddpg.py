@@ -66,7 +66,7 @@ class DDPG(ContinuousControl):
         """Refuses numbers that mean nothing."""
         ranges.at_least(self, "algo.", 0, "lr", "eps", "exploration_noise")
         ranges.at_least(self, "algo.", 1, "n_step", "batch_size")
-        ranges.above(self, "algo.", 0, "max_grad_norm")
+        ranges.above(self, "algo.", 0, "max_grad_norm", "tau")
         ranges.between(self, "algo.", 0, 1, "gamma", "tau")
 
     @property

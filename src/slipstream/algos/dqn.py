@@ -81,7 +81,7 @@ class DQN(QLearning):
         """Refuses numbers that mean nothing."""
         ranges.at_least(self, "algo.", 0, "lr", "eps")
         ranges.at_least(self, "algo.", 1, "n_step", "batch_size", "target_every")
-        ranges.above(self, "algo.", 0, "huber_delta", "max_grad_norm")
+        ranges.above(self, "algo.", 0, "huber_delta", "max_grad_norm", "tau")
         ranges.between(self, "algo.", 0, 1, "gamma", "tau")
 
     def make_policy(self, spec: EnvSpec, network: Network, torso: nn.Module | None, seed: int) -> QPolicy:

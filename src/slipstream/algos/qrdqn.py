@@ -80,7 +80,7 @@ class QRDQN(QLearning):
         """Refuses numbers that mean nothing."""
         ranges.at_least(self, "algo.", 0, "lr", "eps")
         ranges.at_least(self, "algo.", 1, "n_step", "batch_size", "target_every")
-        ranges.above(self, "algo.", 0, "max_grad_norm")
+        ranges.above(self, "algo.", 0, "max_grad_norm", "tau")
         ranges.at_least(self, "algo.", 0, "kappa")
         ranges.at_least(self, "algo.", 1, "quantiles")
         ranges.between(self, "algo.", 0, 1, "gamma", "tau")

@@ -89,7 +89,7 @@ class R2D2(QLearning):
         """Refuses numbers that mean nothing."""
         ranges.at_least(self, "algo.", 0, "lr", "eps", "burn_in", "rescale")
         ranges.at_least(self, "algo.", 1, "n_step", "length", "batch_size", "target_every")
-        ranges.above(self, "algo.", 0, "max_grad_norm")
+        ranges.above(self, "algo.", 0, "max_grad_norm", "tau")
         ranges.between(self, "algo.", 0, 1, "gamma", "tau", "eta")
 
     @property

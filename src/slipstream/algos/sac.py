@@ -88,7 +88,7 @@ class SAC(ContinuousControl):
         """Refuses numbers that mean nothing."""
         ranges.at_least(self, "algo.", 0, "lr", "eps")
         ranges.at_least(self, "algo.", 1, "n_step", "batch_size", "critics")
-        ranges.above(self, "algo.", 0, "alpha", "max_grad_norm")
+        ranges.above(self, "algo.", 0, "alpha", "max_grad_norm", "tau")
         ranges.between(self, "algo.", 0, 1, "gamma", "tau")
         if self.target_entropy is not None:
             ranges.finite(self, "algo.", "target_entropy")

@@ -74,7 +74,7 @@ class TD3(ContinuousControl):
         """Refuses numbers that mean nothing."""
         ranges.at_least(self, "algo.", 0, "lr", "eps", "exploration_noise", "target_noise", "target_noise_clip")
         ranges.at_least(self, "algo.", 1, "n_step", "batch_size", "policy_delay")
-        ranges.above(self, "algo.", 0, "max_grad_norm")
+        ranges.above(self, "algo.", 0, "max_grad_norm", "tau")
         ranges.between(self, "algo.", 0, 1, "gamma", "tau")
 
     @property

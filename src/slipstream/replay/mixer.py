@@ -10,14 +10,19 @@ import torch
 from torch import Tensor
 
 from slipstream import dice, tree
-from slipstream.loader import Loader
 from slipstream.replay.items import unrolls
+from slipstream.replay.rows import Rows
 from slipstream.replay.windows import Windows
 from slipstream.tree import Tree
 from slipstream.types import Trajectory
 
 REPLAYED = "replayed"
 """Name of the extra that tells replayed columns, float32 `[T+1, B]`: 1 there, 0 in fresh ones."""
+
+
+Old = Trajectory | None
+Begin = Callable[[Callable[[], Old]], Callable[[], Old]]
+"""As `Loader.begin`."""
 
 
 class Mixer:
@@ -34,7 +39,7 @@ class Mixer:
         columns: B.
         proportion: P; p B is whole.
         extras: Names of all extras of the slabs.
-        loader: Gathers.
+        begin: Has somebody gather, and returns what waits for it, to be called once.
         seed: The run's seed.
 
     Raises:
@@ -42,10 +47,11 @@ class Mixer:
     """
 
     def __init__(
-        self, windows: Windows, columns: int, proportion: float, extras: tuple[str, ...], loader: Loader, seed: int
+        self, windows: Windows, columns: int, proportion: float, extras: tuple[str, ...], begin: Begin, seed: int
     ) -> None:
-        self._windows, self._extras, self._loader, self._seed = windows, extras, loader, seed
-        self._ahead: tuple[int, Callable[[], Trajectory | None]] | None = None  # of which update, and what waits for it
+        self._windows, self._columns, self._extras = windows, columns, extras
+        self._begin, self._seed = begin, seed
+        self._ahead: tuple[int, Callable[[], Old]] | None = None  # of which update, and what waits for it
         self.replayed = round(proportion * columns)
         if abs(self.replayed - proportion * columns) > 1e-6 or not self.replayed:
             near = max(self.replayed, 1)
@@ -60,6 +66,11 @@ class Mixer:
                 f"a replay of {rows.kept * rows.slots:,} rows keeps no more than {windows.most} unrolls, and "
                 f"{self.replayed} are replayed in every update; use --algo.replay.capacity {needed}"
             )
+
+    @property
+    def rows(self) -> Rows:
+        """Where the unrolls lie."""
+        return self._windows.rows
 
     def mix(self, fresh: Trajectory, version: int) -> Trajectory:
         """The slab with replayed columns behind its own, and the extra `REPLAYED`.
@@ -76,8 +87,24 @@ class Mixer:
         if old is not None:
             mixed = _beside(mixed, old)
         self._windows.append(fresh)
-        self._ahead = version + 1, self._loader.begin(partial(self._draw, version + 1))
+        self._ahead = version + 1, self._begin(partial(self._draw, version + 1))
         return mixed
+
+    def ages(self, mixed: Trajectory, version: int) -> dict[str, Tensor | float]:
+        """Ages of the replayed rows of a mixed slab at `version`, in updates: mean, greatest and shares.
+
+        The shares are by powers of two (from 1, from 2, from 4, ...), the last with all that are older. There are as
+        many in every update, so that their means over updates sum to 1 as well: up to the unrolls that are kept of a
+        slot. Empty if there are no such rows.
+        """
+        replayed = slice(self._columns, None)
+        age = version - mixed.version[:, replayed][mixed.valid[:, replayed]]
+        if not len(age):
+            return {}
+        bins = (self.rows.kept // self.rows.unroll).bit_length()
+        counts = torch.bincount(age.clamp(1, 2 ** (bins - 1)).log2().long(), minlength=bins)
+        shares = {f"lag/replayed_from_{2**power}": float(count) / len(age) for power, count in enumerate(counts)}
+        return {"lag/replayed_mean": age.float().mean(), "lag/replayed_max": float(age.max()), **shares}
 
     def store(self, fresh: Trajectory) -> None:
         """Stores a slab that is not learned from."""
@@ -89,7 +116,7 @@ class Mixer:
         self._settle()
         self._windows.restart()
 
-    def _draw(self, version: int) -> Trajectory | None:
+    def _draw(self, version: int) -> Old:
         """The replayed columns of an update; None while there are not enough unrolls."""
         if self._windows.count < self.replayed:
             return None

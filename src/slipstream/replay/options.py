@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from slipstream import ranges
 
+LEAST_RATIO = 1e-6
+"""Gradient steps per step collected, at least. Its inverse is the greatest denominator of a ratio as a fraction."""
+
 
 @dataclass(frozen=True)
 class ReplayOptions:
@@ -13,8 +16,9 @@ class ReplayOptions:
 
     Attributes:
         capacity: Rows kept, over all environments.
-        ratio: Gradient steps per step collected; exact over the run, fractions are carried.
-        learning_starts: Steps collected, with random actions, before the first gradient step.
+        ratio: Gradient steps per step collected, at least a millionth; exact over the run, fractions are carried.
+        learning_starts: Steps collected before the first gradient step, with the exploration of the start: actions are
+            random with probability exploration.initial, and all of them for continuous actions.
         alpha: Exponent of the priorities (alpha of prioritised replay); 0 draws uniformly.
         beta: Exponent of the importance weights at the start, which grows linearly to 1 over the run.
         memory_map: Whether the rows lie in a file without a name in the run directory's file system instead of memory.
@@ -31,8 +35,8 @@ class ReplayOptions:
         """Refuses numbers that mean nothing."""
         ranges.at_least(self, "algo.replay.", 1, "capacity")
         ranges.at_least(self, "algo.replay.", 0, "learning_starts", "alpha")
-        ranges.above(self, "algo.replay.", 0, "ratio")
-        ranges.finite(self, "algo.replay.", "ratio")
+        ranges.at_least(self, "algo.replay.", LEAST_RATIO, "ratio")
+        ranges.finite(self, "algo.replay.", "ratio", "alpha")
         ranges.between(self, "algo.replay.", 0, 1, "beta")
 
 
@@ -59,6 +63,7 @@ class UnrollReplay:
     def __post_init__(self) -> None:
         """Refuses numbers that mean nothing."""
         ranges.at_least(self, "algo.replay.", 0, "proportion", "clone_policy", "clone_value", "trust_region")
+        ranges.finite(self, "algo.replay.", "proportion", "clone_policy", "clone_value")
         ranges.at_least(self, "algo.replay.", 1, "capacity")
         if (self.clone_policy or self.clone_value) and not self.proportion:
             raise ValueError(

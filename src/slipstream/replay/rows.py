@@ -65,7 +65,7 @@ def layout(like: Tree, capacity: int, frame_stack: int, names: Collection[str] =
 
 
 def size(memory: Tree) -> int:
-    """Bytes of a layout."""
+    """Bytes of a layout, or of the memory for one."""
     return sum(leaf.numel() * leaf.element_size() for leaf in tree.leaves(memory))
 
 
@@ -88,6 +88,7 @@ class Rows:
 
     Attributes:
         kept: Rows per slot, a multiple of T.
+        bytes: Memory that they take.
         unroll: T.
         head: int64 `[B]`, rows that each slot has brought.
         oldest: int64 `[B]`, the oldest row that is still whole; `head` if there is none.
@@ -98,6 +99,7 @@ class Rows:
         self._flat = {name: value.flatten(0, 1) for name, value in self._columns.items()}
         self._valid: NDArray[np.bool_] = self._columns["valid"].numpy()
         slots, self.kept = self._valid.shape
+        self.bytes = size(memory)
         self.unroll = unroll
         self.head, self.oldest = np.zeros(slots, np.int64), np.zeros(slots, np.int64)
         self._obs_tree = obs

@@ -57,7 +57,7 @@ def make_learner(
 
     Raises:
         ValueError: If algorithm, environments and settings don't fit together.
-        ConfigError: If there is no room for the replay.
+        ConfigError: If there is no room for the replay, or the user's policy does not store what the algorithm wants.
     """
     algo = config.algo
     shards = config.shards or (config.lanes // config.group if device.type == "cpu" else 1)
@@ -69,6 +69,7 @@ def make_learner(
         policy = algo.make_policy(spec, config.net, torso, config.seed)
     else:
         check_policy(policy, spec)
+        _require_params(algo, policy, spec)
     return _slab_learner(algo, config, spec, policy.to(device), shards, crew, loader)
 
 
@@ -98,6 +99,17 @@ def _slab_learner(
     return learner
 
 
+def _require_params(algo: SlabAlgorithm, policy: ActorCriticPolicy, spec: EnvSpec) -> None:
+    """Refuses a user's own policy that does not store its distributions, for an algorithm that compares with them."""
+    remembers = algo.replay is not None and algo.replay.remembers
+    if remembers and "params" not in slab.layout(spec, policy, 1)["extras"]:
+        raise ConfigError(
+            "algo.replay.clone_policy and trust_region compare with the distribution that acted, which a policy of "
+            "your own stores only if its act has distribution.params() in extras['params']; give torso= in place of "
+            "policy=, or set both to 0"
+        )
+
+
 def _reconstruction(config: Config, spec: EnvSpec, policy: ActorCriticPolicy) -> Reconstruction:
     if not isinstance(policy, ActorCritic):
         raise ConfigError(
@@ -111,9 +123,10 @@ def _mixer(options: UnrollReplay, config: Config, spec: EnvSpec, policy: ActorCr
     like = slab.layout(spec, policy, config.unroll)
     extras = tuple(like["extras"])
     layout = rows.layout(like, options.capacity, spec.frame_stack, ("log_prob", "version", "state0", *extras))
-    stored = rows.Rows(_allocated(layout, config, options), config.unroll, like["obs"])
+    least = _least_capacity(config, config.unroll, config.unroll, round(options.proportion * config.num_envs))
+    stored = rows.Rows(_allocated(layout, config, options, least), config.unroll, like["obs"])
     windows = Windows(stored, config.unroll, config.unroll)
-    return Mixer(windows, config.num_envs, options.proportion, extras, loader, config.seed)
+    return Mixer(windows, config.num_envs, options.proportion, extras, loader.begin, config.seed)
 
 
 def _replay_learner(
@@ -131,11 +144,13 @@ def _replay_learner(
     like = slab.layout(spec, policy, config.unroll)
     names = ("state0",) if policy.recurrent else ()
     layout = rows.layout(like, algo.replay.capacity, spec.frame_stack, names)
-    stored = rows.Rows(_allocated(layout, config, algo.replay), config.unroll, like["obs"])
+    stride = algo.stride(config.unroll)
+    least = _least_capacity(config, algo.span, stride, algo.batch_size)
+    stored = rows.Rows(_allocated(layout, config, algo.replay, least), config.unroll, like["obs"])
     return ReplayLearner(
         algo,
         Networks(policy.to(device), critic.to(device)),
-        Windows(stored, algo.stride(config.unroll), algo.span, algo.replay.alpha),
+        Windows(stored, stride, algo.span, algo.replay.alpha),
         crew,
         loader,
         num_envs=config.num_envs,
@@ -147,8 +162,25 @@ def _replay_learner(
     )
 
 
-def _allocated(layout: Tree, config: Config, options: ReplayOptions | UnrollReplay) -> Tree:
-    """Memory for a replay, after a look at whether there is enough."""
+def replay_line(config: Config, replay: rows.Rows) -> str:
+    """What a run says of its replay at the start: how many rows, and what they take where."""
+    options = config.algo.replay
+    where = f"on the disk of {config.log.dir}" if options and options.memory_map else "in memory, when it is full"
+    return f"The replay keeps {replay.slots * replay.kept:,} rows: {_size_text(replay.bytes)} {where}."
+
+
+def _size_text(size: int) -> str:
+    """Bytes as GB, or as MB where they are few."""
+    return f"{size / 1e9:.2f} GB" if size >= 10**8 else f"{size / 1e6:.2f} MB"
+
+
+def _least_capacity(config: Config, span: int, stride: int, windows: int) -> int:
+    """Rows in which so many windows of `span` rows that begin at every `stride`-th row have their place for sure."""
+    return (span + 2 * config.unroll) * config.num_envs + windows * stride
+
+
+def _allocated(layout: Tree, config: Config, options: ReplayOptions | UnrollReplay, least: int) -> Tree:
+    """Memory for a replay, after a look at whether there is enough; fewer rows than `least` are not proposed."""
     capacity, needed = options.capacity, rows.size(layout)
     if options.memory_map:
         folder = Path(config.log.dir)
@@ -157,13 +189,23 @@ def _allocated(layout: Tree, config: Config, options: ReplayOptions | UnrollRepl
     else:
         where, free = "in memory", available_memory()
     if free is not None and needed > _SHARE * free:
-        fits = int(capacity * _SHARE * free / needed) // 1000 * 1000
-        other = "" if options.memory_map else ", or --algo.replay.memory-map to keep it on disk"
+        fits = int(capacity * _SHARE * free / needed)
+        ways = [f"--algo.replay.capacity {max(fits // 1000 * 1000, least)}"] if fits >= least else []
+        ways.append(
+            "--log.dir to keep runs elsewhere" if options.memory_map else "--algo.replay.memory-map to keep it on disk"
+        )
         raise ConfigError(
-            f"algo.replay.capacity={capacity:,} needs {needed / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free {where}; "
-            f"use --algo.replay.capacity {fits}{other}"
+            f"algo.replay.capacity={capacity:,} needs {_size_text(needed)}, and {_size_text(free)} are free {where}"
+            + ("" if fits >= least else f", too little for the {least:,} rows that this run wants at least")
+            + f"; use {', or '.join(ways)}"
         )
     if not options.memory_map:
         return rows.allocate(layout)
-    with tempfile.TemporaryFile(dir=config.log.dir) as file:  # without a name, so that nothing is left behind
-        return memory.share(file.fileno(), layout)
+    try:
+        with tempfile.TemporaryFile(dir=config.log.dir) as file:  # without a name, so that nothing is left behind
+            return memory.share(file.fileno(), layout, reserve=True)
+    except OSError as error:
+        raise ConfigError(
+            f"algo.replay.memory_map: the {_size_text(needed)} of algo.replay.capacity={capacity:,} can't be reserved "
+            f"{where} ({error.strerror or error}); lower the capacity, or use --log.dir to keep runs elsewhere"
+        ) from error

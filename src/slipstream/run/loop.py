@@ -32,13 +32,14 @@ from slipstream.run.config import CALLABLE, Config
 from slipstream.run.console import Display
 from slipstream.run.directory import RunDirectory, create
 from slipstream.run.evaluate import Evaluator, slots
+from slipstream.run.learning import replay_line
 from slipstream.run.metrics import Metrics
 from slipstream.run.presets import spelled_out
 from slipstream.run.progress import Observer, Progress
 from slipstream.run.settings import ConfigError
 from slipstream.run.signals import Interrupted, Signals
 from slipstream.run.training import Training
-from slipstream.run.unused import warn_unused
+from slipstream.run.unused import warn_unlearned, warn_unused
 from slipstream.types import Envs, EnvSpec, Report
 
 EnvFactory = Callable[[], gymnasium.Env[Any, Any]]
@@ -95,6 +96,7 @@ def train(config: Config, parts: Parts, command: Sequence[str], console: Console
     with ExitStack() as stack:
         stack.callback(training.close)
         warn_unused(config, training.spec, parts.torso is not None, parts.policy is not None)
+        warn_unlearned(config, training.learner)
         run = create(config, command)
         stack.enter_context(run.lock())
         return _drive(_Run(config, parts, training, run, _progress(config, training), console), None)
@@ -140,6 +142,7 @@ def resume(path: Path, parts: Parts, total_steps: int | None, console: Console, 
         with saved.fitting():
             training.load(tensors, facts["training"])
         warn_unused(config, training.spec, parts.torso is not None, parts.policy is not None)
+        warn_unlearned(config, training.learner)
         run.write_config(config)
         run.error.unlink(missing_ok=True)  # it tells of the time before
         return _drive(_Run(config, parts, training, run, _progress(config, training), console), saved)
@@ -235,6 +238,8 @@ def _drive(this: _Run, saved: Checkpoint | None) -> Trained:
         stack.callback(lambda: [evaluator.close() for evaluator in evaluators])
         display = Display(progress, _title(config, run, saved), config.log.console_every, this.console)
         stack.callback(display.close)
+        if training.learner.replay is not None:
+            display.say(replay_line(config, training.learner.replay))
         if not training.spec.deterministic:
             display.say(f"{training.spec.id} is not deterministic: the same seed will not give the same run.")
         signals = stack.enter_context(Signals(display.say))

@@ -38,13 +38,17 @@ def cores() -> int:
 
 
 def available_memory() -> int | None:
-    """Bytes that this process can still take without swapping; None where nobody says."""
+    """Bytes that this process can still take without swapping; None where nobody says.
+
+    A control group counts the cached pages of files as used; those that nobody has read lately make room.
+    """
     if not _MEMORY.is_file():
         return None
     free = int(_said(_MEMORY, "MemAvailable").split()[0]) * 1024
     limit, used = (_GROUP / name for name in ("memory.max", "memory.current"))
     if limit.is_file() and limit.read_text().strip().isdigit():
-        free = min(free, int(limit.read_text()) - int(used.read_text()))
+        cached = int(_said(_GROUP / "memory.stat", "inactive_file", " ") or 0)
+        free = min(free, int(limit.read_text()) - int(used.read_text()) + cached)
     return free
 
 
@@ -59,10 +63,10 @@ def computes_bfloat16() -> bool:
     return not flags or any(flag in flags for flag in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
-def _said(file: Path, key: str) -> str:
+def _said(file: Path, key: str, separator: str = ":") -> str:
     """What Linux says under a key, of the first core where it is of cores; empty where it says nothing."""
     lines = file.read_text().splitlines() if file.is_file() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith(key)), "")
+    return next((line.partition(separator)[2].strip() for line in lines if line.startswith(key)), "")
 
 
 def _version(package: str) -> str | None:

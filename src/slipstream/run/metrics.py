@@ -11,7 +11,9 @@ schedule `async`, which is not deterministic, all differ).
     rollout/ep_rew_mean, ep_rew_std, ep_len_mean              raw return and length in steps of the last 100 episodes
     rollout/ep_shaped_rew_mean                                what they were paid, where a score is reported instead
     train/*                                                   means over the updates since the row before
+    train/gradient_steps, lag/dropped_steps                   counters
     lag/mean, lag/max                                         versions between acting and learning (sync: 0); mean, max
+    lag/replayed_mean, lag/replayed_max, lag/replayed_from_*  the same of replayed rows, and their shares by age
     wait/*                                                    shares of time spent on waiting (env: for environments)
     eval/*                                                    the evaluation at this step
 
@@ -39,8 +41,8 @@ from slipstream.types import Report
 CLOCK = ("time/", "wait/")
 """Prefixes of what depends on the machine's speed; `time/` has the counters as well, which do not."""
 
-_GREATEST = ("/max", "/dropped_steps")
-"""Endings of metrics of which a row has the greatest value (counters grow); of all others it has the mean."""
+_GREATEST = ("/max", "_max", "/dropped_steps", "/gradient_steps")
+"""Endings of metrics of which a row has the greatest value (that of counters is the last); of others the mean."""
 
 
 class Metrics:

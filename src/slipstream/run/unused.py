@@ -1,4 +1,6 @@
-"""Settings that can't change anything in a run. They are said at its start, since whoever typed one expects something.
+"""Settings that can't change anything in a run, and runs in which nothing can be learned any more.
+
+They are said at the start, since whoever typed a setting expects something of it.
 
 They are warnings: the run is the one that was asked for, and a file of settings may have been written for another
 environment. What counts is that a setting differs from the preset, which nobody typed.
@@ -7,15 +9,19 @@ environment. What counts is that a setting differs from the preset, which nobody
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from operator import attrgetter
 from typing import NamedTuple
 
 from gymnasium import spaces
 
 from slipstream import tree
-from slipstream.algos import APPO, PPO
+from slipstream.algos import APPO, PPO, R2D2, SAC, Rainbow
 from slipstream.envs.make import native_threads
+from slipstream.learner import Learner
 from slipstream.ops.spaces import feature_space, is_image
+from slipstream.replay.options import ReplayOptions, UnrollReplay
+from slipstream.replay_learner import ReplayLearner
 from slipstream.run.config import CALLABLE, Config
 from slipstream.run.presets import configure
 from slipstream.types import EnvSpec
@@ -48,12 +54,29 @@ def warn_unused(config: Config, spec: EnvSpec, own_torso: bool, own_policy: bool
         own_torso: Whether it has a torso that `net` does not describe.
         own_policy: Whether it has a policy that `net` does not describe.
     """
-    given, preset = _groups(config), _groups(configure(config.algo.name, config.env))
+    preset = configure(config.algo.name, config.env)
     for rule in _rules(config, spec, own_torso, own_policy):
-        found = _changed(rule, given[rule.group], preset[rule.group]) if rule.idle else []
+        found = _changed(rule, config, preset) if rule.idle else []
         if found:
             more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
             warnings.warn(f"no effect: {', '.join(found[:_SHOWN])}{more} ({rule.reason})", stacklevel=3)
+
+
+def warn_unlearned(config: Config, learner: Learner | ReplayLearner) -> None:
+    """Warns of a run with a replay that ends before its next gradient step.
+
+    Args:
+        config: The run's settings.
+        learner: Its learner, as it starts or resumes.
+    """
+    algo = config.algo
+    if algo.replays is True and isinstance(learner, ReplayLearner) and learner.due_at > config.total_steps:
+        warnings.warn(
+            f"nothing will be learned up to total_steps={config.total_steps:,}: the next gradient step is due at step "
+            f"{learner.due_at:,}, by algo.replay.learning_starts={algo.replay.learning_starts:,} and "
+            f"algo.replay.ratio={algo.replay.ratio:g}; raise total_steps, or lower algo.replay.learning_starts",
+            stacklevel=3,
+        )
 
 
 def _rules(config: Config, spec: EnvSpec, own_torso: bool, own_policy: bool) -> Iterator[Rule]:
@@ -69,6 +92,7 @@ def _rules(config: Config, spec: EnvSpec, own_torso: bool, own_policy: bool) -> 
         yield Rule("algo", ("surrogate",), config.schedule == "sync", "under schedule=sync both are the same")
     if isinstance(config.algo, APPO):
         yield Rule("algo", ("ratio_cap",), config.algo.surrogate == "acting", "it is for algo.surrogate=target")
+    yield from _rules_of_replays(config)
     drawn = ("frames", "shapes_encoder", "variational", "beta")
     yield Rule("autoencoder", drawn, not config.autoencoder.weight, "autoencoder.weight is 0, so that nothing is drawn")
     names = ("max_lag", "stale", "refresh")
@@ -104,23 +128,28 @@ def _rules(config: Config, spec: EnvSpec, own_torso: bool, own_policy: bool) -> 
     yield Rule("net", ("normalize_obs",), not floats, f"no observation of {name} is a vector of floats")
 
 
-def _groups(config: Config) -> Mapping[str, object]:
-    """The parts of a configuration that rules are about."""
-    return {
-        "": config,
-        "algo": config.algo,
-        "env_options": config.env_options,
-        "env_options.atari": config.env_options.atari,
-        "net": config.net,
-        "autoencoder": config.autoencoder,
-        "placement": config.placement,
-        "log": config.log,
-    }
+def _rules_of_replays(config: Config) -> Iterator[Rule]:
+    algo, replay = config.algo, config.algo.replay
+    if isinstance(replay, UnrollReplay):
+        idle = not replay.proportion
+        yield Rule("algo.replay", ("capacity", "memory_map"), idle, "algo.replay.proportion is 0: nothing is replayed")
+    if isinstance(replay, ReplayOptions):
+        plain = "algo.replay.alpha is 0, so that there are no priorities"
+        yield Rule("algo.replay", ("beta",), not replay.alpha, plain)
+        if isinstance(algo, R2D2):
+            yield Rule("algo", ("eta",), not replay.alpha, plain)
+    if isinstance(algo, SAC):
+        yield Rule("algo", ("target_entropy",), not algo.adapt_alpha, "algo.adapt_alpha is off: alpha stays as it is")
+    if isinstance(algo, Rainbow):
+        yield Rule("algo", ("sigma0",), not algo.noisy, "algo.noisy is off, so that no layer is noisy")
+        noise = "with algo.noisy epsilon is 0 once learning has begun"
+        yield Rule("algo.exploration", ("final", "least", "steps"), algo.noisy, noise)
 
 
-def _changed(rule: Rule, given: object, preset: object) -> list[str]:
+def _changed(rule: Rule, config: Config, preset: Config) -> list[str]:
     """The settings of a rule that are not as in the preset, as `group.name=value`."""
+    given, usual = (attrgetter(rule.group)(each) if rule.group else each for each in (config, preset))
     names = rule.names or vars(given)
     pairs = [(name, getattr(given, name)) for name in names]
     group = f"{rule.group}." if rule.group else ""
-    return [f"{group}{name}={value}" for name, value in pairs if value != getattr(preset, name)]
+    return [f"{group}{name}={value}" for name, value in pairs if value != getattr(usual, name)]
