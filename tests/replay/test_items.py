@@ -42,7 +42,7 @@ def test_transitions_are_n_step_returns_up_to_the_end(seed: int, unroll: int, n:
                 total, factor, t = total + factor * 2 * row.reward, factor * GAMMA, t + 1
                 if row.terminated or row.truncated or t == start + n:
                     break
-            assert np.isclose(got.reward[i], total, rtol=1e-5)
+            assert np.isclose(got.reward[i], total, rtol=1e-5, atol=1e-5)
             assert np.isclose(got.discount[i], 0.0 if row.terminated else factor, rtol=1e-6)
             assert got.action[i] == stream.rows[start].action
             np.testing.assert_array_equal(got.obs[i].numpy(), stream.rows[start].obs)
