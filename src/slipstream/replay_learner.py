@@ -95,6 +95,11 @@ class ReplayLearner:
         """Parts whose gradients are summed in order."""
         return self._shards
 
+    @property
+    def windows(self) -> Windows:
+        """The replay."""
+        return self._windows
+
     def weights(self) -> Weights:
         """A snapshot of the policy, for collectors that do not share its memory."""
         return snapshot(self.policy, self.version)
