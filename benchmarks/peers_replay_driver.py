@@ -13,21 +13,29 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 import cpprb
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from tensordict import TensorDict
+from torch import Tensor
 from torchrl.data import LazyTensorStorage, PrioritizedSampler
 
+from slipstream.replay import rows
+from slipstream.replay.items import transitions
 from slipstream.replay.prioritized import Proportional
+from slipstream.replay.windows import Windows
+from slipstream.types import Trajectory
 
 Errors = NDArray[np.float64]
 
 ALPHA, BETA, EPSILON = 0.6, 0.4, 1e-6
-OBSERVATION = (4, 84, 84)  # uint8
+OBSERVATION = (4, 84, 84)  # uint8, a stack of frames
 CHUNK = 1000  # rows added at a time
+SLOTS, UNROLL = 8, 25  # of Slipstream's slabs
 PACKAGES = ("numpy", "torch", "cpprb", "torchrl", "tensordict")
 
 
@@ -53,16 +61,42 @@ class Slipstream:
         return drawn
 
 
-class Cpprb:
-    """It can't draw without gathering: without observations a row is one byte."""
+class SlipstreamTransitions:
+    """What `ReplayLearner` does for a batch of one-step returns. Each frame is stored once, as in every run."""
 
-    def __init__(self, errors: Errors, shape: tuple[int, ...] = (1,)) -> None:
-        self._buffer = cpprb.PrioritizedReplayBuffer(
-            len(errors), {"obs": {"shape": shape, "dtype": np.uint8}}, alpha=ALPHA, eps=EPSILON
-        )
-        for start in range(0, len(errors), CHUNK):
+    def __init__(self, errors: Errors) -> None:
+        slabs = -(-len(errors) // (SLOTS * UNROLL))
+        slab = slab_of_ones()
+        layout = rows.layout(vars(slab), (slabs + 1) * SLOTS * UNROLL, OBSERVATION[0])
+        self._rows = rows.Rows(rows.allocate(layout), UNROLL, slab.obs)
+        self._windows = Windows(self._rows, 1, 1, ALPHA)
+        for _ in range(slabs):
+            self._windows.append(slab)
+        slot, row = np.divmod(np.arange(self._windows.count), slabs * UNROLL)
+        self._windows.reprioritise(slot, row, np.resize(errors, len(slot)))
+        self._generator = np.random.Generator(np.random.Philox(1))
+
+    def step(self, errors: Errors) -> Any:
+        drawn = self._windows.draw(self._generator, 1, len(errors), BETA)
+        slot, row = drawn.slot[0], drawn.row[0]
+        batch = transitions(self._rows, slot, row, 1, 0.99, raw)
+        self._windows.reprioritise(slot, row, errors)
+        return batch, drawn.weight
+
+
+class Cpprb:
+    """It can't draw without gathering: without transitions a row is one byte."""
+
+    def __init__(self, errors: Errors, gathers: bool = False) -> None:
+        size = len(errors)
+        columns: dict[str, dict[str, Any]] = {"obs": {"shape": OBSERVATION if gathers else (1,), "dtype": np.uint8}}
+        if gathers:
+            columns |= {"next_obs": {**columns["obs"]}, "act": {"dtype": np.int64}, "rew": {}, "done": {}}
+        self._buffer = cpprb.PrioritizedReplayBuffer(size, columns, alpha=ALPHA, eps=EPSILON)
+        for start in range(0, size, CHUNK):
             chunk = errors[start : start + CHUNK]
-            self._buffer.add(obs=np.ones((len(chunk), *shape), np.uint8), priorities=chunk)
+            ones = {name: np.ones((len(chunk), *column.get("shape", (1,)))) for name, column in columns.items()}
+            self._buffer.add(**ones, priorities=chunk)
 
     def step(self, errors: Errors) -> Any:
         drawn = self._buffer.sample(len(errors), beta=BETA)
@@ -73,22 +107,50 @@ class Cpprb:
 class TorchRL:
     """Its sampler and storage called directly, which leaves out what its replay buffer does around them."""
 
-    def __init__(
-        self, errors: Errors, shape: tuple[int, ...] | None = None, dtype: torch.dtype = torch.float32
-    ) -> None:
-        self._gathers, self._dtype = shape is not None, dtype
+    def __init__(self, errors: Errors, gathers: bool = False, dtype: torch.dtype = torch.float32) -> None:
+        self._gathers, self._dtype = gathers, dtype
         self._storage = LazyTensorStorage(len(errors))
         for start in range(0, len(errors), CHUNK):
-            rows = torch.arange(start, min(start + CHUNK, len(errors)))
-            self._storage.set(rows, torch.ones((len(rows), *(shape or (1,))), dtype=torch.uint8))
+            items = torch.arange(start, min(start + CHUNK, len(errors)))
+            obs = torch.ones((len(items), *(OBSERVATION if gathers else (1,))), dtype=torch.uint8)
+            one = torch.ones(len(items))
+            row = {"obs": obs, "next_obs": obs, "action": one.long(), "reward": one, "done": one.bool()}
+            self._storage.set(items, TensorDict(row, batch_size=[len(items)]) if gathers else obs)
         self._sampler = PrioritizedSampler(len(errors), ALPHA, BETA, eps=EPSILON, dtype=dtype)
         self._sampler.update_priority(torch.arange(len(errors)), torch.from_numpy(errors).to(dtype))
 
     def step(self, errors: Errors) -> Any:
         items, drawn = self._sampler.sample(self._storage, len(errors))
-        rows = self._storage.get(items) if self._gathers else None
+        batch = self._storage.get(items) if self._gathers else None
         self._sampler.update_priority(items, torch.from_numpy(errors).to(self._dtype))
-        return rows, drawn
+        return batch, drawn
+
+
+def slab_of_ones() -> Trajectory:
+    """A slab in which no episode ends."""
+
+    def columns(dtype: torch.dtype = torch.float32, value: float = 1.0) -> Tensor:
+        return torch.full((UNROLL, SLOTS), value, dtype=dtype)
+
+    never = columns(torch.bool, False)
+    return Trajectory(
+        obs=torch.ones((UNROLL + 1, SLOTS, *OBSERVATION), dtype=torch.uint8),
+        action=columns(torch.int64),
+        log_prob=columns(),
+        reward=columns(),
+        terminated=never,
+        truncated=never,
+        valid=columns(torch.bool),
+        version=columns(torch.int32),
+        slot=torch.arange(SLOTS),
+        state0=(),
+        extras={},
+    )
+
+
+def raw(reward: Tensor) -> Tensor:
+    """Rewards as they are."""
+    return reward
 
 
 SAMPLING: dict[str, Callable[[Errors], Replay]] = {
@@ -97,10 +159,10 @@ SAMPLING: dict[str, Callable[[Errors], Replay]] = {
     "torchrl": TorchRL,
     "torchrl, float64": lambda errors: TorchRL(errors, dtype=torch.float64),
 }
-# Slipstream's replay goes here, first, as soon as it gathers observations by itself.
 WITH_OBSERVATIONS: dict[str, Callable[[Errors], Replay]] = {
-    "cpprb": lambda errors: Cpprb(errors, OBSERVATION),
-    "torchrl": lambda errors: TorchRL(errors, OBSERVATION),
+    "slipstream": SlipstreamTransitions,
+    "cpprb": partial(Cpprb, gathers=True),
+    "torchrl": partial(TorchRL, gathers=True),
 }
 
 

@@ -3,7 +3,11 @@
     python benchmarks/replay.py [--rounds 10] [--steps 100] [--venv benchmarks/.venvs/replay]
 
 sampling           draw 512 of a million items, weigh them, write 512 new priorities back.
-with_observations  the same of fewer items, and gather their observations, 4 x 84 x 84 bytes each.
+with_observations  the same of fewer items, and gather them: observation, action, reward, end and next observation; each
+                   observation has 4 x 84 x 84 bytes.
+
+Slipstream stores a frame once and puts its observations together when they are drawn; the others store both of an
+item, ready to be copied.
 
 All of them run in one process (benchmarks/peers_replay_driver.py), in a virtual environment of their own that is made
 when it is missing: several GB where pip brings torch with CUDA; PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
@@ -28,7 +32,7 @@ from typing import Any
 from record import conditions, save
 
 ROOT = Path(__file__).resolve().parents[1]
-PEERS = ("numpy", "cpprb==11.0.0", "torch==2.12.1", "torchrl==0.13.3")
+PEERS = ("numpy", "gymnasium", "cpprb==11.0.0", "torch==2.12.1", "torchrl==0.13.3")
 OURS = "slipstream"
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
@@ -62,7 +66,7 @@ def compared(rounds: list[dict[str, float]]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--capacity", type=int, default=1_000_000)
-    parser.add_argument("--observations", type=int, default=20_000, help="items with an observation, 28 kB each")
+    parser.add_argument("--observations", type=int, default=20_000, help="items with two observations, 28 kB each")
     parser.add_argument("--batch", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--steps", type=int, default=100, help="batches per round; a tenth of it with observations")

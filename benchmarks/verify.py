@@ -3,7 +3,8 @@
     python benchmarks/verify.py [--updates 20] [--delay 0.002] [--only TEXT] [--output benchmarks/results/verify.json]
 
 Every cell is one configuration, run inline without delays and then under the other placements with random delays in
-environments and workers; after every update all cells of the trajectory and all tensors of the learner are compared.
+environments, workers and loaders; after every update all cells of the trajectory, all tensors of the learner and the
+priorities of its replay are compared.
 The output is written after every cell, and cells that are in it already are not run again.
 """
 

@@ -75,6 +75,16 @@ def test_errors_reach_the_learner(threads: int) -> None:
     loader.close()
 
 
+@pytest.mark.parametrize("threads", [0, 2])
+def test_threads_ask_for_a_delay_before_every_batch(threads: int) -> None:
+    asked: list[threading.Thread] = []
+    loader = Loader(threads, CPU, before=lambda: asked.append(threading.current_thread()))
+    assert len(list(loader.load(gathers(5, numbered)))) == 5
+    loader.close()
+    assert len(asked) == (5 if threads else 0)
+    assert threading.current_thread() not in asked
+
+
 def test_waiting_is_counted() -> None:
     loader, gate = Loader(1, CPU), threading.Event()
 

@@ -10,6 +10,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from slipstream import slab
 from slipstream.algos import DQN, SAC, TD3, Rainbow
@@ -94,6 +95,12 @@ def slabs(
 
 def parameters(student: ReplayLearner) -> torch.Tensor:
     return torch.cat([parameter.detach().flatten() for parameter in student.policy.parameters()])
+
+
+def priorities(student: ReplayLearner) -> NDArray[np.float64]:
+    found = student.windows.priorities
+    assert found is not None
+    return found.tree.leaves
 
 
 @pytest.mark.parametrize("ratio", [0.3, 0.01, 1e-6, 1.0, 2.7, 1 / 3])
@@ -252,9 +259,7 @@ def test_errors_become_priorities(learner: Callable[..., ReplayLearner]) -> None
     student = learner(DQN(batch_size=64, replay=replace(SMALL, alpha=1.0, ratio=0.1)))
     for each in slabs(student, 8):
         student.step(each)
-    proportional = student._windows._priorities
-    assert proportional is not None
-    leaves = proportional.tree.leaves
+    leaves = priorities(student)
     drawable = leaves[leaves > 0]
     assert len(set(drawable.round(9).tolist())) > len(drawable) / 2, "most have an error of their own by now"
 
@@ -304,19 +309,30 @@ def test_a_resumed_learner_refills_its_replay_first(
         assert (successor.steps < due_at) == (gained == 0)
 
 
-def test_a_gradient_that_is_not_finite_is_refused(learner: Callable[..., ReplayLearner]) -> None:
-    student = learner(DQN(batch_size=64, replay=replace(SMALL, learning_starts=60, ratio=0.02)))
-    *good, bad = slabs(student, 9)
+@pytest.mark.parametrize("kind", [DQN, SAC])
+def test_a_gradient_that_is_not_finite_is_refused(
+    learner: Callable[..., ReplayLearner], kind: type[DQN] | type[SAC]
+) -> None:
+    """Nothing but the replay's rows has changed: parameters, targets, optimisers and priorities are as before."""
+    algorithm = kind(batch_size=64, lr=1e-3, replay=replace(SMALL, alpha=0.6, learning_starts=60))
+    student, twin = learner(algorithm), learner(algorithm)
+    *good, bad = slabs(student, 9, actions=CONTINUOUS if kind is SAC else None)
+    bad.reward.fill_(float("nan"))
     for each in good:
         student.step(each)
-    bad.reward.fill_(float("nan"))
-    before = parameters(student)
-    student._algorithm = replace(student._algorithm, replay=replace(SMALL, ratio=1.0))
-    student._ratio = Fraction(1)
+        twin.step(each)
+    twin.skip(bad)
     with pytest.raises(FloatingPointError, match="gradient of update 9 is not finite"):
         student.step(bad)
-    assert torch.isfinite(parameters(student)).all()
-    assert before.shape == parameters(student).shape
+    (found, facts), (expected, _) = student.state(), twin.state()
+    assert facts == twin.state()[1], "it was the first gradient step of its update that failed"
+    assert facts["gradient_steps"] > 0
+    assert any(name.startswith("optimizer.") for name in expected)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
+    assert np.array_equal(priorities(student), priorities(twin))
+    assert len(set(priorities(twin).tolist())) > 10, "errors have told them apart"
 
 
 def test_rewards_are_transformed_when_they_are_drawn(learner: Callable[..., ReplayLearner]) -> None:

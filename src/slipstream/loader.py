@@ -34,12 +34,13 @@ class Loader:
     Args:
         threads: Threads that gather; 0 gathers in the thread that asks.
         device: Where batches are wanted.
+        before: Called before every batch, in the thread that gathers it, where that is not the one that asks.
     """
 
-    def __init__(self, threads: int, device: torch.device) -> None:
+    def __init__(self, threads: int, device: torch.device, *, before: Callable[[], None] | None = None) -> None:
         self._device = device
         self._ahead = threads * _READY
-        self._crew = Crew(threads, inline=False) if threads else None
+        self._crew = Crew(threads, inline=False, before=before) if threads else None
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self.waited = 0.0
         """Seconds that the learner has waited for batches."""

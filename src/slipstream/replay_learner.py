@@ -99,13 +99,18 @@ class ReplayLearner:
 
     @property
     def replay(self) -> Rows:
-        """The replay."""
+        """The rows of the replay."""
         return self._windows.rows
 
     @property
     def due_at(self) -> int:
         """Collected steps at which the next gradient step is due."""
         return math.ceil(self._begins + (self._gradient_steps + 1) / self._ratio)
+
+    @property
+    def windows(self) -> Windows:
+        """What may be drawn of them, and how likely."""
+        return self._windows
 
     def weights(self) -> Weights:
         """A snapshot of the policy, for collectors that do not share its memory."""

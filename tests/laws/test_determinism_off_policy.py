@@ -42,6 +42,20 @@ def test_placement_changes_no_bit(case: str, placement: str) -> None:
     assert tuple(hashes(algo, "CartPole-v1", settings, PLACEMENTS[placement])) == reference(case)
 
 
+def test_collector_processes_change_no_bit_of_replayed_unrolls() -> None:
+    case = "appo, concurrent and replayed"
+    algo, settings = CASES[case]
+    assert tuple(hashes(algo, "CartPole-v1", settings, {"collectors": "process", "workers": 1})) == reference(case)
+
+
+@pytest.mark.parametrize("loaders", [0, 3])
+def test_loaders_change_no_bit_of_replayed_unrolls(loaders: int) -> None:
+    """The reference has one, as the other placements."""
+    case = "appo, concurrent and replayed"
+    algo, settings = CASES[case]
+    assert tuple(hashes(algo, "CartPole-v1", settings, {"workers": 2, "loaders": loaders})) == reference(case)
+
+
 def test_schedule_is_part_of_the_result() -> None:
     """The first slab has lag 0 in both schedules; from the second on, concurrent learns from older rows."""
     together, apart = reference("appo, sync"), reference("appo, concurrent")

@@ -6,10 +6,14 @@ from itertools import pairwise
 import pytest
 import torch
 
+from slipstream.algos import APPO, IMPALA
 from slipstream.loader import Loader
 from slipstream.replay.mixer import REPLAYED, Mixer
+from slipstream.replay.options import UnrollReplay
 from slipstream.replay.windows import Windows
 from slipstream.types import Trajectory
+from tests.algos import rows
+from tests.algos.test_cloning import actor, remembered, student
 from tests.replay.streams import Stream, slab
 from tests.replay.test_rows import made
 
@@ -154,3 +158,37 @@ def test_a_slab_is_not_changed() -> None:
     mixed.mix(fresh, 0)
     assert fresh.extras.keys() == before.extras.keys()
     assert torch.equal(fresh.obs, before.obs)
+
+
+REPLAY = UnrollReplay(proportion=1.0, capacity=2_000)
+
+
+@pytest.mark.parametrize(
+    "algorithm",
+    [IMPALA(replay=REPLAY), APPO(replay=REPLAY, batch_size=rows.ROWS * 3, target_period=2)],
+    ids=["impala", "appo"],
+)
+def test_columns_that_are_not_fresh_are_kept_for_later_and_replayed_ones_count(algorithm: IMPALA | APPO) -> None:
+    """Whatever they hold, their own update is the same; that of a later slab, which replays them, is another one."""
+    fresh = torch.arange(rows.COLUMNS) % 2 == 0
+    found: dict[str, list[torch.Tensor]] = {}
+    for changed in ("nothing", "stale", "stored"):
+        policy = actor()
+        learner, crew = student(algorithm, policy)
+        stored, mixed, later = (remembered(policy, seed) for seed in range(3))
+        if changed == "stored":
+            stored.reward.add_(5.0)
+        if changed == "stale":
+            mixed.reward[:, ~fresh] += 5.0
+            mixed.log_prob[:, ~fresh] -= 0.5
+        learner.skip(stored)
+        after: list[torch.Tensor] = []
+        for each, columns in ((mixed, fresh), (later, None)):
+            learner.step(each, fresh=columns)
+            after.append(torch.cat([parameter.detach().flatten() for parameter in policy.parameters()]))
+        crew.close()
+        assert learner.steps == sum(int(each.valid.sum()) for each in (stored, mixed, later))
+        found[changed] = after
+    assert torch.equal(found["nothing"][0], found["stale"][0])
+    assert not torch.equal(found["nothing"][0], found["stored"][0])
+    assert not torch.equal(found["nothing"][1], found["stale"][1])

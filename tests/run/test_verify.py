@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from slipstream import tree
+from slipstream.jitter import Jitter
+from slipstream.replay.rows import Rows
+from slipstream.replay.windows import Windows
 from slipstream.run import cli
 from slipstream.run.config import Config, ConfigError, Placement
 from slipstream.run.loop import Parts
@@ -87,6 +90,61 @@ def test_a_planted_bug_in_learning_is_found_and_named() -> None:
     assert difference.startswith("update 1, after learning: ")
 
 
+def prioritised(updates: int) -> list[Outcome]:
+    """DQN, inline and with one loader; its second update is the first that learns, by several gradient steps."""
+    replay = {"algo.replay.alpha": 0.6, "algo.replay.learning_starts": 40, "algo.replay.ratio": 0.5}
+    size = {"num_envs": 6, "unroll": 5, "lanes": 3, "algo.batch_size": 15, "algo.replay.capacity": 900}
+    return list(verify(configure("dqn", "toy:catch", {**size, **replay}), updates, ("thread:1",), DELAY))
+
+
+def test_a_planted_bug_in_a_loader_is_found_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = Rows.obs
+
+    def planted(self: Rows, slots: NDArray[np.int64], rows: NDArray[np.int64]) -> Tensor:
+        return plain(self, slots, rows) + (0.0 if in_main_thread() else 0.001)
+
+    monkeypatch.setattr(Rows, "obs", planted)
+    inline, loaded = prioritised(3)
+    assert inline.difference is None
+    assert loaded.difference is not None
+    assert loaded.difference.startswith("update 2, after learning: ")
+
+
+def test_a_planted_bug_in_the_last_priorities_is_found_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing has been drawn by them yet: all draws of an update are made before its first gradient step."""
+    gather, reprioritise = Rows.obs, Windows.reprioritise
+    loaded = False
+
+    def noticed(self: Rows, slots: NDArray[np.int64], rows: NDArray[np.int64]) -> Tensor:
+        nonlocal loaded
+        loaded = loaded or not in_main_thread()
+        return gather(self, slots, rows)
+
+    def planted(self: Windows, slots: NDArray[np.int64], rows: NDArray[np.int64], errors: NDArray[np.float32]) -> None:
+        reprioritise(self, slots, rows, errors * (1.01 if loaded else 1.0))
+
+    monkeypatch.setattr(Rows, "obs", noticed)
+    monkeypatch.setattr(Windows, "reprioritise", planted)
+    assert [outcome.difference for outcome in prioritised(1)] == [None, None]
+    assert [outcome.difference for outcome in prioritised(2)] == [None, "update 2, after learning: replay.priorities"]
+
+
+def test_loaders_are_delayed_too() -> None:
+    """Inline collectors and one worker: whoever else asks for a delay is a loader."""
+    where: set[bool] = set()
+
+    class Noted(Jitter):
+        def __call__(self) -> None:
+            where.add(in_main_thread())
+
+    place = {"placement.collectors": "inline", "placement.workers": 1}
+    for loaders in (0, 1):
+        where.clear()
+        with closing(Training(config(**place, **{"placement.loaders": loaders}), jitter=Noted(DELAY))) as training:
+            next(iter(training))
+        assert where == ({True} if loaders == 0 else {True, False})
+
+
 class Quiet(Planted):
     def step(self, action: np.int64):
         return np.array([0.5, float(action)], np.float32), float(action), False, False, {}
@@ -106,8 +164,9 @@ def test_unknown_placements_are_refused(name: str) -> None:
 
 def test_a_placement_keeps_the_rest() -> None:
     base = Placement(env_workers=3)
-    assert place("thread:2", base) == replace(base, collectors="thread", workers=2)
-    assert place("inline", base) == replace(base, collectors="inline", workers=1)
+    assert place("thread:2", base) == replace(base, collectors="thread", workers=2, loaders=2)
+    assert place("process:4", base) == replace(base, collectors="process", workers=4, loaders=4)
+    assert place("inline", base) == replace(base, collectors="inline", workers=1, loaders=0)
 
 
 @pytest.mark.parametrize("name", ["obs", "slot", "version", "extras value", "action", "valid", "recurrent state 0"])

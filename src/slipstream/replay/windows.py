@@ -77,6 +77,11 @@ class Windows:
             self._priorities.remove(self._item(slots, self._end[slots] - 1))
 
     @property
+    def priorities(self) -> Proportional | None:
+        """What prioritised draws are made by; None if they are uniform."""
+        return self._priorities
+
+    @property
     def most(self) -> int:
         """The greatest number of windows that are ever there."""
         return self.rows.slots * ((self.rows.kept - self._span) // self._stride)

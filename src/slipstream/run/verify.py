@@ -1,8 +1,8 @@
 """Proof of the determinism contract on the user's machine: one configuration under several placements, bit by bit.
 
-The reference acts and learns in one thread. Every other placement runs with random delays in environments and
-workers, and must give the same trajectory, weights and optimiser state after every update. The first difference is
-named: update, row, slot and tensor.
+The reference acts, gathers batches and learns in one thread. Every other placement runs with random delays in
+environments, workers and loaders, and must give the same trajectory, weights, optimiser state and priorities after
+every update. The first difference is named: update, row, slot and tensor.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from slipstream import tree
 from slipstream.jitter import Jitter
+from slipstream.replay_learner import ReplayLearner
 from slipstream.run.config import Config, ConfigError, Placement
 from slipstream.run.loop import Parts
 from slipstream.run.training import Training
@@ -40,7 +41,7 @@ class Fingerprint:
         cells: A hash of every (row, slot) of every column of the trajectory, uint64 `[T or T+1, B]`.
         state0: A hash of every slot's recurrent state before row 0, uint64 `[B]` by path.
         episodes: The episodes that ended.
-        tensors: A hash of every tensor of the learner afterwards.
+        tensors: A hash of every tensor of the learner afterwards, and of what its draws depend on.
     """
 
     cells: Mapping[str, NDArray[np.uint64]]
@@ -77,7 +78,7 @@ def verify(
         config: What to run; its own placement counts for what placements do not name (`env_workers`, `device`).
         updates: Updates of every run.
         placements: `inline`, `thread:N` or `process:N`.
-        delay: Longest delay to inject before a step of a lane or a task of a worker, in seconds.
+        delay: Longest delay to inject before a step of a lane or a task of a worker or loader, in seconds.
         parts: A user's own pieces.
 
     Raises:
@@ -115,16 +116,18 @@ def _outcomes(
 def place(name: str, placement: Placement) -> Placement:
     """The placement that `thread:2` and the like mean, over the rest of `placement`.
 
+    There are as many loaders as workers, and none inline.
+
     Raises:
         ConfigError: It means nothing.
     """
     kind, _, count = name.partition(":")
     if kind == "inline" and not count:
-        return replace(placement, collectors="inline", workers=1)
+        return replace(placement, collectors="inline", workers=1, loaders=0)
     if kind == "thread" and count.isdecimal() and int(count):
-        return replace(placement, collectors="thread", workers=int(count))
+        return replace(placement, collectors="thread", workers=int(count), loaders=int(count))
     if kind == "process" and count.isdecimal() and int(count):
-        return replace(placement, collectors="process", workers=int(count))
+        return replace(placement, collectors="process", workers=int(count), loaders=int(count))
     raise ConfigError(f"unknown placement {name!r}: expected inline, thread:N or process:N, as in thread:2")
 
 
@@ -169,11 +172,23 @@ def _training(config: Config, parts: Parts, jitter: Jitter | None) -> Training:
 def _fingerprints(training: Training) -> Iterator[Fingerprint]:
     with closing(training):
         for report in training:
-            yield fingerprint(report, training.state()[0])
+            yield fingerprint(report, _replay(training) | training.state()[0])
+
+
+def _replay(training: Training) -> dict[str, Tensor]:
+    """What the next draws from the replay depend on: the rows of every slot that are there, and the priorities."""
+    if not isinstance(training.learner, ReplayLearner):
+        return {}  # a replay of unrolls is drawn from uniformly, and holds what the trajectories showed
+    windows = training.learner.windows
+    found = {"head": torch.tensor(windows.rows.head), "oldest": torch.tensor(windows.rows.oldest)}
+    if windows.priorities is not None:
+        found["priorities"] = torch.tensor(windows.priorities.tree.leaves)
+        found["max_priority"] = torch.tensor(windows.priorities.max_priority, dtype=torch.float64)
+    return {f"replay.{name}": value for name, value in found.items()}
 
 
 def fingerprint(report: Report, tensors: Mapping[str, Tensor]) -> Fingerprint:
-    """What an update looked like, and `tensors`, the learner's afterwards."""
+    """What an update looked like, and `tensors` afterwards."""
     columns = _columns(report.trajectory)
     return Fingerprint(
         cells={name: _cells(column, 2) for name, column in columns.items()},
