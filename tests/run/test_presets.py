@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from slipstream.algos import ALGORITHMS, PPO
+from slipstream.algos import ALGORITHMS, DQN, PPO
 from slipstream.envs import AtariOptions
 from slipstream.envs.options import PROTOCOLS
 from slipstream.run import presets
@@ -82,6 +82,10 @@ def test_unknown_key_names_the_nearest() -> None:
 def test_names_of_other_libraries_are_understood() -> None:
     config = presets.configure("ppo", "CartPole-v1", {"n_envs": 4, "learning_rate": 0.25})
     assert (config.num_envs, config.algo.lr) == (4, 0.25)
+    config = presets.configure("dqn", "CartPole-v1", {"buffer_size": 5_000, "learning_starts": 7, "end_e": 0.25})
+    assert isinstance(config.algo, DQN)
+    assert (config.algo.replay.capacity, config.algo.replay.learning_starts) == (5_000, 7)
+    assert config.algo.exploration.final == 0.25
 
 
 @pytest.mark.parametrize("env", ["PongNoFrameskip-v4", "envpool:Pong-v5"])

@@ -71,6 +71,10 @@ def _pong(changes: dict[str, Any], torso: bool = False, policy: bool = False) ->
         ({"net.core_size": 7}, "net.core_size=7 (net.core is none, so that there is no memory)"),
         ({"net.log_std_init": -1.0}, "net.log_std_init=-1.0 (the actions of CartPole-v1 are not continuous)"),
         ({"algo.surrogate": "acting"}, "algo.surrogate=acting (under schedule=sync both are the same)"),
+        (
+            {"placement.collectors": "inline", "placement.loaders": 3},
+            "placement.loaders=3 (placement.collectors is inline, so that all is done in one thread)",
+        ),
         ({"log.eval_episodes": 7}, "log.eval_episodes=7 (log.eval_every is 0, so that nothing is evaluated)"),
         (
             {"env_options.timeout_seconds": 7},

@@ -61,7 +61,7 @@ class Placement:
         workers: Threads or processes that act, at most one per lane, and threads that differentiate, each with one math
             thread; 0 for one per core.
         loaders: Threads that gather minibatches (and copy them to a GPU) ahead of the learner; 0 to gather each when it
-            is needed.
+            is needed, as with collectors inline.
         env_workers: Processes that step environments of this machine's Python; 0 to step them where they are acted in.
             Collector processes share them out, and have one each at least.
         env_threads: Threads of native environments (ALE, EnvPool), per lane; 0 lets them choose.

@@ -87,7 +87,7 @@ class Training:
         self._actors = (
             self._crew if config.schedule == "sync" else Crew(self._crew.workers, inline=inline, before=jitter)
         )
-        self._loader = Loader(place.loaders, self.device, before=jitter)
+        self._loader = Loader(0 if inline else place.loaders, self.device, before=jitter)
         try:
             given = env or config.env
             self.spec = self.envs.spec if self.envs else env_spec(given, config.num_envs, lanes, config.env_options)

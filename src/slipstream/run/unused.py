@@ -103,6 +103,8 @@ def _rules(config: Config, spec: EnvSpec, own_torso: bool, own_policy: bool) -> 
     yield Rule("env_options", ("timeout_seconds",), idle, "it is for processes: placement.env_workers or collectors")
     yield Rule("placement", ("env_threads",), not native, f"{name} is stepped in Python; see placement.env_workers")
     yield Rule("placement", ("env_workers",), native, f"{name} is stepped by native threads; see placement.env_threads")
+    inline = place.collectors == "inline"
+    yield Rule("placement", ("loaders",), inline, "placement.collectors is inline, so that all is done in one thread")
     idle = not native and place.env_workers > config.num_envs
     yield Rule("placement", ("env_workers",), idle, f"only {config.num_envs} have an environment to step, by num_envs")
     yield Rule("placement", ("workers",), place.workers > threads, f"only {threads} have a lane or a shard to work on")
