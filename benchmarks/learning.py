@@ -3,7 +3,8 @@
     python benchmarks/learning.py ppo CartPole-v1 --seeds 5 --targets 475 [--total-steps 1e5] [--set algo.lr=1e-3]
     python benchmarks/learning.py --of RUN RUN RUN --targets 15 18 [--name ppo]
 
-A result is the mean return of the last 100 training episodes, as the run's metrics.jsonl has it. Runs are kept under
+A result is the mean return of the last 100 training episodes, as the run's metrics.jsonl has it; with --by evaluation
+it is that of the evaluations on the way (--set log.eval_every=1000), for runs of few episodes. Runs are kept under
 --runs. The table of an environment is benchmarks/results/learning/ENV.json, with a plot of the curves beside it: every
 call adds its runs to those of other algorithms, schedules and seeds, which is how long runs of several days meet.
 """
@@ -40,11 +41,14 @@ Table = dict[str, dict[str, dict[str, Any]]]
 """What was reached, by name of the variant and seed."""
 
 
-def curve(run: Path) -> Curve:
-    """The learning curve of a run, from the first time that 100 episodes had ended."""
-    rows = [row for row in read(run / "metrics.jsonl") if "rollout/ep_rew_mean" in row]
-    whole = [row for row in rows if row["time/episodes"] >= 100]
-    return [[row["time/steps"], row["rollout/ep_rew_mean"], round(row["time/seconds"], 1)] for row in whole]
+MEASURES = {"training": "rollout/ep_rew_mean", "evaluation": "eval/mean_reward"}
+
+
+def curve(run: Path, by: str = "training") -> Curve:
+    """The learning curve of a run; that of training from the first time that 100 episodes had ended."""
+    name, rows = MEASURES[by], read(run / "metrics.jsonl")
+    counted = [row for row in rows if name in row and (by == "evaluation" or row["time/episodes"] >= 100)]
+    return [[row["time/steps"], row[name], round(row["time/seconds"], 1)] for row in counted]
 
 
 def reached(points: Curve, target: float) -> dict[str, float | None]:
@@ -53,15 +57,16 @@ def reached(points: Curve, target: float) -> dict[str, float | None]:
     return {"steps": steps, "minutes": None if seconds is None else round(seconds / 60.0, 1)}
 
 
-def entry(agent: slipstream.Agent, targets: list[float], eval_episodes: int) -> dict[str, Any]:
+def entry(agent: slipstream.Agent, targets: list[float], eval_episodes: int, by: str) -> dict[str, Any]:
     """What the table says of a run."""
     assert agent.run is not None
-    points, last = curve(agent.run), read(agent.run / "metrics.jsonl")[-1]
+    points, last = curve(agent.run, by), read(agent.run / "metrics.jsonl")[-1]
     kept = sorted({int(place) for place in np.linspace(0, len(points) - 1, POINTS)}) if points else []
     words = shlex.split((agent.run / "command.txt").read_text())
     facts = json.loads((agent.run / "env.json").read_text())
     device = "cuda" if facts["gpus"] and agent.config.placement.device != "cpu" else "cpu"
     return {
+        "by": by,
         "final": points[-1][1] if points else None,  # 100 episodes have not ended
         "best": max((value for _, value, _ in points), default=None),
         "steps": last["time/steps"],
@@ -84,7 +89,11 @@ def plot(table: Table, env: str, targets: list[float], path: Path) -> None:
             axes.plot([p[0] for p in points], [p[1] for p in points], color=f"C{number}", label=label, alpha=0.8)
     for target in targets:
         axes.axhline(target, linestyle=":", color="grey")
-    axes.set(title=env, xlabel="steps (agent decisions)", ylabel="return, mean of the last 100 episodes")
+    axes.set(
+        title=env,
+        xlabel="steps (agent decisions)",
+        ylabel="mean return of the last 100 training episodes, or of evaluations",
+    )
     axes.legend()
     figure.savefig(path, dpi=100)
     plt.close(figure)
@@ -114,6 +123,7 @@ def main() -> None:
     parser.add_argument("--eval-episodes", type=int, default=30)
     parser.add_argument("--of", nargs="+", type=Path, default=[], metavar="RUN")
     parser.add_argument("--name", default="", help="of the variant, in the table; else algorithm, schedule, --set")
+    parser.add_argument("--by", choices=MEASURES, default="training")
     parser.add_argument("--table", default="", help="file of results that is added to; else the environment's")
     parser.add_argument("--replace", action="store_true", help="a run of the same name and seed in the table")
     args = parser.parse_args()
@@ -125,7 +135,7 @@ def main() -> None:
         env = agent.config.env
         file = FOLDER / f"{args.table or env.replace('/', '_').replace(':', '_')}.json"
         name = args.name or " ".join([agent.config.algo.name, agent.config.schedule, *args.settings])
-        found = entry(agent, args.targets, args.eval_episodes)
+        found = entry(agent, args.targets, args.eval_episodes, args.by)
         print(name, json.dumps({"seed": agent.config.seed, **found, "curve": len(found["curve"])}), flush=True)
         with alone(file.parent):  # another process may add its runs at the same time
             table: Table = json.loads(file.read_text())["runs"] if file.exists() else {}

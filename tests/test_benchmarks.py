@@ -50,7 +50,7 @@ def test_a_run_that_ended_before_100_episodes_has_an_entry_without_a_curve(
     benchmark_module: Callable[[str], ModuleType], tmp_path: Path
 ) -> None:
     run = train(tmp_path, total_steps=60).run.path
-    entry = benchmark_module("learning").entry(slipstream.load(run), [475.0], 0)
+    entry = benchmark_module("learning").entry(slipstream.load(run), [475.0], 0, "training")
     assert entry["curve"] == []
     assert entry["final"] is entry["best"] is entry["reached"]["475"]["steps"] is None
     assert entry["steps"] >= 60

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+import statistics
 
 import pytest
 
+from slipstream.run.config import Config
 from slipstream.run.evaluate import evaluate
 from slipstream.run.loop import evaluation_envs
 from slipstream.run.presets import configure
@@ -49,14 +50,19 @@ def test_memory_is_needed_and_used() -> None:
 
 def regulator(algo: str, schedule: str, seed: int) -> float:
     """Mean return of the greedy policy on `toy:lqr`: the optimum is -0.54, doing nothing gets -3.7."""
-    config = configure(algo, "toy:lqr", {**CONTROL, "schedule": schedule, "total_steps": 2_000, "seed": seed})
+    settings = {**CONTROL, "schedule": schedule, "total_steps": 2_000, "seed": seed}
+    return evaluated(configure(algo, "toy:lqr", settings), 100)
+
+
+def evaluated(config: Config, episodes: int) -> float:
+    """Mean return of the greedy policy after training."""
     training = Training(config)
     try:
         for _ in training:
             pass
-        envs = evaluation_envs(config, 100)
+        envs = evaluation_envs(config, episodes)
         try:
-            return evaluate(training.policy, envs, 100, seed, greedy=True).reward.mean
+            return evaluate(training.policy, envs, episodes, config.seed, greedy=True).reward.mean
         finally:
             envs.close()
     finally:
@@ -69,10 +75,18 @@ def test_linear_quadratic_regulator_is_near_its_optimum(algo: str, schedule: str
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("algo", "env", "steps", "enough"),
-    [("dqn", "CartPole-v1", 100_000, 475), ("sac", "Pendulum-v1", 20_000, -180), ("td3", "Pendulum-v1", 20_000, -180)],
-)
-def test_presets_of_classic_control_reach_their_targets(algo: str, env: str, steps: int, enough: float) -> None:
-    settings: dict[str, Any] = {}
-    assert usually_reaches(enough, algo, env, steps, settings)
+def test_the_preset_of_cartpole_reaches_its_target() -> None:
+    assert usually_reaches(475, "dqn", "CartPole-v1", 100_000, {})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algo", ["sac", "td3"])
+def test_presets_of_pendulum_reach_their_target(algo: str) -> None:
+    """By evaluation: 20,000 steps are 100 episodes, those of the beginning among them."""
+    settings = {"placement.workers": 1}
+    assert (
+        statistics.median(
+            evaluated(configure(algo, "Pendulum-v1", {**settings, "seed": seed}), 30) for seed in (1, 2, 3)
+        )
+        >= -180
+    )
