@@ -43,14 +43,13 @@ PLACEMENTS: dict[str, dict[str, Any]] = {
     "2 workers": {"workers": 2},
     "4 workers": {"workers": 4},
     "2 env workers": {"workers": 1, "env_workers": 2},
-    "4 env workers": {"workers": 2, "env_workers": 4},
 }
 
 # Every collector process imports torch, so only some cases run in them; `slipstream verify` runs any.
 PROCESSES = [
     ("ppo", 1),
     ("ppo", 2),
-    ("ppo", 4),
+    pytest.param("ppo", 4, marks=pytest.mark.slow),
     ("ppo, recurrent", 2),
     ("ppo, continuous", 2),
     ("ppo, concurrent and recurrent", 1),
@@ -98,7 +97,7 @@ def test_collector_processes_change_no_bit(case: str, processes: int) -> None:
     assert tuple(hashes(*CASES[case], where)) == reference(case)
 
 
-@pytest.mark.parametrize("schedule", ["sync", "concurrent"])
+@pytest.mark.parametrize("schedule", [pytest.param("sync", marks=pytest.mark.slow), "concurrent"])
 def test_a_resumed_run_is_the_same_in_processes(schedule: str) -> None:
     algo, env, settings = CASES["ppo"]
     settings = {**settings, "schedule": schedule}

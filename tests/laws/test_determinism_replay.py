@@ -27,7 +27,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "r2d2, concurrent": (
         "r2d2",
         "CartPole-v1",
-        {**SMALL, "schedule": "concurrent", "algo.burn_in": 3, "algo.length": 7, "net.core_size": 8},
+        {**SMALL, "schedule": "concurrent", "algo.burn_in": 3, "algo.length": 16, "net.core_size": 8},
     ),
     "sac, concurrent": ("sac", "Pendulum-v1", {**SMALL, "schedule": "concurrent", "reward": "scale"}),
     "td3, concurrent": ("td3", "Pendulum-v1", {**SMALL, "schedule": "concurrent"}),

@@ -25,12 +25,15 @@ PLACEMENTS = {
 SCHEDULES = {"sync": "ppo", "concurrent": "ppo", "async": "impala"}
 OWN_PROCESS = [name for name in PLACEMENTS if name not in ("inline", "thread")]
 CASES = [(name, "sync", "raise") for name in PLACEMENTS]
-CASES += [(name, schedule, "raise") for name in ("thread", "process") for schedule in ("concurrent", "async")]
-CASES += [(name, "sync", "kill") for name in OWN_PROCESS]
+CASES += [("thread", schedule, "raise") for schedule in ("concurrent", "async")]
+CASES += [("process", "async", "raise"), ("env workers", "sync", "kill")]
 CASES += [("process", schedule, "kill") for schedule in ("concurrent", "async")]
+SLOW = [("process", "concurrent", "raise"), ("process", "sync", "kill"), ("process, env workers", "sync", "kill")]
 
 
-@pytest.mark.parametrize(("placement", "schedule", "fault"), CASES)
+@pytest.mark.parametrize(
+    ("placement", "schedule", "fault"), CASES + [pytest.param(*case, marks=pytest.mark.slow) for case in SLOW]
+)
 def test_a_fault_ends_the_program_with_its_reason(tmp_path: Path, placement: str, schedule: str, fault: str) -> None:
     said_at, shared = tmp_path / "fault", set(os.listdir("/dev/shm"))
     words = ["train", SCHEDULES[schedule], "--env", "tests.faulty:Faulty-v0", "--schedule", schedule]

@@ -49,8 +49,9 @@ def learned(algo: str, env: str, steps: int, settings: dict[str, Any]) -> tuple[
 @pytest.mark.parametrize(
     ("algo", "env", "schedule"),
     [
-        ("a2c", "toy:catch", "concurrent"),
         ("impala", "toy:catch", "async"),
+        ("a2c", "toy:chain", "concurrent"),
+        pytest.param("a2c", "toy:catch", "concurrent", marks=pytest.mark.slow),
         pytest.param("ppo", "toy:catch", "concurrent", marks=pytest.mark.slow),
         pytest.param("impala", "toy:catch", "concurrent", marks=pytest.mark.slow),
         pytest.param("appo", "toy:catch", "concurrent", marks=pytest.mark.slow),

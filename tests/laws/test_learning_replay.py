@@ -37,7 +37,13 @@ CONTROL = {
 
 
 @pytest.mark.parametrize(
-    ("algo", "schedule"), [("dqn", "async"), ("c51", "concurrent"), ("qrdqn", "sync"), ("rainbow", "concurrent")]
+    ("algo", "schedule"),
+    [
+        ("dqn", "async"),
+        ("c51", "concurrent"),
+        ("qrdqn", "sync"),
+        pytest.param("rainbow", "concurrent", marks=pytest.mark.slow),
+    ],
 )
 def test_catch_is_solved(algo: str, schedule: str) -> None:
     assert reaches(0.85, algo, "toy:catch", 6_000, {**SMALL, "schedule": schedule})

@@ -130,14 +130,14 @@ def test_a_planted_bug_in_the_last_priorities_is_found_and_named(monkeypatch: py
 
 
 def test_loaders_are_delayed_too() -> None:
-    """Inline collectors and one worker: whoever else asks for a delay is a loader."""
+    """One worker acts and learns in the main thread: whoever else asks for a delay is a loader."""
     where: set[bool] = set()
 
     class Noted(Jitter):
         def __call__(self) -> None:
             where.add(in_main_thread())
 
-    place = {"placement.collectors": "inline", "placement.workers": 1}
+    place = {"placement.collectors": "thread", "placement.workers": 1}
     for loaders in (0, 1):
         where.clear()
         with closing(Training(config(**place, **{"placement.loaders": loaders}), jitter=Noted(DELAY))) as training:
