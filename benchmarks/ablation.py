@@ -23,14 +23,14 @@ _SHARED = {"schedule": "async", "stop_at_return": ENOUGH}
 # One replayed unroll for each fresh one, drawn from the last 100,000 rows.
 _REPLAY = {"algo.replay.proportion": 1.0, "algo.replay.capacity": 100_000}
 # The newest frame is drawn from 256 numbers, which are all that policy and value see.
-_AUTOENCODER = {"autoencoder.frames": "newest", "net.latent": 256}
+_AUTOENCODER = {"autoencoder.weight": 1.0, "autoencoder.frames": "newest", "net.latent": 256}
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "impala": ("impala", {}),
     "surrogate": ("appo", {}),
     "replay": ("impala", _REPLAY),
-    "autoencoder": ("impala", {**_AUTOENCODER, "autoencoder.weight": 640.0}),  # its losses are sums over 640 rows
+    "autoencoder": ("impala", _AUTOENCODER),
     # Half the passes over twice the rows: as many gradient steps per collected row as without a replay.
-    "all": ("appo", {**_REPLAY, **_AUTOENCODER, "autoencoder.weight": 1.0, "algo.epochs": 2}),
+    "all": ("appo", {**_REPLAY, **_AUTOENCODER, "algo.epochs": 2}),
 }
 
 
