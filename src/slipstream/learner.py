@@ -132,8 +132,8 @@ class Learner:
         self._pace = 1.0
         self._parts = shards
         self._reconstruction = reconstruction
-        decoder = [] if reconstruction is None else list(reconstruction.decoder.parameters())
-        self._descent = Descent(algorithm, list(policy.parameters()), crew, algorithm.eps, beside=decoder)
+        self._beside = [] if reconstruction is None else list(reconstruction.decoder.parameters())
+        self._descent = Descent(algorithm, list(policy.parameters()), crew, algorithm.eps, beside=self._beside)
         self._device = self._descent.parameters[0].device
         self._target = copy.deepcopy(policy) if algorithm.target_period > 1 else None
 
@@ -292,8 +292,7 @@ class Learner:
 
     def _learned(self, policy: Policy) -> list[nn.Parameter]:
         """The parameters that a gradient is taken by: the policy's and the decoder's."""
-        decoder = [] if self._reconstruction is None else list(self._reconstruction.decoder.parameters())
-        return [parameter for parameter in (*policy.parameters(), *decoder) if parameter.requires_grad]
+        return [parameter for parameter in (*policy.parameters(), *self._beside) if parameter.requires_grad]
 
     def _shards(self, trajectory: Trajectory) -> list[slice]:
         """Columns of each shard."""

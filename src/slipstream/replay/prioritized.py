@@ -7,8 +7,8 @@ The paper does not say what `max_j` is taken over; here it is the batch.
 
 The tree's leaves hold `p_i^alpha`; every node above is the sum of its sixteen children, and the few nodes at the top
 have their cumulative sum beside them, where a draw begins with one binary search. A node is always computed anew from
-all of its children: its bits depend on the leaves and not on what they were before, so that the
-leaves are enough to restore it.
+all of its children: its bits depend on the leaves and not on what they were before, so that the leaves are
+enough to restore it.
 """
 
 from __future__ import annotations
