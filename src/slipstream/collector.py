@@ -10,11 +10,14 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from slipstream import dice, slab, tree
-from slipstream.nets.policy import Policy
+from slipstream.nets.actor_critic import ActorCritic
+from slipstream.nets.policy import Outputs, Policy
+from slipstream.nets.tape import Tape
 from slipstream.tree import Tree
-from slipstream.types import BoolArray, Envs, EnvStep, Episode, FloatArray, Place, Trajectory
+from slipstream.types import Act, BoolArray, Envs, EnvStep, Episode, FloatArray, Place, Trajectory
 
 _CPU = torch.device("cpu")
 
@@ -76,6 +79,9 @@ class Assignment:
         every_row: Whether to refresh before every row, rather than before every unroll.
         row: Number of the first row, which keys its random numbers.
         device: Where the policy lives.
+        graphs: Whether forwards make graphs, as those that are kept do: their kernels may round differently.
+        tapes: For each slab, who acts there in place of `policy`, and where the forwards are kept; none are kept if
+            empty.
     """
 
     envs: Envs
@@ -87,6 +93,8 @@ class Assignment:
     every_row: bool = False
     row: int = 0
     device: torch.device = _CPU
+    graphs: bool = False
+    tapes: Sequence[Tape] = ()
 
 
 class Collector:
@@ -102,7 +110,7 @@ class Collector:
 
     def __init__(self, given: Assignment) -> None:
         self.lanes = tuple(given.lanes)
-        self._refresh, self._every_row = given.refresh, given.every_row
+        self._refresh, self._every_row, self._tapes = given.refresh, given.every_row, given.tapes
         self._lanes = [_Lane(given, lane) for lane in given.lanes]
         self._rows = given.slabs[0].rows
         self._stopped = False
@@ -121,7 +129,7 @@ class Collector:
             Stopped: After `stop`.
         """
         env_seconds = infer_seconds = 0.0
-        version = self._refresh()
+        version = self._tapes[places[0].slab].version if self._tapes else self._refresh()
         for lane, place in zip(self._lanes, places, strict=True):
             lane.open(place)
         for t in range(self._rows):
@@ -163,7 +171,9 @@ class _Lane:
         self._envs, self._lane, self._policy, self._device = given.envs, lane, given.policy, given.device
         self._slots = part
         self._slot = torch.arange(part.start, part.stop, device=given.device)
-        self._slabs = given.slabs
+        self._slabs, self._tapes = given.slabs, given.tapes
+        self._graphs = given.graphs
+        self._tape: list[Outputs] | None = None
         self._views: dict[Place, _View] = {}
         self._keys = dice.keys(given.seed, "act", range(part.start, part.stop))
         self._row = given.row
@@ -184,6 +194,11 @@ class _Lane:
         rows = self._view.rows
         self._dice = torch.from_numpy(dice.uniform(self._keys, self._row, rows + 1, self._policy.dice_width))
         self.steps, self.episodes = 0, []
+        if self._tapes:
+            tape = self._tapes[place.slab]
+            self._policy, self._tape = tape.policy, tape.lanes[self._lane]
+            self._tape.clear()
+            self._state = _detached(self._state)
         if self._step is None:
             self._step = self._envs.recv(self._lane)
         _write(self._array.obs, 0, self._step.obs)
@@ -193,8 +208,7 @@ class _Lane:
     @torch.no_grad()
     def decide(self, t: int, version: int) -> NDArray[np.generic]:
         """Chooses and records the actions of row t, with weights `version`."""
-        drawn = self._dice[t].to(self._device, non_blocking=True)
-        act = self._policy.act(self._obs(t), self._state, drawn, slot=self._slot)
+        act = self._act_with_graph(t) if self._graphs else self._act(t)
         self._view.action[t] = act.action
         self._view.log_prob[t] = act.log_prob
         self._view.version[t] = version
@@ -203,7 +217,8 @@ class _Lane:
         self._state = act.state
         if self._policy.recurrent and self._dead.any():
             alive = torch.from_numpy(~self._dead).to(self._device)
-            self._state = slab.keep(self._state, alive)
+            with torch.set_grad_enabled(self._tape is not None):
+                self._state = slab.keep(self._state, alive)
         return self._array.action[t]
 
     def send(self, action: NDArray[np.generic]) -> None:
@@ -235,9 +250,25 @@ class _Lane:
         if not self._view.extras:
             return
         rows = self._view.rows
-        act = self._policy.act(self._obs(rows), self._state, self._dice[rows].to(self._device), slot=self._slot)
-        for name, value in act.extras.items():
+        for name, value in self._act(rows).extras.items():
             self._view.extras[name][rows] = value
+
+    def _act(self, t: int) -> Act:
+        return self._policy.act(self._obs(t), self._state, self._drawn(t), slot=self._slot)
+
+    def _act_with_graph(self, t: int) -> Act:
+        """As `_act`, and the forward is kept if there is a tape."""
+        assert isinstance(self._policy, ActorCritic)
+        with torch.enable_grad():
+            said, state = self._policy.judge(self._obs(t), self._state)
+        if self._tape is None:
+            state = _detached(state)
+        else:
+            self._tape.append(said)
+        return self._policy.answer(said, state, self._drawn(t))
+
+    def _drawn(self, t: int) -> Tensor:
+        return self._dice[t].to(self._device, non_blocking=True)
 
     def _obs(self, t: int) -> Tree:
         return tree.map(lambda leaf: leaf[t].to(self._device, non_blocking=True), self._view.obs)
@@ -256,6 +287,10 @@ class _Lane:
             )
         self._return[step.ended] = self._shaped[step.ended] = 0.0
         self._length[step.ended] = 0
+
+
+def _detached(state: Tree) -> Tree:
+    return tree.map(Tensor.detach, state)
 
 
 @dataclass(frozen=True)

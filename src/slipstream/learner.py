@@ -17,7 +17,10 @@ from slipstream.algos.algorithm import Batch, Evaluation, ShardShape, SlabAlgori
 from slipstream.crew import Crew
 from slipstream.descent import Descent, ShardLoss, under
 from slipstream.loader import Loader, mapped
+from slipstream.minibatches import Pick, SlabRows
+from slipstream.nets.actor_critic import ActorCritic
 from slipstream.nets.policy import ActorCriticPolicy, Policy
+from slipstream.nets.tape import RowByRow, Tape, Told
 from slipstream.reconstruction import Reconstruction
 from slipstream.replay.mixer import Mixer
 from slipstream.replay.rows import Rows
@@ -53,14 +56,14 @@ class Learns(Protocol):
         ...
 
     def step(
-        self, trajectory: Trajectory, behaviour: Policy | None = None, fresh: Tensor | None = None
+        self, trajectory: Trajectory, behaviour: Policy | Tape | None = None, fresh: Tensor | None = None
     ) -> dict[str, Tensor | float]:
         """One update from one slab; returns `train/*` metrics.
 
         Args:
             trajectory: The slab.
-            behaviour: The policy that acted, to evaluate the gradient at (it is applied to the newer parameters); None
-                evaluates it at the parameters it is applied to.
+            behaviour: The policy that acted, or the tape of its forwards, to evaluate the gradient at (it is applied to
+                the newer parameters); None evaluates it at the parameters it is applied to.
             fresh: bool `[B]`, the columns to learn from; None for all. The steps of the others count as taken.
         """
         ...
@@ -167,7 +170,7 @@ class Learner:
                 next(picks)
 
     def step(
-        self, trajectory: Trajectory, behaviour: Policy | None = None, fresh: Tensor | None = None
+        self, trajectory: Trajectory, behaviour: Policy | Tape | None = None, fresh: Tensor | None = None
     ) -> dict[str, Tensor | float]:
         """One update from one slab: every minibatch the algorithm asks for, then the normalisers.
 
@@ -195,14 +198,15 @@ class Learner:
             valid = torch.cat([valid, whole.valid[:, trajectory.columns :]], dim=1)
         seen, reward = replace(whole, valid=valid), self._reward(whole.reward)
         prepared = algorithm.prepare(seen, reward, partial(self._evaluate, whole))
-        rows = _Rows(whole, valid, prepared.columns, self.policy.recurrent, algorithm.bootstraps)
-        at: Any = behaviour or self.policy
+        rows = SlabRows(whole, valid, prepared.columns, self.policy.recurrent, algorithm.bootstraps)
+        at, judges = self._judges(behaviour)
         parameters = self._learned(at)
         sums: dict[str, Tensor] = {}
         minibatches = 0
         with closing(self._loader.load(self._gathers(rows))) as batches:
             for batch in batches:
-                losses = [partial(_loss_of, algorithm, at, part, progress) for part in batch]
+                shards = zip(judges, batch, strict=True)
+                losses = [partial(_loss_of, algorithm, judge, part, progress) for judge, part in shards]
                 gradient = self._descent.gradient(losses, parameters)
                 if algorithm.stop(gradient.metrics):
                     break
@@ -274,14 +278,14 @@ class Learner:
         shape = ShardShape(rows, columns // self.shards, self.shards, self.policy.recurrent)
         return [self._algorithm.minibatches(shape, partial(permute, shard)) for shard in range(self.shards)]
 
-    def _gathers(self, rows: _Rows) -> Iterator[Callable[[], Sequence[Batch]]]:
+    def _gathers(self, rows: SlabRows) -> Iterator[Callable[[], Sequence[Batch]]]:
         """What gathers the minibatches of a slab, each in one part per shard."""
         trajectory = rows.trajectory
         parts = self._shards(trajectory)
         for number, picks in enumerate(zip(*self._minibatches(trajectory.rows, trajectory.columns), strict=True)):
-            yield partial(self._gather, number, [_Pick(rows, *both) for both in zip(parts, picks, strict=True)])
+            yield partial(self._gather, number, [Pick(rows, *both) for both in zip(parts, picks, strict=True)])
 
-    def _gather(self, number: int, picks: Sequence[_Pick]) -> Sequence[Batch]:
+    def _gather(self, number: int, picks: Sequence[Pick]) -> Sequence[Batch]:
         """The parts of minibatch `number`, with weights that sum to 1."""
         total = max(sum(pick.count for pick in picks), 1)
         batches = [pick.gather(total) for pick in picks]
@@ -294,6 +298,16 @@ class Learner:
         """The parameters that a gradient is taken by: the policy's and the decoder's."""
         return [parameter for parameter in (*policy.parameters(), *self._beside) if parameter.requires_grad]
 
+    def _judges(self, behaviour: Policy | Tape | None) -> tuple[Policy, Sequence[Any]]:
+        """The policy that a gradient is evaluated at, and whom the loss of each shard asks what it says of its rows."""
+        at = behaviour.policy if isinstance(behaviour, Tape) else behaviour or self.policy
+        if not self._algorithm.reuse_forward:
+            return at, [at] * self.shards
+        if isinstance(behaviour, Tape):
+            return at, [Told(rows) for rows in behaviour.lanes]
+        assert isinstance(at, ActorCritic)
+        return at, [RowByRow(at)] * self.shards
+
     def _shards(self, trajectory: Trajectory) -> list[slice]:
         """Columns of each shard."""
         width = trajectory.columns // self.shards
@@ -304,11 +318,11 @@ class Learner:
         if self._target is None and bool((trajectory.version == self.version).all()):
             return acted(trajectory)
         policy = self._target or self.policy
-        rows = _Rows(trajectory, trajectory.valid, {}, self.policy.recurrent, True)
+        rows = SlabRows(trajectory, trajectory.valid, {}, self.policy.recurrent, True)
 
         @torch.no_grad()
         def evaluate(part: slice) -> tuple[Tensor, ...]:
-            (batch,) = mapped(lambda leaf: leaf.to(self._device), [_Pick(rows, part, None).gather(1)])
+            (batch,) = mapped(lambda leaf: leaf.to(self._device), [Pick(rows, part, None).gather(1)])
             out = policy.unroll(batch.obs, batch.state0, batch.first)
             # The action of row T is not known yet; any one will do for a log-probability that is not looked at.
             action = torch.cat([batch.action, batch.action[-1:]])
@@ -330,63 +344,3 @@ def snapshot(policy: Policy, version: int) -> Weights:
 
 def _loss_of(algorithm: SlabAlgorithm, policy: ActorCriticPolicy, batch: Batch, progress: float) -> ShardLoss:
     return *algorithm.loss(policy, batch, progress), None
-
-
-class _Rows:
-    """The rows of a slab, addressed by shard and item; with `bootstraps`, observations have row T as well.
-
-    `valid` says which rows count in the loss; where episodes start is the trajectory's own affair.
-    """
-
-    def __init__(
-        self, trajectory: Trajectory, valid: Tensor, columns: dict[str, Tensor], recurrent: bool, bootstraps: bool
-    ) -> None:
-        rows, width = trajectory.rows + bootstraps, trajectory.columns
-        self.trajectory, self.valid, self.recurrent = trajectory, valid, recurrent
-        self.columns = {"action": trajectory.action, "log_prob": trajectory.log_prob, **columns}
-        self.obs = tree.map(lambda leaf: leaf[:rows], trajectory.obs)
-        # The row after a dead one starts an episode; row 0 needs no mark, since state0 is already zero there.
-        self.first = torch.zeros(rows, width, dtype=torch.bool)
-        self.first[1:] = ~trajectory.valid[: rows - 1]
-
-
-class _Pick:
-    """Items of one shard."""
-
-    def __init__(self, rows: _Rows, part: slice, pick: Tensor | None) -> None:
-        self._rows, self._part, self._pick = rows, part, pick
-
-    @property
-    def count(self) -> int:
-        """Valid rows among them."""
-        return int(self._take(self._rows.valid).sum())
-
-    def gather(self, total: int) -> Batch:
-        """The batch, with weights for a minibatch of `total` valid rows over all shards."""
-        rows = self._rows
-
-        def state(leaf: Tensor) -> Tensor:
-            columns = leaf[self._part]
-            return columns if self._pick is None else columns[self._pick]
-
-        columns = {name: self._take(value) for name, value in rows.columns.items()}
-        return Batch(
-            obs=tree.map(self._take, rows.obs),
-            action=columns.pop("action"),
-            log_prob=columns.pop("log_prob"),
-            first=self._take(rows.first),
-            state0=tree.map(state, rows.trajectory.state0) if rows.recurrent else (),
-            weight=self._take(rows.valid).to(torch.float32) / total,
-            columns=columns,
-        )
-
-    def _take(self, leaf: Tensor) -> Tensor:
-        """`[T, b, ...]` for whole columns, `[N, ...]` for picked rows."""
-        if self._pick is None:
-            return leaf[:, self._part]
-        if self._rows.recurrent:
-            return leaf[:, self._part.start + self._pick]
-        rows, width = leaf.shape[:2]
-        size = self._part.stop - self._part.start
-        index = (self._pick // size) * width + self._part.start + self._pick % size
-        return leaf.reshape(rows * width, *leaf.shape[2:]).index_select(0, index)

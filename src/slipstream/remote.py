@@ -57,6 +57,7 @@ class Work:
         seed: The run's seed.
         group: Lanes per forward.
         every_row: Whether to take over new weights before every row, rather than before every unroll.
+        graphs: Whether forwards make graphs, as those that are kept do.
         delay: Longest random delay before a lane is stepped, in seconds.
     """
 
@@ -71,6 +72,7 @@ class Work:
     seed: int
     group: int = 1
     every_row: bool = False
+    graphs: bool = False
     delay: float = 0.0
 
 
@@ -116,6 +118,7 @@ class Remotes:
                     seed=work.seed,
                     group=work.group,
                     every_row=work.every_row,
+                    graphs=work.graphs,
                     layout=layout,
                     delay=work.delay,
                 )

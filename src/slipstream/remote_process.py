@@ -44,6 +44,7 @@ class Setup:
         seed: The run's seed.
         group: Lanes per forward.
         every_row: Whether to take over new weights before every row.
+        graphs: Whether forwards make graphs, as those that are kept do.
         layout: Of the shared memory, from `layout`.
         delay: Longest random delay before a lane is stepped, in seconds.
     """
@@ -58,6 +59,7 @@ class Setup:
     seed: int
     group: int
     every_row: bool
+    graphs: bool
     layout: Tree
     delay: float
 
@@ -243,6 +245,7 @@ class _Actor:
             self._setup.seed,
             self._replica.refresh,
             every_row=self._setup.every_row,
+            graphs=self._setup.graphs,
             row=row,
         )
         self._collector = make_collector(given, self._setup.group)

@@ -20,6 +20,7 @@ from slipstream.descent import Descent, ShardLoss, under
 from slipstream.learner import snapshot
 from slipstream.loader import Loader
 from slipstream.nets.policy import ExploringPolicy, Policy
+from slipstream.nets.tape import Tape
 from slipstream.replay.options import LEAST_RATIO
 from slipstream.replay.rows import Rows
 from slipstream.replay.windows import Drawn, Windows
@@ -117,7 +118,7 @@ class ReplayLearner:
         return snapshot(self.policy, self.version)
 
     def step(
-        self, trajectory: Trajectory, behaviour: Policy | None = None, fresh: Tensor | None = None
+        self, trajectory: Trajectory, behaviour: Policy | Tape | None = None, fresh: Tensor | None = None
     ) -> dict[str, Tensor | float]:
         """Takes in a slab and takes the gradient steps that are due.
 

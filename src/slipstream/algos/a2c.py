@@ -47,6 +47,8 @@ class A2C:
         loss_scale: Factor on the whole loss.
         max_grad_norm: Global norm to which the gradient is clipped.
         normalize_advantage: Whether advantages are brought to mean 0 and standard deviation 1 over the update.
+        reuse_forward: Whether the gradient goes back through the forwards that acting made, one backward per lane,
+            instead of making a second one: the same but for rounding. It pays where a lane has many slots.
         optimizer: Rule of the gradient step.
         eps: Epsilon of the optimiser.
     """
@@ -67,6 +69,7 @@ class A2C:
     loss_scale: float = 1.0
     max_grad_norm: float = 0.5
     normalize_advantage: bool = False
+    reuse_forward: bool = False
     optimizer: OptimizerKind = "rmsprop_tf"
     eps: float = 1e-5
 

@@ -153,6 +153,11 @@ class SlabAlgorithm(Algorithm, Protocol):
     """Whether `loss` computes its own targets and so wants row T of the observations; its shards are never cut."""
 
     @property
+    def reuse_forward(self) -> bool:
+        """Whether the gradient goes back through the forwards of acting, lane by lane, instead of new ones."""
+        ...
+
+    @property
     def replay(self) -> UnrollReplay | None:
         """The replay of unrolls beside the fresh ones; None for an algorithm that can't learn from them."""
         ...

@@ -122,6 +122,11 @@ class APPO:
         ranges.above(self, "algo.", 0, "rho_bar", "c_bar", "rho_pg_bar", "clip_range", "max_grad_norm")
         ranges.between(self, "algo.", 0, 1, "gamma", "gae_lambda")
 
+    @property
+    def reuse_forward(self) -> bool:
+        """False: the gradient is not taken where the rows come from."""
+        return False
+
     def make_policy(self, spec: EnvSpec, network: Network, torso: nn.Module | None, seed: int) -> ActorCritic:
         """An actor-critic with initial weights drawn from `seed`."""
         return make_actor_critic(spec, network, torso, seed, self.replay.remembers)

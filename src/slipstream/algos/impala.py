@@ -91,6 +91,11 @@ class IMPALA:
         """1: there is no target policy."""
         return 1
 
+    @property
+    def reuse_forward(self) -> bool:
+        """False: the gradient is not taken where the rows come from."""
+        return False
+
     def make_policy(self, spec: EnvSpec, network: Network, torso: nn.Module | None, seed: int) -> ActorCritic:
         """An actor-critic with initial weights drawn from `seed`."""
         return make_actor_critic(spec, network, torso, seed, self.replay.remembers)

@@ -117,6 +117,11 @@ class PPO:
         """None: no correction here holds for rows that old."""
         return None
 
+    @property
+    def reuse_forward(self) -> bool:
+        """False: the gradient is not taken where the rows come from."""
+        return False
+
     def make_policy(self, spec: EnvSpec, network: Network, torso: nn.Module | None, seed: int) -> ActorCritic:
         """An actor-critic with initial weights drawn from `seed`."""
         return make_actor_critic(spec, network, torso, seed)

@@ -81,7 +81,21 @@ class ActorCritic(nn.Module):
             `Act` with `extras["value"]`, float32 `[B]`, and if it remembers `extras["params"]`, float32 `[B, P]`, the
             parameters of the distribution; no gradient.
         """
-        (distribution, value, _), state = self._forward(obs, state, None)
+        return self.answer(*self.judge(obs, state), dice, greedy)
+
+    def judge(self, obs: Tree, state: Tree) -> tuple[Outputs, Tree]:
+        """What the policy says to `B` slots, and their next states, both with a graph where gradients are enabled.
+
+        Args:
+            obs: Tree `[B, *O]`.
+            state: Tree `[B, ...]`, as of `act`.
+        """
+        return self._forward(obs, state, None)
+
+    @torch.no_grad()
+    def answer(self, said: Outputs, state: Tree, dice: Tensor, greedy: bool = False) -> Act:
+        """The actions that `act` draws from what `judge` said, with the state as it is; no other gradient."""
+        distribution, value = said.distribution, said.value.detach()
         action = distribution.mode() if greedy else distribution.sample(dice)
         extras = {"value": value, "params": distribution.params()} if self._remember else {"value": value}
         return Act(action, distribution.log_prob(action), state, extras)

@@ -256,6 +256,14 @@ def _covers(config: Config) -> None:
         raise ConfigError(
             f"autoencoder.weight is for actor-critics (ppo, a2c, impala, appo), not for {name}; set it to 0"
         )
+    if config.algo.replays is False and config.algo.reuse_forward:
+        if config.group > 1:
+            raise ConfigError("algo.reuse_forward keeps the forwards of lanes, not of groups of them: use --group 1")
+        if config.shards not in (0, config.lanes):
+            raise ConfigError(
+                f"algo.reuse_forward differentiates lane by lane: with {config.lanes} lanes use --shards "
+                f"{config.lanes}, or 0"
+            )
     replayed = config.algo.replays or (isinstance(config.algo.replay, UnrollReplay) and config.algo.replay.proportion)
     if config.schedule == "async" and config.stale == "drop" and replayed:
         raise ConfigError(

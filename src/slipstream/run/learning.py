@@ -60,7 +60,8 @@ def make_learner(
         ConfigError: If there is no room for the replay, or the user's policy does not store what the algorithm wants.
     """
     algo = config.algo
-    shards = config.shards or (config.lanes // config.group if device.type == "cpu" else 1)
+    by_lane = device.type == "cpu" or (algo.replays is False and algo.reuse_forward)
+    shards = config.shards or (config.lanes // config.group if by_lane else 1)
     if algo.replays is True:
         if policy is not None:
             raise ConfigError(f"{algo.name} has a policy of its own kind: give torso=, not policy=")
@@ -70,6 +71,8 @@ def make_learner(
     else:
         check_policy(policy, spec)
         _require_params(algo, policy, spec)
+        if algo.reuse_forward:
+            raise ConfigError("algo.reuse_forward: a policy of your own does not keep its forwards; give torso=, or no")
     return _slab_learner(algo, config, spec, policy.to(device), shards, crew, loader)
 
 

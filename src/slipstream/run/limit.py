@@ -121,6 +121,8 @@ def measure(config: Config, seconds: float = 3.0) -> Stages:
                 pass
         gpu = device.type == "cuda"
         env, infer_cost, learn_cost = (_cost(stage, seconds, gpu) for stage in (step_lanes, infer, learn))
+        if config.algo.replays is False and config.algo.reuse_forward:
+            learn_cost -= infer_cost * rows / forwards  # a learner without tapes made the forwards again
         return Stages(env, infer_cost, learn_cost, cores(), gpu)
     finally:
         training.close()

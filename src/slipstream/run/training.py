@@ -19,7 +19,9 @@ from slipstream.envs import make_envs
 from slipstream.envs.make import env_spec
 from slipstream.jitter import Jitter, JitteredEnvs
 from slipstream.loader import Loader
+from slipstream.nets.actor_critic import ActorCritic
 from slipstream.nets.policy import ActorCriticPolicy, Policy
+from slipstream.nets.tape import Tape
 from slipstream.ready import group_that_holds, make_collector
 from slipstream.remote import Remotes, Work
 from slipstream.run.config import Config, ConfigError
@@ -110,8 +112,9 @@ class Training:
         seed, version = config.seed, self.learner.version
         self.learner.restart_episodes()
         bulletin = self._bulletin()
-        collectors = self._begin(seed if version == 0 else dice.env_seed(seed, "resume", version), bulletin)
-        delayed = config.algo.correction == "delayed_gradient" and config.schedule != "sync"
+        tapes = self._tapes()
+        collectors = self._begin(seed if version == 0 else dice.env_seed(seed, "resume", version), bulletin, tapes)
+        delayed = config.algo.correction == "delayed_gradient" and config.schedule != "sync" and not tapes
         parts = Parts(
             actors=self._actors,
             collectors=collectors,
@@ -123,6 +126,7 @@ class Training:
             total_steps=config.total_steps,
             max_lag=config.max_lag,
             stale=config.stale,
+            tapes=tapes,
         )
         yield from SCHEDULES[config.schedule](parts)
 
@@ -180,6 +184,7 @@ class Training:
             seed=config.seed,
             group=self._group,
             every_row=_every_row(config),
+            graphs=_reuses(config),
             delay=0.0 if jitter is None else jitter.seconds,
         )
 
@@ -189,16 +194,26 @@ class Training:
             return Bulletin([self._remotes.ring.publish])
         return None if self._config.schedule == "sync" else Bulletin()
 
-    def _begin(self, seed: int, bulletin: Bulletin | None) -> Sequence[Collects]:
+    def _tapes(self) -> list[Tape]:
+        """One per slab, if forwards are kept; graphs don't travel to other processes, where they are made again."""
+        if not _reuses(self._config) or self._remotes is not None:
+            return []
+        own, lanes = self.policy, self.spec.lanes
+        assert isinstance(own, ActorCritic)
+        return [Tape(own if len(self.slabs) == 1 else copy.deepcopy(own), lanes) for _ in self.slabs]
+
+    def _begin(self, seed: int, bulletin: Bulletin | None, tapes: Sequence[Tape]) -> Sequence[Collects]:
         """The collectors, with all environments reset from `seed`."""
         if self._remotes is not None:
             self._remotes.begin(seed, self._first_row())
             return self._remotes.collectors
         assert self.envs is not None
         self.envs.reset(seed)
-        return [self._collector(self.envs, lanes, bulletin) for lanes in self._shares()]
+        return [self._collector(self.envs, lanes, bulletin, tapes) for lanes in self._shares()]
 
-    def _collector(self, envs: Envs, lanes: Sequence[int], bulletin: Bulletin | None) -> Collects:
+    def _collector(
+        self, envs: Envs, lanes: Sequence[int], bulletin: Bulletin | None, tapes: Sequence[Tape]
+    ) -> Collects:
         """A collector that acts with the learner's own policy, or with a copy that follows the bulletin."""
         config = self._config
         replica = None if bulletin is None else Replica(copy.deepcopy(self.policy), bulletin)
@@ -212,6 +227,8 @@ class Training:
             every_row=_every_row(config),
             row=self._first_row(),
             device=self.device,
+            graphs=bool(tapes),
+            tapes=tapes,
         )
         return make_collector(given, self._group)
 
@@ -234,6 +251,11 @@ class Training:
 def _every_row(config: Config) -> bool:
     """Whether collectors take over new weights before every row, rather than before every unroll."""
     return config.schedule == "async" and config.refresh == "row"
+
+
+def _reuses(config: Config) -> bool:
+    """Whether the gradient goes back through the forwards of acting."""
+    return config.algo.replays is False and config.algo.reuse_forward
 
 
 def _slabs(config: Config) -> int:

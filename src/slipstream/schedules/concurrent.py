@@ -25,14 +25,14 @@ def concurrent(parts: Parts) -> Iterator[Report]:
     """Trains until the rows of all slabs reach the budget and the last slab is learned from; yields once per update."""
     learner = parts.learner
     start = time.perf_counter()
-    publish(parts)
+    publish(parts, 0)
     collected, index = collect(parts, 0), 0
     waited = time.perf_counter() - start
     while True:
         slab = parts.slabs[index]
         ahead = learner.steps + sum(part.steps for part in collected) < parts.total_steps
-        behaviour = behaviour_of(parts, slab)
-        publish(parts)
+        behaviour = behaviour_of(parts, index)
+        publish(parts, 1 - index)
         pending = parts.actors.start(unrolls(parts, 1 - index) if ahead else [])
         try:
             start = time.perf_counter()

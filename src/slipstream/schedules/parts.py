@@ -13,6 +13,7 @@ from slipstream.collector import Collected, Collects, Stopped, home
 from slipstream.crew import Crew, Pending
 from slipstream.learner import Learns
 from slipstream.nets.policy import Policy
+from slipstream.nets.tape import Tape
 from slipstream.types import Report, Trajectory
 from slipstream.weights import Bulletin, copy_into
 
@@ -30,6 +31,7 @@ class Parts:
         slabs: Those that the collectors know by their place in this sequence.
         bulletin: Where the collectors find new weights; None if they act with the learner's own policy.
         behaviour: Memory for the policy that acted, if the algorithm evaluates its gradient there.
+        tapes: For each slab, who acts there and what is kept of it, if the algorithm reuses the forwards of acting.
         lane_size: Slots per lane.
         total_steps: Agent decisions, counted over the whole run (a resumed run starts with what it had).
         max_lag: Updates by which rows may be older than the learner (`async`).
@@ -46,10 +48,16 @@ class Parts:
     total_steps: int
     max_lag: int = 1
     stale: Stale = "wait"
+    tapes: Sequence[Tape] = ()
 
 
-def publish(parts: Parts) -> None:
-    """Makes the learner's weights known to the collectors, if they need to be told."""
+def publish(parts: Parts, index: int = 0) -> None:
+    """Makes the learner's weights known to the collectors, which will fill slab `index`, if they need to be told."""
+    if parts.tapes:
+        tape = parts.tapes[index]
+        tape.version = parts.learner.version
+        if tape.policy is not parts.learner.policy:
+            copy_into(tape.policy, parts.learner.policy.state_dict())
     if parts.bulletin is not None:
         parts.bulletin.publish(parts.learner.weights())
 
@@ -98,9 +106,11 @@ def abandon(parts: Parts, pending: Pending[Any]) -> None:
     pending.cancel()
 
 
-def behaviour_of(parts: Parts, slab: Trajectory) -> Policy | None:
-    """The policy that filled the slab, if the gradient is to be evaluated there and it is not the learner's own."""
-    version = int(slab.version[0, 0])
+def behaviour_of(parts: Parts, index: int) -> Policy | Tape | None:
+    """Who filled slab `index`, if the gradient is to be evaluated there and it is not just the learner's own policy."""
+    if parts.tapes:
+        return parts.tapes[index]
+    version = int(parts.slabs[index].version[0, 0])
     if parts.behaviour is None or parts.bulletin is None or version == parts.learner.version:
         return None
     copy_into(parts.behaviour, parts.bulletin.version(version).tensors)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
-from slipstream.schedules.parts import Parts, collect, publish, report
+from slipstream.schedules.parts import Parts, behaviour_of, collect, publish, report
 from slipstream.types import Report
 
 
@@ -27,5 +27,5 @@ def sync(parts: Parts) -> Iterator[Report]:
         publish(parts)
         collected = collect(parts, 0)
         middle = time.perf_counter()
-        metrics = learner.step(slab)
+        metrics = learner.step(slab, behaviour_of(parts, 0))
         yield report(parts, slab, collected, metrics, collect=middle - start, learn=time.perf_counter() - middle)
