@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from record import conditions, save
-from throughput import training_speed
 
 from slipstream.run.presets import configure
+from slipstream.run.speed import measure_speed
 
 VARIANTS = ("ppo sync", "ppo concurrent", "appo sync", "appo concurrent", "appo async", "a2c sync", "a2c concurrent")
 
@@ -46,7 +46,8 @@ def main() -> None:
     for number in range(args.rounds):
         for key, found in speeds.items():
             algo, schedule = key.split()
-            found.append(training_speed(configure(algo, args.env, {**fixed, "schedule": schedule}), args.seconds))
+            config = configure(algo, args.env, {**fixed, "schedule": schedule})
+            found.append(measure_speed(config, args.seconds).steps_per_second)
             print(f"round {number + 1} {key}: {found[-1]:.0f} steps/s", flush=True)
     ratios = {
         key: statistics.median(a / b for a, b in zip(found, speeds[references[key]], strict=True))

@@ -10,32 +10,13 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from pathlib import Path
 
 from record import conditions, save
 
 from slipstream.run import limit
-from slipstream.run.config import Config
 from slipstream.run.presets import configure
-from slipstream.run.training import Training
-
-
-def training_speed(config: Config, seconds: float) -> float:
-    """Steps per second of training after two updates of warm-up, over at least `seconds`."""
-    training = Training(config)
-    try:
-        reports = iter(training)
-        next(reports)
-        before = next(reports)
-        start = time.perf_counter()
-        for report in reports:
-            elapsed = time.perf_counter() - start
-            if elapsed >= seconds:
-                return (report.steps - before.steps) / elapsed
-        raise SystemExit("the run ended before the measurement did; lower --seconds")
-    finally:
-        training.close()
+from slipstream.run.speed import measure_speed
 
 
 def main() -> None:
@@ -52,7 +33,7 @@ def main() -> None:
         for algo, rows in rounds.items():
             config = configure(algo, args.env, {"net.torso": "nature_cnn", "placement.device": args.device})
             stages = limit.measure(config, args.seconds / 6)
-            speed = training_speed(config, args.seconds)
+            speed = measure_speed(config, args.seconds).steps_per_second
             rows.append({**stages.metrics(), "steps_per_second": speed, "efficiency": speed / stages.limit})
             print(f"round {number + 1} {algo}: {speed:.0f} of {stages.limit:.0f} steps/s, {speed / stages.limit:.2f}")
     result = {

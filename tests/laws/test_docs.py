@@ -46,7 +46,9 @@ def calls() -> list[tuple[str, ast.Call]]:
 
 
 @pytest.mark.parametrize("line", shell_lines("slipstream"))
-def test_command_is_understood(line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_is_understood(
+    line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "config.yaml").write_text(to_yaml(configure("ppo", "CartPole-v1")))
     verb, *words = (word.replace("RUN", str(tmp_path)) for word in shlex.split(line)[1:])
     assert verb in verbs.VERBS
@@ -59,6 +61,9 @@ def test_command_is_understood(line: str, tmp_path: Path, capsys: pytest.Capture
             assert code == 0
     elif verb == "verify":
         assert cli.main([verb, *words, "--updates", "1", "--placements", "thread:2"]) == 0
+    elif verb == "doctor":
+        monkeypatch.setattr(verbs, "diagnose", lambda *given: None)  # what it measures is tested elsewhere
+        assert cli.main([verb, *words]) == 0
     elif verb in verbs.OPTIONS and verb != "envs":
         flags.parse(verbs.OPTIONS[verb], words, verb)
     else:

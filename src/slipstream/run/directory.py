@@ -19,7 +19,7 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -173,6 +173,20 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: expected settings (name: value), got {type(content).__name__}")
     return content
+
+
+def merge_yaml(path: Path, changes: Mapping[str, Any]) -> None:
+    """Puts top-level settings into a YAML file, which keeps its others; the file is made if there is none.
+
+    Raises:
+        ConfigError: If the file holds no mapping.
+        OSError: If it can't be written; it is then as it was.
+    """
+    content = read_yaml(path) if path.exists() else {}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.write_text(yaml.safe_dump({**content, **changes}, sort_keys=False, width=120))
+    temporary.replace(path)
 
 
 def _no_place(root: Path, error: OSError) -> str:

@@ -62,6 +62,11 @@ class Stages:
         }
 
 
+def learning_at_once(config: Config) -> Config:
+    """`config` without the steps that a replay collects before its first gradient."""
+    return override(config, {"algo.replay.learning_starts": 0}) if config.algo.replays else config
+
+
 def measure(config: Config, seconds: float = 3.0) -> Stages:
     """Measures the stages of `config` one after the other, about `seconds` each, in environments of its own.
 
@@ -74,9 +79,7 @@ def measure(config: Config, seconds: float = 3.0) -> Stages:
     if config.placement.env_workers:
         raise ValueError("the limit is measured with the environments in this process: set placement.env_workers=0")
     placement = replace(config.placement, collectors="thread")
-    if config.algo.replays:  # from the first step on
-        config = override(config, {"algo.replay.learning_starts": 0})
-    training = Training(replace(config, schedule="sync", placement=placement))
+    training = Training(replace(learning_at_once(config), schedule="sync", placement=placement))
     try:
         reports = iter(training)
         next(reports)  # warms up, and fills the slab

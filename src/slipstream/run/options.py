@@ -57,6 +57,34 @@ class VerifyFlags:
 
 
 @dataclass(frozen=True)
+class DoctorFlags:
+    """Measures what a step costs on this machine, names the bottleneck, and looks for a faster placement.
+
+    ENV and every setting are typed as for `train`.
+
+    Attributes:
+        config: As for `train`.
+        system: As for `train`.
+        seconds: Length of each of some twenty measurements.
+        rounds: Alternating rounds in which a faster placement must win.
+        schedules: Try lanes, environments and schedules as well, which change the result.
+        apply: File to write the faster placement into, for `train --config`; its other settings stay as they are.
+    """
+
+    config: str = ""
+    system: str = ""
+    seconds: float = 4.0
+    rounds: int = 3
+    schedules: bool = True
+    apply: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuses numbers that mean nothing."""
+        ranges.above(self, "", 0, "seconds")
+        ranges.at_least(self, "", 1, "rounds")
+
+
+@dataclass(frozen=True)
 class ResumeOptions:
     """Train a run on from its newest whole checkpoint.
 

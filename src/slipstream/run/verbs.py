@@ -24,12 +24,14 @@ from slipstream.envs import EnvError, check_env, list_envs
 from slipstream.run import flags, loop, settings, video
 from slipstream.run.agent import load
 from slipstream.run.checkpoint import CheckpointError
-from slipstream.run.config import CALLABLE, Config, alias_lines, canonical, known_settings
+from slipstream.run.config import CALLABLE, Config, alias_lines, canonical, known_settings, override
 from slipstream.run.console import clock, return_text
-from slipstream.run.directory import to_yaml
+from slipstream.run.directory import merge_yaml, to_yaml
+from slipstream.run.doctor import diagnose
 from slipstream.run.loop import Parts, Trained
 from slipstream.run.options import (
     CheckOptions,
+    DoctorFlags,
     EnvsOptions,
     EvalOptions,
     ResumeOptions,
@@ -55,6 +57,7 @@ slipstream: fast parallel deep reinforcement learning
   slipstream algos                              algorithms
   slipstream presets [ALGO] [FAMILY]            tuned settings
   slipstream check-env ENV                      test an environment for the contract
+  slipstream doctor ENV [--algo ppo]            what a step costs here, the bottleneck, a faster placement
   slipstream verify ALGO --env ENV ...          prove that placement and timing change no bit of a run
 
 `slipstream VERB --help` lists the flags of a verb; --debug shows the traceback of an error; --version.
@@ -77,7 +80,7 @@ A new run from the tuned preset of (ALGO, ENV), with the flags over it.
 {aliases}
 """
 
-_TAKES = {"verify": "verify ALGO --env ENV"}
+_TAKES = {"verify": "verify ALGO --env ENV", "doctor": "doctor ENV [--algo ALGO]"}
 """What a verb is followed by, where its options don't say."""
 
 _EXPECTED = (ConfigError, CheckpointError, EnvError, ValueError, ImportError, OSError, FloatingPointError)
@@ -219,6 +222,27 @@ def _verify(words: list[str]) -> int:
     return 0
 
 
+def _doctor(words: list[str]) -> int:
+    file = file_of(words)
+    base = settings_of(file) if file else {}
+    named = bool(words) and not words[0].startswith("--") and words[0] not in ALGORITHMS
+    env, words = (words[:1], words[1:]) if named else ([], words)
+    algo, words = algorithm_of(words, {"algo.name": "ppo", **base})
+    chosen, values = settings_and(DoctorFlags, "doctor", algo, [*words, *(f"--env={id}" for id in env)])
+    if "env" not in {**base, **values}:
+        raise ConfigError("ENV is missing: slipstream doctor ENV [--algo ALGO] (slipstream envs lists them)")
+    config = configuration(algo, base, values, chosen.system)
+    _refuse_callable(config, file)
+    found = diagnose(config, chosen.seconds, chosen.rounds, chosen.schedules, _out.print)
+    if chosen.apply:
+        place = override(config, found.proposal).placement
+        merge_yaml(Path(chosen.apply), {"placement": settings.plain(place)})
+        _out.print(
+            f"written:   {chosen.apply}\nuse:       slipstream train {algo} --env {config.env} --config {chosen.apply}"
+        )
+    return 0
+
+
 def _refuse_callable(config: Config, file: Path | None) -> None:
     if config.env.startswith(CALLABLE):
         name = config.env.removeprefix(CALLABLE)
@@ -353,6 +377,7 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "presets": _presets,
     "check-env": _check_env,
     "verify": _verify,
+    "doctor": _doctor,
 }
 
 OPTIONS: dict[str, type] = {
@@ -362,4 +387,5 @@ OPTIONS: dict[str, type] = {
     "envs": EnvsOptions,
     "check-env": CheckOptions,
     "verify": VerifyFlags,
+    "doctor": DoctorFlags,
 }
