@@ -11,6 +11,7 @@ import pytest
 
 import slipstream
 from slipstream.run.machine import surroundings
+from slipstream.run.presets import configure
 from tests.run.runs import train
 
 
@@ -54,3 +55,33 @@ def test_a_run_that_ended_before_100_episodes_has_an_entry_without_a_curve(
     assert entry["curve"] == []
     assert entry["final"] is entry["best"] is entry["reached"]["475"]["steps"] is None
     assert entry["steps"] >= 60
+
+
+def test_peers_are_compared_round_by_round(benchmark_module: Callable[[str], ModuleType]) -> None:
+    """A contestant that failed in a round does not count there, and is said to have failed where it never ran."""
+    peers = benchmark_module("peers.compare")
+
+    def row(speed: float) -> dict[str, float]:
+        return {"steps_per_s": speed, "startup_s": 2.0, "peak_pss_mb": 100.0}
+
+    rounds = [{"ours": row(300), "sb3": row(100), "rllib": {}}, {"ours": row(50), "sb3": row(10), "rllib": {}}]
+    rounds.append({"ours": row(80), "sb3": {}, "rllib": {}})
+    summary = peers.compared(rounds, ["ours", "sb3", "rllib"], {"ours": True, "sb3": False, "rllib": False})
+    assert summary["times_as_fast"] == {"ours": {"sb3": 4.0}}
+    assert summary["medians"]["ours"]["steps_per_s"] == 80
+    text = peers.table("one pass", summary)
+    assert "| ours | 80.0 | 2.0 | 100.0 |" in text
+    assert "| rllib | failed | failed | failed |" in text
+    assert "ours is 4.00 times as fast as sb3" in text
+
+
+def test_every_driver_that_is_compared_exists(benchmark_module: Callable[[str], ModuleType]) -> None:
+    peers = benchmark_module("peers.compare")
+    for group in peers.GROUPS.values():
+        assert sum(contestant.peer == peers.OURS for contestant in group.values()) >= 1
+        for contestant in group.values():
+            assert (peers.DRIVERS / contestant.driver).is_file()
+            assert contestant.peer in peers.PACKAGES
+            if contestant.peer == peers.OURS:
+                algo, _, env, *rest = contestant.words
+                configure(algo, env, dict(word.split("=", 1) for word in rest[1::2]))
