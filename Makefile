@@ -45,7 +45,8 @@ grf: $(VENV)/.installed
 	$(BIN)/slipstream check-env gfootball:academy_empty_goal_close
 
 bench: $(VENV)/.installed-dev
-	$(BIN)/python benchmarks/throughput.py
+	$(BIN)/slipstream bench ppo a2c impala appo --env ALE/Pong-v5 --net.torso nature_cnn \
+		--schedules sync concurrent async --output benchmarks/results/bench.json
 
 # The newest versions that the ranges of pyproject.toml admit, frozen into constraints.txt.
 lock:

@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
 # All checks and measurements that need a GPU, in one call, or a part of them (no part has been run on a GPU yet):
-#   throughput  steps per second on Pong with the nature CNN: PPO and A2C against the slowest stage alone
-#   schedules   the same of all schedules, side by side
+#   bench       steps per second on Pong with the nature CNN, all schedules, against the slowest stage alone
 #   verify      the bits: other numbers of threads give the same run
 #   curves      Pong: PPO sync and concurrent, APPO async, three seeds each; `curves ppo concurrent 2` is one of them
 #   replays     Pong: DQN and Rainbow, one seed each
@@ -13,8 +12,10 @@ cd "$(dirname "$0")/.."
 python=${PYTHON:-.venv/bin/python}
 "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available() and "gpu.sh: PyTorch sees no GPU here")'
 
-throughput() { "$python" benchmarks/throughput.py --device cuda --output benchmarks/results/gpu_throughput.json; }
-schedules() { "$python" benchmarks/schedules.py --device cuda --output benchmarks/results/gpu_schedules.json; }
+bench() {
+  "$python" -m slipstream bench ppo a2c impala appo --env ALE/Pong-v5 --net.torso nature_cnn \
+    --schedules sync concurrent async --placement.device cuda --output benchmarks/results/gpu_bench.json
+}
 verify() {
   "$python" -m slipstream verify ppo --env ALE/Pong-v5 --system hts --placement.device cuda --updates 5 \
     --placements thread:1 thread:2
@@ -35,7 +36,7 @@ ablation() {
 }
 
 case ${1:-all} in
-  all) throughput; schedules; curves; replays; ablation; verify ;;
-  throughput | schedules | verify | curves | replays | ablation) "$@" ;;
-  *) echo "gpu.sh: unknown part $1; expected throughput, schedules, verify, curves, replays or ablation" >&2; exit 2 ;;
+  all) bench; curves; replays; ablation; verify ;;
+  bench | verify | curves | replays | ablation) "$@" ;;
+  *) echo "gpu.sh: unknown part $1; expected bench, verify, curves, replays or ablation" >&2; exit 2 ;;
 esac

@@ -24,10 +24,10 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-from record import made, save
 
 import slipstream
 from slipstream.run.metrics import read
+from slipstream.run.record import made, save
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt

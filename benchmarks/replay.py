@@ -29,7 +29,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from record import conditions, save
+from slipstream.run.record import conditions, save
 
 ROOT = Path(__file__).resolve().parents[1]
 PEERS = ("numpy", "gymnasium", "cpprb==11.0.0", "torch==2.12.1", "torchrl==0.13.3")

@@ -17,10 +17,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from record import conditions, save
-
 from slipstream.run.options import PLACEMENTS
 from slipstream.run.presets import configure
+from slipstream.run.record import conditions, save
 from slipstream.run.verify import verify
 
 ALGORITHMS: dict[str, tuple[str, dict[str, Any]]] = {

@@ -27,7 +27,6 @@ import numpy as np
 import torch
 from gymnasium.utils import seeding
 from numpy.typing import NDArray
-from record import conditions, save
 
 from slipstream import dice, slab
 from slipstream.collector import Assignment, home
@@ -37,6 +36,7 @@ from slipstream.nets.actor_critic import make_actor_critic
 from slipstream.nets.trunk import Network
 from slipstream.ready import make_collector
 from slipstream.run.presets import configure
+from slipstream.run.record import conditions, save
 from slipstream.run.training import Training
 
 mpl.use("Agg")

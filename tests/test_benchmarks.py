@@ -12,6 +12,7 @@ import pytest
 import slipstream
 from slipstream.run.machine import surroundings
 from slipstream.run.presets import configure
+from slipstream.run.record import made
 from tests.run.runs import train
 
 
@@ -44,7 +45,7 @@ def benchmark_module(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleT
 def test_commands_are_kept_without_the_places_of_this_machine(
     benchmark_module: Callable[[str], ModuleType], typed: str, kept: str
 ) -> None:
-    assert benchmark_module("record").made(typed.split(), surroundings(), "cpu")["command"] == kept
+    assert made(typed.split(), surroundings(), "cpu")["command"] == kept
 
 
 def test_a_run_that_ended_before_100_episodes_has_an_entry_without_a_curve(

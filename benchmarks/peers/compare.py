@@ -25,13 +25,13 @@ from typing import Any, NamedTuple
 
 import torch
 
+from slipstream.run.record import conditions, save
+
 ROOT = Path(__file__).resolve().parents[2]
 DRIVERS = Path(__file__).resolve().parent / "drivers"
 OURS = "slipstream"
 TORCH = f"torch=={torch.__version__.partition('+')[0]}"
 
-sys.path.insert(0, str(ROOT / "benchmarks"))
-from record import conditions, save  # noqa: E402
 
 PACKAGES: dict[str, Sequence[str]] = {
     "sample-factory": ("sample-factory==2.1.1", "ale-py", "opencv-python-headless", "psutil"),

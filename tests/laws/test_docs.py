@@ -14,7 +14,7 @@ import pytest
 import slipstream
 from slipstream.algos.algorithm import Algorithm
 from slipstream.envs import football
-from slipstream.run import cli, flags, verbs
+from slipstream.run import cli, flags, measuring, verbs
 from slipstream.run.agent import Agent
 from slipstream.run.config import known_settings
 from slipstream.run.directory import to_yaml
@@ -62,7 +62,10 @@ def test_command_is_understood(
     elif verb == "verify":
         assert cli.main([verb, *words, "--updates", "1", "--placements", "thread:2"]) == 0
     elif verb == "doctor":
-        monkeypatch.setattr(verbs, "diagnose", lambda *given: None)  # what it measures is tested elsewhere
+        monkeypatch.setattr(measuring, "diagnose", lambda *given: None)  # what it measures is tested elsewhere
+        assert cli.main([verb, *words]) == 0
+    elif verb == "bench":
+        monkeypatch.setattr(measuring, "bench", lambda *given: {"stages": {}, "variants": {}, "process": {}})
         assert cli.main([verb, *words]) == 0
     elif verb in verbs.OPTIONS and verb != "envs":
         flags.parse(verbs.OPTIONS[verb], words, verb)

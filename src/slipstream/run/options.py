@@ -57,6 +57,39 @@ class VerifyFlags:
 
 
 @dataclass(frozen=True)
+class BenchFlags:
+    """Measures how fast algorithms train under schedules and placements, and the limit that they are held against.
+
+    ALGO (one or more), --env ENV and every setting are typed as for `train`.
+
+    Attributes:
+        config: As for `train`, for one algorithm.
+        system: As for `train`.
+        schedules: Schedules to measure; those that an algorithm can't have are left out. None named: its own.
+        placements: `default` for the configured one, thread:N, process:N, inline.
+        rounds: Alternating rounds.
+        seconds: Length of each training; the stages are measured for a quarter of it.
+        output: JSON file for the result, with machine, versions and command.
+    """
+
+    config: str = ""
+    system: str = ""
+    schedules: tuple[str, ...] = ()
+    placements: tuple[str, ...] = ("default",)
+    rounds: int = 3
+    seconds: float = 20.0
+    output: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuses numbers that mean nothing."""
+        ranges.above(self, "", 0, "seconds")
+        ranges.at_least(self, "", 1, "rounds")
+        for name in self.schedules:
+            if name not in ("sync", "concurrent", "async"):
+                raise ValueError(f"unknown schedule {name!r}: expected sync, concurrent or async")
+
+
+@dataclass(frozen=True)
 class DoctorFlags:
     """Measures what a step costs on this machine, names the bottleneck, and looks for a faster placement.
 

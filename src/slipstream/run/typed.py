@@ -10,11 +10,11 @@ from slipstream.algos import ALGORITHMS
 from slipstream.run import flags, presets, settings
 from slipstream.run.config import Config, canonical, known_settings
 from slipstream.run.directory import RunDirectory, read_yaml
-from slipstream.run.options import DoctorFlags, TrainFlags, VerifyFlags
+from slipstream.run.options import BenchFlags, DoctorFlags, TrainFlags, VerifyFlags
 from slipstream.run.settings import ConfigError
 from slipstream.run.systems import schedule_of
 
-Flags = TypeVar("Flags", TrainFlags, VerifyFlags, DoctorFlags)
+Flags = TypeVar("Flags", TrainFlags, VerifyFlags, DoctorFlags, BenchFlags)
 
 _PROTOCOL = "env_options.atari.protocol"
 

@@ -24,12 +24,13 @@ from slipstream.envs import EnvError, check_env, list_envs
 from slipstream.run import flags, loop, settings, video
 from slipstream.run.agent import load
 from slipstream.run.checkpoint import CheckpointError
-from slipstream.run.config import CALLABLE, Config, alias_lines, canonical, known_settings, override
+from slipstream.run.config import Config, alias_lines, canonical, known_settings
 from slipstream.run.console import clock, return_text
-from slipstream.run.directory import merge_yaml, to_yaml
-from slipstream.run.doctor import diagnose
+from slipstream.run.directory import to_yaml
 from slipstream.run.loop import Parts, Trained
+from slipstream.run.measuring import bench_verb, doctor_verb, refuse_callable, verify_verb
 from slipstream.run.options import (
+    BenchFlags,
     CheckOptions,
     DoctorFlags,
     EnvsOptions,
@@ -44,7 +45,6 @@ from slipstream.run.settings import ConfigError
 from slipstream.run.signals import Interrupted
 from slipstream.run.systems import SYSTEMS
 from slipstream.run.typed import algorithm_of, configuration, file_of, settings_and, settings_of
-from slipstream.run.verify import verify
 
 _USAGE = """\
 slipstream: fast parallel deep reinforcement learning
@@ -58,6 +58,7 @@ slipstream: fast parallel deep reinforcement learning
   slipstream presets [ALGO] [FAMILY]            tuned settings
   slipstream check-env ENV                      test an environment for the contract
   slipstream doctor ENV [--algo ppo]            what a step costs here, the bottleneck, a faster placement
+  slipstream bench ALGO... --env ENV ...        steps per second by schedule and placement, and the limit
   slipstream verify ALGO --env ENV ...          prove that placement and timing change no bit of a run
 
 `slipstream VERB --help` lists the flags of a verb; --debug shows the traceback of an error; --version.
@@ -80,7 +81,7 @@ A new run from the tuned preset of (ALGO, ENV), with the flags over it.
 {aliases}
 """
 
-_TAKES = {"verify": "verify ALGO --env ENV", "doctor": "doctor ENV [--algo ALGO]"}
+_TAKES = {"verify": "verify ALGO --env ENV", "doctor": "doctor ENV [--algo ALGO]", "bench": "bench ALGO... --env ENV"}
 """What a verb is followed by, where its options don't say."""
 
 _EXPECTED = (ConfigError, CheckpointError, EnvError, ValueError, ImportError, OSError, FloatingPointError)
@@ -189,64 +190,11 @@ def _train(words: list[str]) -> int:
     if wants_help:
         return _train_help(configuration(algo, {"env": "CartPole-v1"} | base, values, chosen.system))
     config = configuration(algo, base, values, chosen.system)
-    _refuse_callable(config, file)
+    refuse_callable(config, file)
     if chosen.print_config:
         _out.print(to_yaml(config), end="")
         return 0
     return _finish(loop.train(config, Parts(), typed, _out))
-
-
-def _verify(words: list[str]) -> int:
-    file = file_of(words)
-    base = settings_of(file) if file else {}
-    algo, words = algorithm_of(words, base)
-    chosen, values = settings_and(VerifyFlags, "verify", algo, words)
-    config = configuration(algo, base, values, chosen.system)
-    _refuse_callable(config, file)
-    outcomes = verify(config, chosen.updates, chosen.placements, chosen.delay)
-    _out.print(f"{algo} on {config.env}, schedule {config.schedule}, lanes {config.lanes}, {chosen.updates} updates")
-    different = refused = 0
-    for outcome in outcomes:
-        verdict = f"identical, {outcome.updates} updates, {outcome.digest}"
-        if outcome.refused is not None:
-            verdict = f"not to be had: {outcome.refused}"
-            refused += 1
-        if outcome.difference:
-            verdict = f"DIFFERS: {outcome.difference}"
-            different += 1
-        _out.print(f"{outcome.placement:10}  {verdict}")
-    if refused == len(chosen.placements):
-        raise ConfigError("nothing was compared: none of the placements is to be had for this configuration")
-    if different:
-        raise EnvError(f"{different} of {len(chosen.placements)} placements give another run than inline")
-    return 0
-
-
-def _doctor(words: list[str]) -> int:
-    file = file_of(words)
-    base = settings_of(file) if file else {}
-    named = bool(words) and not words[0].startswith("--") and words[0] not in ALGORITHMS
-    env, words = (words[:1], words[1:]) if named else ([], words)
-    algo, words = algorithm_of(words, {"algo.name": "ppo", **base})
-    chosen, values = settings_and(DoctorFlags, "doctor", algo, [*words, *(f"--env={id}" for id in env)])
-    if "env" not in {**base, **values}:
-        raise ConfigError("ENV is missing: slipstream doctor ENV [--algo ALGO] (slipstream envs lists them)")
-    config = configuration(algo, base, values, chosen.system)
-    _refuse_callable(config, file)
-    found = diagnose(config, chosen.seconds, chosen.rounds, chosen.schedules, _out.print)
-    if chosen.apply:
-        place = override(config, found.proposal).placement
-        merge_yaml(Path(chosen.apply), {"placement": settings.plain(place)})
-        _out.print(
-            f"written:   {chosen.apply}\nuse:       slipstream train {algo} --env {config.env} --config {chosen.apply}"
-        )
-    return 0
-
-
-def _refuse_callable(config: Config, file: Path | None) -> None:
-    if config.env.startswith(CALLABLE):
-        name = config.env.removeprefix(CALLABLE)
-        raise ConfigError(f"{file} is for the Python callable {name}, which the command line can't know; add --env ENV")
 
 
 def _train_help(default: Config) -> int:
@@ -376,8 +324,9 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "algos": _algos,
     "presets": _presets,
     "check-env": _check_env,
-    "verify": _verify,
-    "doctor": _doctor,
+    "verify": lambda words: verify_verb(words, _out.print),
+    "doctor": lambda words: doctor_verb(words, _out.print),
+    "bench": lambda words: bench_verb(words, _out.print),
 }
 
 OPTIONS: dict[str, type] = {
@@ -388,4 +337,5 @@ OPTIONS: dict[str, type] = {
     "check-env": CheckOptions,
     "verify": VerifyFlags,
     "doctor": DoctorFlags,
+    "bench": BenchFlags,
 }
