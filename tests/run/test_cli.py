@@ -16,7 +16,7 @@ import yaml
 from slipstream.algos import ALGORITHMS
 from slipstream.envs import AtariOptions
 from slipstream.envs.options import PROTOCOLS
-from slipstream.run import checkpoint, cli, metrics, verbs
+from slipstream.run import checkpoint, cli, measuring, metrics, verbs
 from slipstream.run.config import from_plain
 from slipstream.run.progress import Progress
 from slipstream.run.verify import Outcome
@@ -543,7 +543,7 @@ def test_a_verification_of_nothing_is_a_failure(
         yield Outcome("inline", 1, digest="1")
         yield Outcome("thread:2", 0, refused="as the test says")
 
-    monkeypatch.setattr(verbs, "verify", refused)
+    monkeypatch.setattr(measuring, "verify", refused)
     code, out, last = _run(capsys, "verify", "ppo", "--env", "CartPole-v1", "--placements", "thread:2")
     assert code == 2
     assert out[-1] == "thread:2    not to be had: as the test says"
