@@ -15,7 +15,7 @@ from torch import Tensor
 from slipstream import dice, slab, tree
 from slipstream.nets.actor_critic import ActorCritic
 from slipstream.nets.policy import Outputs, Policy
-from slipstream.nets.tape import Tape
+from slipstream.tape import Tape
 from slipstream.tree import Tree
 from slipstream.types import Act, BoolArray, Envs, EnvStep, Episode, FloatArray, Place, Trajectory
 

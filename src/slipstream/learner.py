@@ -20,11 +20,11 @@ from slipstream.loader import Loader, mapped
 from slipstream.minibatches import Pick, SlabRows
 from slipstream.nets.actor_critic import ActorCritic
 from slipstream.nets.policy import ActorCriticPolicy, Policy
-from slipstream.nets.tape import RowByRow, Tape, Told
 from slipstream.reconstruction import Reconstruction
 from slipstream.replay.mixer import Mixer
 from slipstream.replay.rows import Rows
 from slipstream.rewards import TrainingReward
+from slipstream.tape import RowByRow, Tape, Told
 from slipstream.types import Trajectory, Weights
 from slipstream.weights import copy_into
 

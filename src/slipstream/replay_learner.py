@@ -20,11 +20,11 @@ from slipstream.descent import Descent, ShardLoss, under
 from slipstream.learner import snapshot
 from slipstream.loader import Loader
 from slipstream.nets.policy import ExploringPolicy, Policy
-from slipstream.nets.tape import Tape
 from slipstream.replay.options import LEAST_RATIO
 from slipstream.replay.rows import Rows
 from slipstream.replay.windows import Drawn, Windows
 from slipstream.rewards import TrainingReward
+from slipstream.tape import Tape
 from slipstream.types import Trajectory, Weights
 
 

@@ -172,6 +172,11 @@ class Config:
             _divides(self, "shards", "num_envs")
         _covers(self)
 
+    @property
+    def reuses_forward(self) -> bool:
+        """Whether the gradient goes back through the forwards of acting."""
+        return self.algo.replays is False and self.algo.reuse_forward
+
 
 def algorithm(name: str) -> type[AnyAlgorithm]:
     """The algorithm called `name`.
@@ -256,7 +261,7 @@ def _covers(config: Config) -> None:
         raise ConfigError(
             f"autoencoder.weight is for actor-critics (ppo, a2c, impala, appo), not for {name}; set it to 0"
         )
-    if config.algo.replays is False and config.algo.reuse_forward:
+    if config.reuses_forward:
         if config.group > 1:
             raise ConfigError("algo.reuse_forward keeps the forwards of lanes, not of groups of them: use --group 1")
         if config.shards not in (0, config.lanes):

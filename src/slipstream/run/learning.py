@@ -60,7 +60,7 @@ def make_learner(
         ConfigError: If there is no room for the replay, or the user's policy does not store what the algorithm wants.
     """
     algo = config.algo
-    by_lane = device.type == "cpu" or (algo.replays is False and algo.reuse_forward)
+    by_lane = device.type == "cpu" or config.reuses_forward
     shards = config.shards or (config.lanes // config.group if by_lane else 1)
     if algo.replays is True:
         if policy is not None:
@@ -71,8 +71,10 @@ def make_learner(
     else:
         check_policy(policy, spec)
         _require_params(algo, policy, spec)
-        if algo.reuse_forward:
-            raise ConfigError("algo.reuse_forward: a policy of your own does not keep its forwards; give torso=, or no")
+        if config.reuses_forward:
+            raise ConfigError(
+                "algo.reuse_forward: a policy of your own does not keep its forwards; give torso=, or set it to false"
+            )
     return _slab_learner(algo, config, spec, policy.to(device), shards, crew, loader)
 
 

@@ -124,7 +124,7 @@ def measure(config: Config, seconds: float = 3.0) -> Stages:
                 pass
         gpu = device.type == "cuda"
         env, infer_cost, learn_cost = (_cost(stage, seconds, gpu) for stage in (step_lanes, infer, learn))
-        if config.algo.replays is False and config.algo.reuse_forward:
+        if config.reuses_forward:
             learn_cost -= infer_cost * rows / forwards  # a learner without tapes made the forwards again
         return Stages(env, infer_cost, learn_cost, cores(), gpu)
     finally:

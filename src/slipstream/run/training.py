@@ -21,7 +21,6 @@ from slipstream.jitter import Jitter, JitteredEnvs
 from slipstream.loader import Loader
 from slipstream.nets.actor_critic import ActorCritic
 from slipstream.nets.policy import ActorCriticPolicy, Policy
-from slipstream.nets.tape import Tape
 from slipstream.ready import group_that_holds, make_collector
 from slipstream.remote import Remotes, Work
 from slipstream.run.config import Config, ConfigError
@@ -29,6 +28,7 @@ from slipstream.run.learning import make_learner
 from slipstream.run.machine import computes_bfloat16, cores, processor
 from slipstream.schedules import SCHEDULES, Parts
 from slipstream.schedules.asynchronous import slabs_needed
+from slipstream.tape import Tape
 from slipstream.types import Envs, Report
 from slipstream.weights import Bulletin, Replica
 
@@ -184,7 +184,7 @@ class Training:
             seed=config.seed,
             group=self._group,
             every_row=_every_row(config),
-            graphs=_reuses(config),
+            graphs=config.reuses_forward,
             delay=0.0 if jitter is None else jitter.seconds,
         )
 
@@ -196,7 +196,7 @@ class Training:
 
     def _tapes(self) -> list[Tape]:
         """One per slab, if forwards are kept; graphs don't travel to other processes, where they are made again."""
-        if not _reuses(self._config) or self._remotes is not None:
+        if not self._config.reuses_forward or self._remotes is not None:
             return []
         own, lanes = self.policy, self.spec.lanes
         assert isinstance(own, ActorCritic)
@@ -251,11 +251,6 @@ class Training:
 def _every_row(config: Config) -> bool:
     """Whether collectors take over new weights before every row, rather than before every unroll."""
     return config.schedule == "async" and config.refresh == "row"
-
-
-def _reuses(config: Config) -> bool:
-    """Whether the gradient goes back through the forwards of acting."""
-    return config.algo.replays is False and config.algo.reuse_forward
 
 
 def _slabs(config: Config) -> int:

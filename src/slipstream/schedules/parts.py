@@ -13,7 +13,7 @@ from slipstream.collector import Collected, Collects, Stopped, home
 from slipstream.crew import Crew, Pending
 from slipstream.learner import Learns
 from slipstream.nets.policy import Policy
-from slipstream.nets.tape import Tape
+from slipstream.tape import Tape
 from slipstream.types import Report, Trajectory
 from slipstream.weights import Bulletin, copy_into
 
@@ -110,8 +110,10 @@ def behaviour_of(parts: Parts, index: int) -> Policy | Tape | None:
     """Who filled slab `index`, if the gradient is to be evaluated there and it is not just the learner's own policy."""
     if parts.tapes:
         return parts.tapes[index]
+    if parts.behaviour is None or parts.bulletin is None:
+        return None
     version = int(parts.slabs[index].version[0, 0])
-    if parts.behaviour is None or parts.bulletin is None or version == parts.learner.version:
+    if version == parts.learner.version:
         return None
     copy_into(parts.behaviour, parts.bulletin.version(version).tensors)
     return parts.behaviour

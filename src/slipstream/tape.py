@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from slipstream import tree
+from slipstream import slab, tree
 from slipstream.nets.actor_critic import ActorCritic
 from slipstream.nets.policy import Outputs
 from slipstream.nets.trunk import Encoded
@@ -65,7 +65,7 @@ class RowByRow:
         rows, state = list[Outputs](), state0
         for t in range(len(tree.leaves(obs)[0])):
             if t and first is not None and self._policy.recurrent:
-                state = tree.map(lambda leaf, over=first[t]: leaf * ~over.view(-1, *(1,) * (leaf.dim() - 1)), state)
+                state = slab.keep(state, ~first[t])
             out, state = self._policy.judge(tree.map(lambda leaf, t=t: leaf[t], obs), state)
             rows.append(out)
         return _joined(rows)
