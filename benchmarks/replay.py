@@ -22,12 +22,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import statistics
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
+
+from peers.environments import interpreter
 
 from slipstream.run.record import conditions, save
 
@@ -35,21 +35,6 @@ ROOT = Path(__file__).resolve().parents[1]
 PEERS = ("numpy", "gymnasium", "cpprb==11.0.0", "torch==2.12.1", "torchrl==0.13.3")
 OURS = "slipstream"
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-
-
-def interpreter(venv: Path) -> Path:
-    """The Python of an environment with the peers, made if there is none."""
-    python = venv / "bin" / "python"
-    if not python.exists():
-        print(f"installing {', '.join(PEERS)} into {venv}", flush=True)
-        try:
-            subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
-            subprocess.run([str(python), "-m", "pip", "install", "--quiet", *PEERS], check=True)
-        except BaseException:
-            shutil.rmtree(venv, ignore_errors=True)  # half an environment would be taken for a whole one
-            raise
-        (venv / ".gitignore").write_text("*\n")
-    return python
 
 
 def compared(rounds: list[dict[str, float]]) -> dict[str, Any]:
@@ -77,7 +62,7 @@ def main() -> None:
     sizes = {name: getattr(args, name) for name in ("capacity", "observations", "batch", "rounds", "steps")}
     words = [f"--{name}={value}" for name, value in sizes.items()]
     driver = subprocess.run(
-        [str(interpreter(args.venv)), str(ROOT / "benchmarks" / "peers_replay_driver.py"), *words],
+        [str(interpreter(args.venv, PEERS)), str(ROOT / "benchmarks" / "peers_replay_driver.py"), *words],
         env={**os.environ, **ONE_THREAD, "PYTHONPATH": str(ROOT / "src")},
         stdout=subprocess.PIPE,
         text=True,

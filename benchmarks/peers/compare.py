@@ -15,15 +15,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import statistics
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from environments import interpreter
 
 from slipstream.run.record import conditions, save
 
@@ -64,8 +63,10 @@ def ours(algo: str, *settings: str, env: str = "ALE/Pong-v5") -> Contestant:
 PIXELS = "net.torso=nature_cnn"
 ONE_PASS = ("algo.epochs=1", "schedule=concurrent", PIXELS)
 # 32 rows for every 4 steps, as Stable-Baselines3 has it.
-REPLAY = ("algo.batch_size=32", "algo.replay.ratio=0.25", "algo.n_step=1", "algo.double=false")
-REPLAY = (*REPLAY, "algo.replay.capacity=100000", "algo.replay.learning_starts=2000", PIXELS)
+REPLAY = (
+    *("algo.batch_size=32", "algo.replay.ratio=0.25", "algo.n_step=1", "algo.double=false"),
+    *("algo.replay.capacity=100000", "algo.replay.learning_starts=2000", PIXELS),
+)
 GROUPS: dict[str, dict[str, Contestant]] = {
     "one pass": {
         "a2c": ours("a2c", "schedule=sync", "algo.reuse_forward=true", "num_envs=64", PIXELS),
@@ -96,26 +97,9 @@ GROUPS: dict[str, dict[str, Contestant]] = {
 }
 
 
-def interpreter(peer: str, venvs: Path) -> Path:
-    """The Python of a peer's environment, made if there is none."""
-    place = venvs / peer
-    python = place / "bin" / "python"
-    if not python.exists():
-        print(f"installing {', '.join(PACKAGES[peer])} into {place}", flush=True)
-        try:
-            subprocess.run([sys.executable, "-m", "venv", str(place)], check=True)
-            for packages in ((TORCH,), PACKAGES[peer]):
-                subprocess.run([str(python), "-m", "pip", "install", "--quiet", *packages], check=True)
-        except BaseException:
-            shutil.rmtree(place, ignore_errors=True)  # half an environment would be taken for a whole one
-            raise
-        (venvs / ".gitignore").write_text("*\n")
-    return python
-
-
 def measured(contestant: Contestant, venvs: Path, seconds: float) -> dict[str, Any]:
     """What a driver says; an empty mapping if it failed, with its last words on the screen."""
-    python = interpreter(contestant.peer, venvs)
+    python = interpreter(venvs / contestant.peer, [TORCH], PACKAGES[contestant.peer])
     command = [str(python), str(DRIVERS / contestant.driver), *contestant.words, "--seconds", str(seconds)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10 * seconds + 600)
