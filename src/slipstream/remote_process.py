@@ -23,6 +23,7 @@ from slipstream.envs import EnvOptions, make_envs
 from slipstream.envs.rows import EnvError
 from slipstream.jitter import Jitter, JitteredEnvs
 from slipstream.nets.policy import Policy
+from slipstream.nets.trunk import packed
 from slipstream.ready import make_collector
 from slipstream.tree import Tree
 from slipstream.types import Envs, EnvSpec, EnvStep, Place, Trajectory
@@ -206,7 +207,7 @@ class _Actor:
         spec = setup.spec
         self._setup, self._shared = setup, Shared.over(fds.memory, setup.layout)
         self._status = Status(self._shared.status[setup.index])
-        self._replica = RingReplica(setup.policy, self._shared.ring)
+        self._replica = RingReplica(setup.policy if setup.graphs else packed(setup.policy), self._shared.ring)
         envs = make_envs(
             setup.env,
             spec.num_envs,

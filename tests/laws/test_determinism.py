@@ -129,8 +129,11 @@ def test_native_threads_change_no_bit(threads: int, precision: str) -> None:
     assert one == hashes("ppo", "ALE/Pong-v5", settings, {"workers": 1, "env_threads": 1})
 
 
-def test_games_in_collector_processes_change_no_bit() -> None:
+@pytest.mark.filterwarnings("ignore:net.precision=bfloat16 is several times slower")
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_games_in_collector_processes_change_no_bit(precision: str) -> None:
     settings = {"lanes": 2, "unroll": 8, "num_envs": 4, "algo.batch_size": 16, "algo.epochs": 1}
+    settings["net.precision"] = precision
     two = hashes("ppo", "ALE/Pong-v5", settings, {"collectors": "process", "workers": 2})
     assert two == hashes("ppo", "ALE/Pong-v5", settings, {"workers": 1, "env_threads": 1})
 

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from slipstream import dice, tree
 from slipstream.nets.actor_critic import ActorCritic, make_actor_critic
-from slipstream.nets.trunk import Network
+from slipstream.nets.trunk import Network, Precision, packed
 from slipstream.tree import Tree
 from slipstream.types import EnvSpec
+from slipstream.weights import copy_into
 
 T, B = 7, 3
 VECTOR = spaces.Box(-np.inf, np.inf, (4,), np.float32)
@@ -182,6 +183,34 @@ def test_bfloat16_is_the_torsos_alone(core: Memory):
     torch.testing.assert_close(outputs.value, reference.value, rtol=0.05, atol=0.02)
     gradients = torch.autograd.grad(outputs.value.sum(), list(policy.trunk.parameters()))
     assert {gradient.dtype for gradient in gradients} == {torch.float32}
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("share_torso", [True, False])
+def test_a_packed_copy_follows_weights_and_says_the_same_bits(precision: Precision, share_torso: bool):
+    policy = make_actor_critic(spec(IMAGE), Network(precision=precision, share_torso=share_torso))
+    replica, newer = packed(policy), make_actor_critic(spec(IMAGE), Network(share_torso=share_torso), seed=1)
+    casts = {parameter.dtype for parameter in replica.trunk.torso.parameters()}
+    assert casts == {torch.bfloat16 if precision == "bfloat16" else torch.float32}
+    assert {parameter.dtype for parameter in policy.parameters()} == {torch.float32}
+    for one in (policy, newer):
+        policy.load_state_dict(one.state_dict())
+        copy_into(replica, policy.state_dict())
+        shown = observations(IMAGE, B), (), uniforms(policy, 1)[0]
+        said, repeated = (tree.leaves(tuple(each.act(*shown))) for each in (policy, replica))
+        assert len(said) > 2
+        assert all(map(torch.equal, said, repeated))
+
+
+def test_a_users_own_torso_is_not_packed():
+    own = nn.Sequential(nn.Flatten(), nn.Linear(4, 7))
+    replica = packed(make_actor_critic(spec(), Network(precision="bfloat16"), own))
+    assert {parameter.dtype for parameter in replica.parameters()} == {torch.float32}
+
+
+def test_auto_is_not_a_precision_of_networks():
+    with pytest.raises(ValueError, match=r"net\.precision=auto is for configurations"):
+        make_actor_critic(spec(IMAGE), Network(precision="auto"))
 
 
 def test_a_recurrent_policy_needs_to_know_where_episodes_start():

@@ -59,6 +59,26 @@ def test_memory_that_is_left_is_that_of_machine_and_group_with_cached_files(
     assert machine.available_memory() == (None if free is None else free * 2**20)
 
 
+@pytest.mark.parametrize(
+    ("text", "precision"),
+    [
+        ("flags : fpu avx2 avx512_bf16", "bfloat16"),
+        ("Features : fp asimd bf16", "bfloat16"),
+        ("flags : fpu avx2", "float32"),
+        (None, "float32"),
+    ],
+)
+def test_auto_is_what_the_processor_has_instructions_for_and_is_written_down(
+    text: str | None, precision: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(machine, "_INFORMATION", tmp_path / "cpuinfo")
+    if text is not None:
+        (tmp_path / "cpuinfo").write_text(text + "\n")
+    changes = {"net.precision": "auto", "placement.device": "cpu"}
+    assert configure("ppo", "toy:catch", changes).net.precision == precision
+    assert configure("ppo", "ALE/Pong-v5", changes).net.precision == precision
+
+
 @pytest.mark.parametrize("has_it", [True, False])
 def test_bfloat16_in_software_is_warned_of(has_it: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "computes_bfloat16", lambda: has_it)

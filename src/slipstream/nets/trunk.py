@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from slipstream.nets.torso import Activation, Torso, TorsoName
 from slipstream.tree import Tree
 from slipstream.types import EnvSpec
 
-Precision = Literal["float32", "bfloat16"]
+Precision = Literal["float32", "bfloat16", "auto"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ class Network:
             (uniform in +-1/sqrt(fan_in)), `default` (torch's).
         share_torso: Whether policy and value share torso and core.
         precision: Arithmetic of the torso; parameters, core, heads and losses stay float32. `bfloat16` is about 1.6
-            times as fast on processors and GPUs that have it, and slower than `float32` on others.
+            times as fast on processors and GPUs that have it, and slower than `float32` on others; `auto` is
+            `bfloat16` where the processor or GPU has instructions for it, and is written down as what it stands for.
         normalize_obs: Whether float vectors are brought to mean 0 and variance 1 by running statistics, a part of the
             policy.
         log_std_init: Logarithm of the initial standard deviation of continuous actions.
@@ -92,7 +94,7 @@ class Trunk(nn.Module):
         encoded: Sizes of what `encode` gives: features of the torso, and the latent.
 
     Raises:
-        ValueError: A stem is to have a bottleneck.
+        ValueError: A stem is to have a bottleneck, or the precision is `auto`, which depends on the machine.
     """
 
     def __init__(self, spec: EnvSpec, network: Network, torso: nn.Module | None, stem: bool = False) -> None:
@@ -104,6 +106,8 @@ class Trunk(nn.Module):
             initialise(own, network.init)
         else:
             self.torso, own = torso, None
+        if network.precision == "auto":
+            raise ValueError("net.precision=auto is for configurations; a network is given float32 or bfloat16")
         self._bfloat16 = network.precision == "bfloat16"
         self.features = self.width = check_torso(self.torso, space)
         self.encoded = (self.features, network.latent or self.features)
@@ -128,6 +132,17 @@ class Trunk(nn.Module):
         """State of the core, or an empty tuple."""
         return () if self.core is None else self.core.initial_state(columns)
 
+    @torch.no_grad()
+    def pack(self) -> None:
+        """Keeps the torso's weights as its products take them, so that a forward casts none; gradients are over.
+
+        Nothing that comes out changes. A user's own torso is left alone: its forward may do anything with its weights.
+        """
+        if self._bfloat16 and isinstance(self.torso, Torso):
+            for layer in self.torso.modules():
+                if isinstance(layer, nn.Conv2d | nn.Linear):
+                    layer.to(torch.bfloat16)
+
     def forward(self, flat: Tree, state: State, first: Tensor | None) -> tuple[Tensor, State]:
         """Features of flat rows; with `first[T, B]` they are unrolled, without it they are one row `[B]`."""
         return self.remember(self.encode(flat).latent, state, first)
@@ -149,3 +164,16 @@ class Trunk(nn.Module):
             return self.core.step(latent, state)
         output, state = self.core(latent.unflatten(0, first.shape), state, first)
         return output.flatten(0, 1), state
+
+
+Module = TypeVar("Module")
+
+
+def packed(policy: Module) -> Module:
+    """A copy of a policy to act with, whose trunks are packed; `copy_into` brings it up to date."""
+    replica = copy.deepcopy(policy)
+    if isinstance(replica, nn.Module):
+        for module in replica.modules():
+            if isinstance(module, Trunk):
+                module.pack()
+    return replica

@@ -13,6 +13,7 @@ from typing import Any
 
 from slipstream.envs.make import env_family
 from slipstream.run.config import CALLABLE, Config, algorithm, canonical, from_plain, known_settings
+from slipstream.run.machine import quick_precision
 from slipstream.run.preset_table import PRESETS
 from slipstream.run.settings import flatten, nest, plain
 
@@ -50,7 +51,9 @@ def configure(algo: str, env: str, changes: Mapping[str, Any] | None = None) -> 
 
 
 def spelled_out(config: Config) -> Config:
-    """`config` with what the Atari protocol stands for written out, so that a file tells all."""
+    """`config` with what the Atari protocol and `auto` stand for written out, so that a file tells all."""
+    if config.net.precision == "auto":
+        config = replace(config, net=replace(config.net, precision=quick_precision(config.placement.device)))
     if family(config.env) != "atari":
         return config
     atari = config.env_options.atari

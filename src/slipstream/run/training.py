@@ -21,6 +21,7 @@ from slipstream.jitter import Jitter, JitteredEnvs
 from slipstream.loader import Loader
 from slipstream.nets.actor_critic import ActorCritic
 from slipstream.nets.policy import ActorCriticPolicy, Policy
+from slipstream.nets.trunk import packed
 from slipstream.ready import group_that_holds, make_collector
 from slipstream.remote import Remotes, Work
 from slipstream.run.config import Config, ConfigError
@@ -216,7 +217,7 @@ class Training:
     ) -> Collects:
         """A collector that acts with the learner's own policy, or with a copy that follows the bulletin."""
         config = self._config
-        replica = None if bulletin is None else Replica(copy.deepcopy(self.policy), bulletin)
+        replica = None if bulletin is None else Replica(packed(self.policy), bulletin)
         given = Assignment(
             envs,
             lanes,
