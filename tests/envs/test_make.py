@@ -171,3 +171,12 @@ def test_lists_name_only_what_can_be_made() -> None:
     assert "ALE/Pong-v5" in families["atari"]
     assert all(ids == sorted(ids) and len(set(ids)) == len(ids) for ids in families.values())
     assert not [id for ids in families.values() for id in ids if id.startswith("Pong-ram")]
+
+
+@pytest.mark.parametrize("id", ["Pong-v4", "Pong-v0", "PongNoFrameskip-v0"])
+def test_raw_games_are_refused_and_the_id_to_type_is_named(id: str) -> None:
+    words = rf"{id} is the raw game.*: type ALE/Pong-v5,"
+    with pytest.raises(ValueError, match=words):
+        env_family(id)
+    with pytest.raises(ValueError, match=words):
+        make_envs(id, 1)

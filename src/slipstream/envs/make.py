@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import re
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
@@ -208,7 +209,7 @@ def gym_spec(id: str) -> Any:
     """Gymnasium's registration of `id`.
 
     Raises:
-        ValueError: Unknown id.
+        ValueError: Unknown id, or one that ale-py registers for a raw game.
         ImportError: The id names a module that is not installed.
     """
     module, colon, name = id.rpartition(":")
@@ -217,11 +218,18 @@ def gym_spec(id: str) -> Any:
     try:
         if colon:
             importlib.import_module(module)
-        return gymnasium.spec(name)
+        spec = gymnasium.spec(name)
     except ModuleNotFoundError as error:
         raise ImportError(f"{id}: the module before the colon cannot be imported: {error}") from error
     except gymnasium.error.Error as error:
         raise ValueError(unknown_id(id, [known for ids in list_envs().values() for known in ids])) from error
+    if str(spec.entry_point).startswith("ale_py"):
+        game = re.sub(r"(Deterministic|NoFrameskip)?-v\d$", "", name)
+        raise ValueError(
+            f"{id} is the raw game, without the preprocessing that agents learn it with: type ALE/{game}-v5, and "
+            "choose the protocol by --env-options.atari.*"
+        )
+    return spec
 
 
 def list_envs() -> dict[str, list[str]]:
