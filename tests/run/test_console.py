@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from slipstream.run.console import Display, clock, plain_line, stages_text
-from slipstream.run.progress import Mark, Progress
+from slipstream.run.progress import Budget, Mark, Progress
 from tests.run.reports import report
 
 
@@ -59,6 +59,8 @@ def test_all_lines_have_the_same_columns(monkeypatch: pytest.MonkeyPatch) -> Non
     assert cells[1][3:5] == ["return    -20.5 ± 0.25  ", "length       7"]
     assert cells[2][5] == "eval    17.25"
     assert all(row[6].endswith(" steps/s") and row[7].endswith(" left") for row in cells)
+    assert {row[9] for row in cells} == {"cores    - busy"}
+    assert len(plain_line(progress, Budget(0.002, 1000.0, 0.934)).split(" | ")[9]) == len(cells[0][9])
     assert all(row[8].startswith("env ") and ", infer " in row[8] and ", learn " in row[8] for row in cells)
 
 
@@ -80,7 +82,16 @@ def test_the_panel_on_a_terminal() -> None:
     display.close()
     display.close()
     shown = out.getvalue()
-    for text in ("title", "100 of 100 steps", "3 ± 1", "entropy 0.25", "7.5 ± 1 at 100 steps", "frames/s", "0:00 left"):
+    for text in (
+        "title",
+        "100 of 100 steps",
+        "3 ± 1",
+        "entropy 0.25",
+        "7.5 ± 1 at 100 steps",
+        "frames/s",
+        "0:00 left",
+        "% busy; ",
+    ):
         assert text in shown
 
 

@@ -57,6 +57,7 @@ def test_a_run_leaves_everything_behind(tmp_path: Path) -> None:
         assert (row["lag/mean"], row["lag/max"]) == (0.0, 0.0)
         busy = row["time/env_seconds"] + row["time/infer_seconds"]
         assert 0.0 < row["wait/env"] < 1.0
+        assert row["limit/steps_per_second"] * row["limit/efficiency"] > 0.0
         assert row["time/updates"] != 1 or row["wait/env"] == pytest.approx(row["time/env_seconds"] / busy)
     assert [row["eval/episodes"] for row in rows if "eval/mean_reward" in row] == [3.0, 3.0]
     assert list(run.tensorboard.iterdir())

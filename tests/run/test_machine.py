@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -87,3 +89,20 @@ def test_bfloat16_in_software_is_warned_of(has_it: bool, monkeypatch: pytest.Mon
         warnings.simplefilter("always")
         Training(config).close()
     assert [str(warning.message).partition(" is")[0] for warning in said] == ["net.precision=bfloat16"] * (not has_it)
+
+
+BUSY = "import time\nwhile time.process_time() < 0.3: pass\nprint(flush=True)\ninput()"
+PARENT = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {BUSY!r}], stdin=0)"
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="only Linux tells of processes that still run")
+@pytest.mark.parametrize("program", [BUSY, PARENT], ids=["child", "grandchild"])
+def test_the_time_of_processes_that_still_run_counts_and_is_kept_when_they_end(program: str) -> None:
+    before = machine.cpu_seconds()
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        running = machine.cpu_seconds() - before
+        child.communicate(b"\n")
+    assert running >= 0.25
+    assert machine.cpu_seconds() - before >= running

@@ -9,8 +9,9 @@ import pytest
 
 from slipstream.ranges import crossed
 from slipstream.run import metrics
+from slipstream.run import progress as progress_module
 from slipstream.run.metrics import Metrics, Table
-from slipstream.run.progress import WINDOW, Progress
+from slipstream.run.progress import WINDOW, Meter, Progress
 from tests.run.reports import report
 
 
@@ -208,3 +209,20 @@ def test_with_evaluations_only_evaluated_weights_have_a_score() -> None:
     assert progress.score == 2.0
     progress(report(2, 20))
     assert progress.score is None
+
+
+def test_the_budget_is_that_since_it_was_last_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, now = [10.0], [100.0]
+    monkeypatch.setattr(progress_module, "cpu_seconds", lambda: cpu[0])
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    progress = Progress(1_000, 1)
+    meter = Meter(progress, cores=4)
+    assert meter.read() is None  # no step was taken
+    for update, (steps, busy, passed) in enumerate([(100, 6.0, 2.0), (150, 1.0, 1.0)], 1):
+        progress(report(update, steps, ()))
+        cpu[0] += busy
+        now[0] += passed
+        budget = meter.read()
+        taken = progress.steps - progress.before
+        assert budget == (busy / taken, 4 * taken / busy, busy / (4 * passed))
+        assert budget.limit * budget.efficiency == pytest.approx(taken / passed)

@@ -13,7 +13,8 @@ from rich.text import Text
 from torch import Tensor
 
 from slipstream.ranges import crossed
-from slipstream.run.progress import WINDOW, Mark, Progress, spread
+from slipstream.run.machine import cores
+from slipstream.run.progress import WINDOW, Budget, Mark, Meter, Progress, spread
 from slipstream.types import Report
 
 _PLAIN_LINES = 20
@@ -41,6 +42,8 @@ class Display:
         self._progress, self._title, self._console = progress, title, console
         self._every = every or max(1, min(progress.total_steps // _PLAIN_LINES, _PLAIN_STEPS))
         self._shown_at = float("-inf")
+        self._meter = Meter(progress, cores())
+        self._budget: Budget | None = None
         self._live: Live | None = None
         if console.is_terminal:
             self._live = Live(console=console, auto_refresh=False, transient=False)
@@ -55,9 +58,10 @@ class Display:
             now = time.perf_counter()
             if progress.finished or now - self._shown_at >= _REFRESH_SECONDS:
                 self._shown_at = now
+                self._budget = self._meter.read() or self._budget
                 self._live.update(self._panel(report.metrics), refresh=True)
         elif progress.before == 0 or progress.finished or crossed(progress.before, progress.steps, self._every):
-            self.say(plain_line(progress))
+            self.say(plain_line(progress, self._meter.read()))
 
     def say(self, text: str) -> None:
         """Prints a line above the panel."""
@@ -86,14 +90,17 @@ class Display:
         if progress.evaluation:
             body.add_row("evaluation", _evaluation_text(progress))
         body.add_row("time", stages_text(*progress.recent()))
+        if self._budget:
+            body.add_row("cores", budget_text(self._budget))
         body.add_row("learning", _learning_text(metrics))
         return Group(Text(self._title, style="bold"), head, body)
 
 
-def plain_line(progress: Progress) -> str:
+def plain_line(progress: Progress, budget: Budget | None = None) -> str:
     """One line without a terminal: where the run is, how well it does, how fast it goes and where the time goes.
 
-    The columns are the same in all lines of a run, and of the same width, so that the eye can run down them.
+    `budget` is that since the line before. The columns are the same in all lines of a run, and of the same width, so
+    that the eye can run down them.
     """
     total = f"{progress.total_steps:,}"
     share = min(1.0, progress.steps / progress.total_steps)
@@ -113,6 +120,7 @@ def plain_line(progress: Progress) -> str:
         f"{speed:>6,.0f} steps/s",
         f"{clock(progress.seconds_left()):>7} left",
         f"env {passed['env']:>3.0%}, infer {passed['infer']:>3.0%}, learn {passed['learn']:>3.0%}",
+        f"cores {f'{budget.efficiency:.0%}' if budget else '-':>4} busy",
     ]
     if progress.evaluates:
         result = progress.evaluation
@@ -137,6 +145,11 @@ def speed_text(progress: Progress) -> str:
     speed = (last.steps - first.steps) / max(last.seconds - first.seconds, 1e-9)
     frames = f", {speed * progress.frames_per_step:,.0f} frames/s" if progress.frames_per_step > 1 else ""
     return f"{speed:,.0f} steps/s{frames}"
+
+
+def budget_text(budget: Budget) -> str:
+    """Share of the cores that is busy, and the speed that there would be if all of them were."""
+    return f"{budget.efficiency:.0%} busy; {budget.limit:,.0f} steps/s if none ever waited"
 
 
 def stages_text(first: Mark, last: Mark) -> str:

@@ -1,8 +1,8 @@
 """Metrics on disk: one JSON object per row in metrics.jsonl, keyed by step, and the same numbers for TensorBoard.
 
 Names follow Stable-Baselines3 where it has one. A *step* is one agent decision, a *frame* one emulator frame. The clock
-enters into `time/*` and `wait/*` and nothing else: two runs with one seed have the same rows but for these (under the
-schedule `async`, which is not deterministic, all differ).
+enters into `time/*`, `wait/*` and `limit/*` and nothing else: two runs with one seed have the same rows but for these
+(under the schedule `async`, which is not deterministic, all differ).
 
     time/steps, time/frames, time/updates, time/episodes      counters
     time/seconds                                              wall-clock of training, summed over resumed parts
@@ -15,6 +15,9 @@ schedule `async`, which is not deterministic, all differ).
     lag/mean, lag/max                                         versions between acting and learning (sync: 0); mean, max
     lag/replayed_mean, lag/replayed_max, lag/replayed_from_*  the same of replayed rows, and their shares by age
     wait/*                                                    shares of time spent on waiting (env: for environments)
+    limit/cpu_seconds_per_step                                of all threads and processes; a GPU's work does not count
+    limit/steps_per_second                                    cores / that: the speed if no core ever waited
+    limit/efficiency                                          speed over that limit: the share of the cores kept busy
     eval/*                                                    the evaluation at this step
 
 With `env_options.decorrelate_steps` the first training episode of every slot begins in its middle, so `rollout/*` has
@@ -35,10 +38,11 @@ import torch
 from torch import Tensor
 
 from slipstream.ranges import crossed
-from slipstream.run.progress import Mark, Progress, spread
+from slipstream.run.machine import cores
+from slipstream.run.progress import Mark, Meter, Progress, spread
 from slipstream.types import Report
 
-CLOCK = ("time/", "wait/")
+CLOCK = ("time/", "wait/", "limit/")
 """Prefixes of what depends on the machine's speed; `time/` has the counters as well, which do not."""
 
 _GREATEST = ("/max", "_max", "/dropped_steps", "/gradient_steps")
@@ -59,6 +63,7 @@ class Metrics:
 
     def __init__(self, path: Path, events: Path | None, progress: Progress, every: int) -> None:
         self._progress, self._every = progress, every
+        self._meter = Meter(progress, cores())
         self._table = Table(path)
         self._curves = Curves(events, progress.steps) if events else None
         self._sums: dict[str, Tensor] = {}
@@ -117,6 +122,9 @@ class Metrics:
             "time/steps_per_second": speed,
             "time/frames_per_second": speed * progress.frames_per_step,
         }
+        if budget := self._meter.read():
+            row["limit/cpu_seconds_per_step"] = budget.cpu_seconds_per_step
+            row |= {"limit/steps_per_second": budget.limit, "limit/efficiency": budget.efficiency}
         for stage, total in now.stages.items():
             row[f"time/{stage}_seconds"] = total - last.stages.get(stage, 0.0)
         if progress.returns:

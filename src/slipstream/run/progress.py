@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from slipstream.run.machine import cpu_seconds
 from slipstream.types import Report
 
 WINDOW = 100
@@ -37,6 +38,20 @@ class Mark(NamedTuple):
     stages: Mapping[str, float]
 
 
+class Budget(NamedTuple):
+    """What the cores did for a stretch of a run.
+
+    Attributes:
+        cpu_seconds_per_step: Of all threads and processes of the run.
+        limit: Steps per second if no core had ever waited: cores / CPU-seconds per step.
+        efficiency: Share of the cores that the run kept busy, which is its speed over that limit.
+    """
+
+    cpu_seconds_per_step: float
+    limit: float
+    efficiency: float
+
+
 class Spread(NamedTuple):
     """Mean, standard deviation, least and greatest of some numbers."""
 
@@ -50,6 +65,30 @@ def spread(values: Any) -> Spread:
     """The spread of a non-empty sequence of numbers."""
     array = np.array(values, np.float64)
     return Spread(float(array.mean()), float(array.std()), float(array.min()), float(array.max()))
+
+
+class Meter:
+    """Measures the budget of a run from one asking to the next.
+
+    Args:
+        progress: The run's counters.
+        cores: Cores that it may use.
+    """
+
+    def __init__(self, progress: Progress, cores: int) -> None:
+        self._progress, self._cores = progress, cores
+        self._last = self._now()
+
+    def read(self) -> Budget | None:
+        """The budget since the last reading; None if no step was taken."""
+        before, self._last = self._last, self._now()
+        steps, cpu, seconds = (now - then for now, then in zip(self._last, before, strict=True))
+        if steps <= 0 or cpu <= 0 or seconds <= 0:
+            return None
+        return Budget(cpu / steps, self._cores * steps / cpu, cpu / (self._cores * seconds))
+
+    def _now(self) -> tuple[float, float, float]:
+        return self._progress.steps, cpu_seconds(), time.perf_counter()
 
 
 class Progress:
