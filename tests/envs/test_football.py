@@ -203,7 +203,7 @@ class TestAdapter:
 
 def test_without_the_package_the_error_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(football, "scenarios", list)
-    with pytest.raises(ImportError, match=r"type `make grf`.*envpool:gfootball/academy_corner-v1"):
+    with pytest.raises(ImportError, match=r"type `make grf`.*as in envpool:gfootball/academy_run_to_score-v1"):
         make_envs("gfootball:academy_corner", 1)
 
 

@@ -262,8 +262,9 @@ def test_an_environment_in_place_of_what_makes_one_is_refused(tmp_path: Path) ->
     ):
         with pytest.raises(ValueError, match=message):
             use()
-    with pytest.raises(ValueError, match="got int 3"):
-        slipstream.train("ppo", 3, quiet=True)  # type: ignore[arg-type]
+    for nothing in (3, None):
+        with pytest.raises(ValueError, match=f"got {type(nothing).__name__} {nothing}"):
+            slipstream.train("ppo", nothing, quiet=True)  # type: ignore[arg-type]
 
 
 def test_load_of_nothing(tmp_path: Path) -> None:

@@ -27,11 +27,11 @@ SMALL = {
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
     """A machine of two cores where speed is a function of the settings, and what was tried there."""
-    known: dict[str, Any] = {"tried": [], "speed": lambda config: 100.0}
+    known: dict[str, Any] = {"tried": [], "speed": lambda config: 100.0, "busy": 1.0}
 
     def speed(config: Config, seconds: float) -> Speed:
         known["tried"].append(config)
-        return Speed(known["speed"](config), 1.0)
+        return Speed(known["speed"](config), known["busy"])
 
     monkeypatch.setattr(doctor, "measure_speed", speed)
     monkeypatch.setattr(doctor, "measure", lambda config, seconds: doctor.Stages(1e-4, 2e-4, 7e-4, 2, False))
@@ -57,6 +57,14 @@ def test_placements_that_are_faster_are_proposed_together(machine: dict[str, Any
     assert "Bottleneck: learning, 70% of the work of a step" in text
     assert "limit: 2 cores / their sum = 2,000 steps/s" in text
     assert diagnosis.efficiency == pytest.approx(0.05)
+
+
+def test_where_cores_are_idle_the_bottleneck_is_waiting(machine: dict[str, Any]) -> None:
+    machine["busy"] = 0.07
+    diagnosis, text = found()
+    assert diagnosis.placements[0].busy == 0.07
+    assert "Bottleneck: waiting: as configured, the cores are busy for 7% of the time." in text
+    assert "Of the work that there is, 70% is learning." in text
 
 
 def test_a_lucky_trial_has_to_win_again(machine: dict[str, Any]) -> None:

@@ -192,6 +192,8 @@ def test_a_finished_run_says_so(tmp_path: Path) -> None:
     run = train(tmp_path, total_steps=20).run
     with pytest.raises(ConfigError, match=r"is finished: it has taken 2\d of 20 steps.*--total-steps 4\d"):
         resume(run.path)
+    with pytest.raises(ConfigError, match=r"has taken 2\d steps already: give a higher total than 10, such as.* 4\d"):
+        resume(run.path, total_steps=10)
 
 
 def test_resume_needs_a_whole_checkpoint(tmp_path: Path) -> None:

@@ -92,3 +92,17 @@ def test_names_of_other_libraries_are_understood() -> None:
 def test_a_game_has_its_preset_under_all_its_ids(env: str) -> None:
     assert presets.preset("ppo", env) == presets.preset("ppo", "ALE/Pong-v5")
     assert presets.preset("ppo", env.replace("Pong", "Breakout")) == PRESETS["ppo", "atari"]
+
+
+def test_a_system_is_a_setting_like_any_other_and_flags_win_over_it() -> None:
+    config = presets.configure("ppo", "CartPole-v1", {"system": "hts", "num_envs": 12})
+    assert (config.schedule, config.lanes, config.num_envs) == ("concurrent", 4, 12)
+    assert presets.configure("ppo", "CartPole-v1", {"system": "hts", "lanes": 2}).lanes == 2
+    with pytest.raises(ConfigError, match="unknown system 'htz'"):
+        presets.configure("ppo", "CartPole-v1", {"system": "htz"})
+
+
+def test_one_setting_by_two_names_must_have_one_value() -> None:
+    assert presets.configure("ppo", "CartPole-v1", {"lr": 0.1, "algo.lr": 0.1}).algo.lr == 0.1
+    with pytest.raises(ConfigError, match=r"algo\.lr is given twice, as 0\.1 and, by the name lr, as 0\.2"):
+        presets.configure("ppo", "CartPole-v1", {"algo.lr": 0.1, "lr": 0.2})

@@ -198,5 +198,5 @@ def test_the_verb_says_identical(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["verify", *words.split()]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "ppo on toy:catch, schedule concurrent, lanes 4, 2 updates"
-    assert lines[1].startswith("inline      identical, 2 updates, ")
+    assert lines[1].startswith("inline      the reference, 2 updates, ")
     assert lines[2].startswith("thread:2    identical, 2 updates, ")

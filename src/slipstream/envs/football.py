@@ -121,8 +121,8 @@ def require_scenario(scenario: str) -> None:
     if not known:
         raise ImportError(
             f"{PREFIX}{scenario} needs the package gfootball, which is compiled from its sources: type `make grf` "
-            f"(Debian, Python 3.11). EnvPool has the game as envpool:gfootball/{scenario}-v1, with rewards for goals "
-            'only: pip install "slipstream[envpool]"'
+            "(Debian, Python 3.11). EnvPool has the game with rewards for goals only, as in "
+            'envpool:gfootball/academy_run_to_score-v1: pip install "slipstream[envpool]"'
         )
     if scenario not in known:
         raise ValueError(unknown_id(f"{PREFIX}{scenario}", [f"{PREFIX}{name}" for name in known]))

@@ -17,6 +17,9 @@ from slipstream.envs import spaces
 from slipstream.envs.rows import EnvError, Rows
 from slipstream.ops.spaces import allowed
 
+RAISED = (Exception, SystemExit)
+"""What an environment's own code may raise; one that leaves the program must not end a run without a word."""
+
 
 @dataclass(frozen=True)
 class Source:
@@ -61,7 +64,7 @@ class Source:
             return self.factory()
         except ImportError:
             raise  # its message has the pip line
-        except Exception as error:
+        except RAISED as error:
             raise EnvError(f"{self.id}: making the environment of slot {slot} failed: {error_line(error)}") from error
 
 
@@ -131,7 +134,7 @@ class Slot:
         seed = dice.env_seed(self._seed, "env", self._index, self._episode)
         try:
             answer = self._env.reset(seed=seed)
-        except Exception as error:
+        except RAISED as error:
             raise EnvError(f"{self._place()}: reset raised {error_line(error)}") from error
         if not isinstance(answer, tuple) or len(answer) != 2:
             raise EnvError(f"{self._place()}: reset must return (observation, info), got {type(answer).__name__}")
@@ -140,7 +143,7 @@ class Slot:
     def _play(self, action: Any) -> tuple[Any, float, bool, bool, float]:
         try:
             answer = self._env.step(action)
-        except Exception as error:
+        except RAISED as error:
             raise EnvError(f"{self._place()}: step({action}) raised {error_line(error)}") from error
         if not isinstance(answer, tuple) or len(answer) != 5:
             got = f"{len(answer)} values" if isinstance(answer, tuple) else type(answer).__name__

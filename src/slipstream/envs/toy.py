@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any, Literal
@@ -222,16 +223,18 @@ class Recall(gymnasium.Env[NDArray[np.float32], np.int64]):
         return obs
 
 
-Fault = Literal["none", "raise", "hang", "exit", "kill", "segfault", "nan", "shape", "dtype", "reward", "old_api"]
+Fault = Literal[
+    "none", "raise", "leave", "hang", "exit", "kill", "segfault", "nan", "shape", "dtype", "reward", "old_api"
+]
 
 
 class Chaos(gymnasium.Env[NDArray[np.float32], np.int64]):
     """Four floats and a fault at a step that is known in advance, for tests of failure.
 
     Args:
-        fault: `raise`: raises in `step`; `hang`: never returns; `exit`: `os._exit(0)`; `kill`: SIGKILL to its own
-            process; `segfault`: reads address 0; `nan`, `shape`, `dtype`: an observation with NaN, of the wrong shape,
-            of the wrong dtype; `reward`: None as reward; `old_api`: four values; `none`: no fault.
+        fault: `raise`: raises in `step`; `leave`: `sys.exit()`; `hang`: never returns; `exit`: `os._exit(0)`; `kill`:
+            SIGKILL to its own process; `segfault`: reads address 0; `nan`, `shape`, `dtype`: an observation with NaN,
+            of the wrong shape, of the wrong dtype; `reward`: None as reward; `old_api`: four values; `none`: no fault.
         at: The step of the fault, counted from 1 over all episodes of this environment.
         length: Steps per episode.
     """
@@ -270,6 +273,7 @@ def _raise(answer: Answer) -> Any:
 
 _FAULTS: dict[str, Callable[[Answer], Any]] = {
     "raise": _raise,
+    "leave": lambda answer: sys.exit(),
     "hang": lambda answer: threading.Event().wait(),
     "exit": lambda answer: os._exit(0),
     "kill": lambda answer: os.kill(os.getpid(), signal.SIGKILL),

@@ -26,7 +26,7 @@ from slipstream import dice, tree
 from slipstream.envs import spaces
 from slipstream.envs.gym import as_step
 from slipstream.envs.rows import EnvError, Rows, check_row
-from slipstream.envs.slot import Source, check_lanes, error_line
+from slipstream.envs.slot import RAISED, Source, check_lanes, error_line
 from slipstream.envs.spaces import Actions
 from slipstream.tree import Tree
 from slipstream.types import BoolArray, EnvSpec, EnvStep
@@ -145,7 +145,7 @@ class _Lane:
         rows, dead = self._rows, self._rows.ended.copy()
         try:
             obs, reward, terminated, truncated, info = self.vector.step(action)
-        except Exception as error:
+        except RAISED as error:
             raise EnvError(f"{self._place()}: step raised {error_line(error)}") from error
         self._fill(range(self.vector.num_envs), obs)
         rows.reward[:], rows.terminated[:], rows.truncated[:] = reward, terminated, truncated
@@ -206,7 +206,7 @@ class _Lane:
         try:
             seed = seeds if self._seeds_per_slot else seeds[columns[0]]
             return reset(seed=seed, options=None if mask is None else {"reset_mask": mask})[0]
-        except Exception as error:
+        except RAISED as error:
             raise EnvError(f"{self._place()}: reset raised {error_line(error)}") from error
 
     def _fill(self, columns: Sequence[int], obs: Tree) -> None:

@@ -214,6 +214,7 @@ def train(
     Raises:
         ConfigError: For an unknown setting or a value that does not fit; nothing has been written then.
     """
+    require_maker(env)
     id, factory = _id_or_callable(env)
     name = id or CALLABLE + str(getattr(env, "__qualname__", type(env).__name__))
     given = {"seed": seed, "total_steps": total_steps}

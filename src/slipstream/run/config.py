@@ -119,7 +119,7 @@ class Config:
         env: Environment: a Gymnasium id (`ALE/Pong-v5`), `envpool:ID`, or the name that stands for a Python callable.
         algo: Algorithm with its hyperparameters.
         seed: The one seed that everything random grows from.
-        total_steps: Agent decisions to train for, rounded up to whole updates.
+        total_steps: Agent decisions to train for, rounded up to whole updates; those that are dropped count as well.
         stop_at_return: Mean raw return of the last 100 training episodes at which the run ends early; none for never.
         num_envs: Environments (slots) stepped in parallel.
         unroll: Rows per environment between two updates (T).
@@ -130,8 +130,8 @@ class Config:
         schedule: Who runs when; sync acts and learns in turn, with no lag; concurrent does both at once, with weights
             exactly one update old (HTS-RL); async lets collectors run ahead freely (IMPALA), up to `max_lag`.
         max_lag: Updates by which rows may be older than the learner; for schedule async.
-        stale: What happens to rows that would be older: collectors wait, or the rows are dropped and counted; for
-            schedule async.
+        stale: What happens to rows that would be older: collectors wait, or the rows are dropped, which the metric
+            lag/dropped_steps counts; for schedule async.
         refresh: When collectors take over new weights, before every unroll or before every row; for schedule async.
         reward: Transform of the reward that is learned from (clip: to [-1, 1]; sign; scale: by the running deviation of
             the return). Reported returns are always raw.

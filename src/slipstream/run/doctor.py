@@ -38,6 +38,8 @@ Changes = Mapping[str, Any]
 
 _FASTER = 1.05
 """Ratio from which on a trial counts as faster: less is noise."""
+_WAITING = 0.5
+"""Share of busy cores below which a run mostly waits."""
 
 
 @dataclass(frozen=True)
@@ -81,11 +83,13 @@ class Trial:
     Attributes:
         changes: What was changed.
         speed: Steps per second; a median where there were several rounds.
+        busy: Share of the cores that it kept busy.
         refused: Why the changes can't be had; None if they can.
     """
 
     changes: Changes
     speed: float
+    busy: float = 0.0
     refused: str | None = None
 
 
@@ -217,9 +221,9 @@ def _schedules(config: Config) -> Iterator[Changes]:
 
 def _try(config: Config, changes: Changes, seconds: float) -> Trial:
     try:
-        return Trial(changes, measure_speed(override(config, dict(changes)), seconds).steps_per_second)
+        return Trial(changes, *vars(measure_speed(override(config, dict(changes)), seconds)).values())
     except ValueError as error:  # a ConfigError, or sizes that the algorithm can't share out
-        return Trial(changes, 0.0, str(error))
+        return Trial(changes, 0.0, refused=str(error))
 
 
 def _best(config: Config, trials: Sequence[Trial], seconds: float, rounds: int) -> tuple[Changes, float]:
@@ -250,6 +254,10 @@ def _verdict(config: Config, found: Diagnosis) -> Iterator[str]:
     yield ""
     if stages.gpu:
         yield f"The slowest stage is {name}: no run here is faster than it."
+    elif found.placements[0].busy < _WAITING:
+        busy = found.placements[0].busy
+        yield f"Bottleneck: waiting: as configured, the cores are busy for {busy:.0%} of the time. {_ADVICE['waiting']}"
+        yield f"Of the work that there is, {share:.0%} is {name}."
     else:
         yield f"Bottleneck: {name}, {share:.0%} of the work of a step. {_ADVICE[name]}"
     yield (
@@ -268,6 +276,8 @@ def _verdict(config: Config, found: Diagnosis) -> Iterator[str]:
 
 
 _ADVICE = {
+    "waiting": "The environments take their time without computing here: more of them, in more lanes (--num-envs, "
+    "--lanes, --group), or --schedule concurrent, give the cores something to do meanwhile, and change the result.",
     "stepping environments": "More environments do not help; cheaper ones do, or more cores.",
     "acting": "Its cost is the network's; fewer and larger lanes make larger batches of it.",
     "learning": "Its cost is the network times the passes over each row: algo.epochs, net.torso and the size of images "

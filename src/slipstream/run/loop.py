@@ -131,6 +131,11 @@ def resume(path: Path, parts: Parts, total_steps: int | None, console: Console, 
         if total_steps is not None:
             config = replace(config, total_steps=total_steps, stop_at_return=None)
         _require_unsolved(config, facts["progress"], path)
+        if total_steps is not None and saved.steps >= total_steps:
+            raise ConfigError(
+                f"{path} has taken {saved.steps:,} steps already: give a higher total than {total_steps}, such as "
+                f"--total-steps {2 * saved.steps}"
+            )
         if saved.steps >= config.total_steps:
             raise ConfigError(
                 f"{path} is finished: it has taken {saved.steps:,} of {config.total_steps:,} steps. "

@@ -29,13 +29,14 @@ def verify_verb(words: list[str], tell: Tell) -> int:
     base = settings_of(file) if file else {}
     algo, words = algorithm_of(words, base)
     chosen, values = settings_and(VerifyFlags, "verify", algo, words)
-    config = configuration(algo, base, values, chosen.system)
+    config = configuration(algo, base, values, chosen.system, "verify")
     refuse_callable(config, file)
     outcomes = verify(config, chosen.updates, chosen.placements, chosen.delay)
     tell(f"{algo} on {config.env}, schedule {config.schedule}, lanes {config.lanes}, {chosen.updates} updates")
     different = refused = 0
-    for outcome in outcomes:
-        verdict = f"identical, {outcome.updates} updates, {outcome.digest}"
+    for number, outcome in enumerate(outcomes):
+        same = "the reference" if number == 0 else "identical"
+        verdict = f"{same}, {outcome.updates} updates, {outcome.digest}"
         if outcome.refused is not None:
             verdict = f"not to be had: {outcome.refused}"
             refused += 1
@@ -46,7 +47,11 @@ def verify_verb(words: list[str], tell: Tell) -> int:
     if refused == len(chosen.placements):
         raise ConfigError("nothing was compared: none of the placements is to be had for this configuration")
     if different:
-        raise EnvError(f"{different} of {len(chosen.placements)} placements give another run than inline")
+        raise EnvError(
+            f"{different} of {len(chosen.placements)} placements give another run than inline; where an observation or "
+            f"a reward is the first that differs, see whether the environment itself repeats: slipstream check-env "
+            f"{config.env}"
+        )
     return 0
 
 
@@ -80,7 +85,9 @@ def bench_verb(words: list[str], tell: Tell) -> int:
     algos, words = words[:count] or [str(base.get("algo.name", ""))], words[count:]
     typed = [settings_and(BenchFlags, "bench", algo, words) for algo in algos]
     chosen = typed[0][0]
-    configs = [configuration(algo, base, each[1], chosen.system) for algo, each in zip(algos, typed, strict=True)]
+    configs = [
+        configuration(algo, base, each[1], chosen.system, "bench") for algo, each in zip(algos, typed, strict=True)
+    ]
     refuse_callable(configs[0], file)
     measured = variants(configs, chosen.schedules, chosen.placements)
     if not measured:

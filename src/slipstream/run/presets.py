@@ -15,7 +15,8 @@ from slipstream.envs.make import env_family
 from slipstream.run.config import CALLABLE, Config, algorithm, canonical, from_plain, known_settings
 from slipstream.run.machine import quick_precision
 from slipstream.run.preset_table import PRESETS
-from slipstream.run.settings import flatten, nest, plain
+from slipstream.run.settings import ConfigError, flatten, nest, plain
+from slipstream.run.systems import schedule_of
 
 
 def family(env: str) -> str:
@@ -41,13 +42,20 @@ def preset(algo: str, env: str) -> dict[str, Any]:
 def configure(algo: str, env: str, changes: Mapping[str, Any] | None = None) -> Config:
     """The preset of (algo, env) with `changes` (dotted or nested keys) over it.
 
+    The key `system` stands for the schedule of a published system, under the other changes.
+
     Raises:
         ConfigError: For an unknown algorithm or key, a wrong value, or settings that contradict each other.
     """
     defaults = plain(Config(env=env, algo=algorithm(algo)()))
     known = known_settings(algo)
-    wanted = {canonical(key, known): value for key, value in flatten(changes or {}).items()}
-    return spelled_out(from_plain(nest(flatten(defaults) | preset(algo, env) | wanted)))
+    wanted: dict[str, Any] = {}
+    for typed, value in flatten(changes or {}).items():
+        key = canonical(typed, known)
+        if wanted.setdefault(key, value) != value:
+            raise ConfigError(f"{key} is given twice, as {wanted[key]!r} and, by the name {typed}, as {value!r}")
+    system = schedule_of(str(wanted.pop("system", "")), algo)
+    return spelled_out(from_plain(nest(flatten(defaults) | preset(algo, env) | system | wanted)))
 
 
 def spelled_out(config: Config) -> Config:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from slipstream.run.config import Config, ConfigError
 from slipstream.run.limit import learning_at_once
-from slipstream.run.machine import cores
+from slipstream.run.machine import cores, cpu_seconds
 from slipstream.run.training import Training
 
 _WARM_UP = 2
@@ -20,7 +20,7 @@ class Speed:
 
     Attributes:
         steps_per_second: Agent decisions per second of training.
-        busy: Share of the cores that this process kept busy; processes that it started are not counted.
+        busy: Share of the cores that this process and those that it started kept busy.
     """
 
     steps_per_second: float
@@ -40,11 +40,11 @@ def measure_speed(config: Config, seconds: float) -> Speed:
         for _ in range(_WARM_UP - 1):
             next(reports, None)
         before = next(reports, None)
-        start, spent = time.perf_counter(), time.process_time()
+        start, spent = time.perf_counter(), cpu_seconds()
         for report in reports:
             elapsed = time.perf_counter() - start
             if before is not None and elapsed >= seconds:
-                busy = (time.process_time() - spent) / elapsed / cores()
+                busy = (cpu_seconds() - spent) / elapsed / cores()
                 return Speed((report.steps - before.steps) / elapsed, busy)
     finally:
         training.close()

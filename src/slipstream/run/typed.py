@@ -58,13 +58,14 @@ def settings_of(file: Path) -> dict[str, Any]:
     return {("algo.name" if key == "algo" else key): value for key, value in flat.items()}
 
 
-def configuration(algo: str, base: dict[str, Any], values: dict[str, Any], system: str) -> Config:
+def configuration(algo: str, base: dict[str, Any], values: dict[str, Any], system: str, verb: str = "train") -> Config:
     """Flags over the system, if one is named, over the file, if there is one, over the preset."""
     if base.get("algo.name", algo) != algo:
         raise ConfigError(f"the file is for algo.name {base['algo.name']}, not {algo}")
     if _PROTOCOL in base and values.get(_PROTOCOL, base[_PROTOCOL]) != base[_PROTOCOL]:  # it spells the old one out
         base = {key: value for key, value in base.items() if not key.startswith("env_options.atari.")}
-    wanted = base | schedule_of(system, algo) | values
+    known = known_settings(algo)
+    wanted = {canonical(key, known): value for key, value in base.items()} | schedule_of(system, algo) | values
     if not isinstance(env := wanted.get("env"), str):
-        raise ConfigError(f"--env is missing: slipstream train {algo} --env ENV (slipstream envs lists them)")
+        raise ConfigError(f"--env is missing: slipstream {verb} {algo} --env ENV (slipstream envs lists them)")
     return presets.configure(algo, env, wanted)
