@@ -557,3 +557,10 @@ def test_verify_names_what_it_takes(capsys: pytest.CaptureFixture[str]) -> None:
     assert "usage: slipstream verify ALGO --env ENV" in capsys.readouterr().out
     _, _, last = _run(capsys, "verify", "ppo", "--env", "CartPole-v1", "--updates", "0")
     assert last == "slipstream: error: updates must be at least 1, got 0"
+
+
+def test_toys_are_listed_with_what_can_be_set_of_them(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = _run(capsys, "envs", "toy:")
+    assert code == 0
+    (line,) = [line for line in out if "toy:step_time" in line]
+    assert "mean_ms=5.0, distribution=exponential" in line

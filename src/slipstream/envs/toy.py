@@ -9,6 +9,7 @@ They are typed as `toy:catch`, `toy:chain` and so on; nothing is registered with
 from __future__ import annotations
 
 import ctypes
+import inspect
 import os
 import signal
 import sys
@@ -296,3 +297,10 @@ TOYS: dict[str, Callable[..., gymnasium.Env[Any, Any]]] = {
     "recall": Recall,
     "step_time": StepTime,
 }
+
+
+def settings_line(id: str) -> str:
+    """What can be set of a toy, `name=default`, as `env_options.kwargs` takes it; nothing for other ids."""
+    make = TOYS.get(id.removeprefix(PREFIX)) if id.startswith(PREFIX) else None
+    parameters = inspect.signature(make).parameters.values() if make else ()
+    return ", ".join(f"{each.name}={each.default}" for each in parameters)

@@ -184,7 +184,7 @@ class WatchOptions:
 
 @dataclass(frozen=True)
 class EnvsOptions:
-    """List environments.
+    """List environments; those of toys with what `--env-options.kwargs.NAME VALUE` sets of them.
 
     Attributes:
         word: Show only ids that contain this.

@@ -21,6 +21,7 @@ from rich.console import Console
 
 from slipstream.algos import ALGORITHMS
 from slipstream.envs import EnvError, check_env, list_envs
+from slipstream.envs.toy import settings_line
 from slipstream.run import flags, loop, settings, video
 from slipstream.run.agent import load
 from slipstream.run.checkpoint import CheckpointError
@@ -266,7 +267,7 @@ def _envs(words: list[str]) -> int:
     for family, ids in found.items():
         if ids:
             _out.print(f"{family} ({len(ids)})")
-            _out.print("".join(f"  {id}\n" for id in ids), end="")
+            _out.print("".join(f"  {id:20} {settings_line(id)}".rstrip() + "\n" for id in ids), end="")
     return 0
 
 
