@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from slipstream.nets.torso import nature_cnn, nips_cnn
+from slipstream.nets.torso import as_numbers, nature_cnn, nips_cnn
 from slipstream.optimizers import make_optimizer
 from slipstream.run.record import conditions, save
 
@@ -40,7 +40,7 @@ def milliseconds(work: Callable[[], object], rounds: int) -> float:
 
 def prepared(frames: Tensor, dtype: torch.dtype) -> Tensor:
     """As the torso makes its input of bytes."""
-    return frames.to(dtype, memory_format=torch.channels_last, copy=True).div_(255.0)
+    return as_numbers(frames, dtype).div_(255.0)
 
 
 def layers(network: nn.Sequential, frames: Tensor, dtype: torch.dtype, rounds: int) -> dict[str, dict[str, float]]:
@@ -75,7 +75,7 @@ def step(network: nn.Sequential, rounds: int) -> dict[str, float]:
     optimizer = make_optimizer("adam", parameters, lr=1e-6, eps=1e-5)
 
     def copied() -> list[Tensor]:
-        return [torch.empty_like(parameter).copy_(parameter.grad) for parameter in parameters]
+        return [torch.empty_like(parameter).copy_(parameter) for parameter in parameters]
 
     return {
         "copy of a shard's gradient": milliseconds(copied, rounds),

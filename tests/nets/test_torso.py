@@ -11,6 +11,7 @@ from slipstream.nets.torso import (
     ImageEncoder,
     Torso,
     TorsoName,
+    as_numbers,
     image_layout,
     impala_resnet,
     mlp,
@@ -104,6 +105,21 @@ def test_bytes_are_divided_by_255_and_floats_are_not():
     kept = scaled.clone()
     torch.testing.assert_close(encode(real, scaled), encode(image(4, 40, 44), leaf))
     assert torch.equal(scaled, kept)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("channels", [1, 4, 5])
+def test_pixels_become_the_same_numbers_in_channels_last_from_any_order_of_memory(channels: int, dtype: torch.dtype):
+    planes = pixels(N, channels, 7, 11)
+    last = planes.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+    for given in (planes, last, pixels(N, 2 * channels, 7, 11)[:, ::2]):
+        found = as_numbers(given, dtype)
+        assert found.dtype == dtype
+        assert torch.equal(found, given.to(dtype))
+        assert found.is_contiguous(memory_format=torch.channels_last)
+    floats = planes.float()
+    as_numbers(floats, torch.float32).zero_()
+    assert torch.equal(floats, planes.float())  # it is a copy
 
 
 def test_weights_of_convolutions_are_channels_last():
