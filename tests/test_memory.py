@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ LAYOUT = {
 
 
 def test_both_sides_see_the_same_numbers_and_nothing_is_left() -> None:
+    gc.collect()  # what earlier tests left must not be closed in between
     fds, names = psutil.Process().num_fds(), set(os.listdir("/dev/shm"))
     fd = process.anonymous_file()
     one, other = memory.share(fd, LAYOUT), memory.share(fd, LAYOUT)

@@ -187,6 +187,7 @@ class Faulty(Chaos):
 
 def fail(fault: str, timeout: float = 300.0) -> tuple[str, float, list[int]]:
     """What both collectors raise after the fault, the seconds it took, and their processes."""
+    gc.collect()  # what earlier tests left must not be closed in between
     names, fds = set(os.listdir("/dev/shm")), psutil.Process().num_fds()
     job = work(lambda: Faulty(fault, 4), EnvOptions(timeout_seconds=timeout))
     remotes = Remotes(job, SHARES)
