@@ -221,9 +221,10 @@ def _schedules(config: Config) -> Iterator[Changes]:
 
 def _try(config: Config, changes: Changes, seconds: float) -> Trial:
     try:
-        return Trial(changes, *vars(measure_speed(override(config, dict(changes)), seconds)).values())
+        measured = measure_speed(override(config, dict(changes)), seconds)
     except ValueError as error:  # a ConfigError, or sizes that the algorithm can't share out
         return Trial(changes, 0.0, refused=str(error))
+    return Trial(changes, measured.steps_per_second, measured.busy)
 
 
 def _best(config: Config, trials: Sequence[Trial], seconds: float, rounds: int) -> tuple[Changes, float]:
