@@ -25,7 +25,8 @@ from slipstream.run.verify import verify
 ALGORITHMS: dict[str, tuple[str, dict[str, Any]]] = {
     "ppo": ("ppo", {"algo.epochs": 2, "algo.batch_size": 32}),
     "a2c": ("a2c", {}),
-    "recurrent ppo": ("ppo", {"algo.epochs": 2, "algo.batch_size": 32, "net.core": "lstm", "net.core_size": 32}),
+    # Items are whole columns of 8 rows, and there are up to 8 shards.
+    "recurrent ppo": ("ppo", {"algo.epochs": 2, "algo.batch_size": 64, "net.core": "lstm", "net.core_size": 32}),
     "impala": ("impala", {}),
     "appo": ("appo", {"algo.epochs": 2, "algo.batch_size": 32}),
 }
