@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from hypothesis import given, settings
@@ -93,3 +94,13 @@ def test_a_restart_makes_the_last_row_dead() -> None:
 def test_too_small_a_replay_is_refused() -> None:
     with pytest.raises(ValueError, match="a replay of 50 rows has no room for two unrolls of 3 slots x 9 rows"):
         rows.layout(like(3, 9), 50, 1)
+
+
+def test_memory_is_taken_when_it_is_written_to() -> None:
+    layout = {"frames": torch.empty(16, 1 << 20, 32, dtype=torch.uint8, device="meta")}
+    before = psutil.Process().memory_info().rss
+    allocated = rows.allocate(layout)["frames"]
+    assert allocated.shape == (16, 1 << 20, 32)
+    assert allocated.dtype == torch.uint8
+    assert psutil.Process().memory_info().rss - before < allocated.nbytes / 8
+    assert not allocated[::5, ::4096].any()
