@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from slipstream import dice, slab, tree
 from slipstream.nets.actor_critic import ActorCritic
 from slipstream.nets.policy import Outputs, Policy
+from slipstream.standing import SlotState
 from slipstream.tape import Tape
 from slipstream.tree import Tree
 from slipstream.types import Act, BoolArray, Envs, EnvStep, Episode, FloatArray, Place, Trajectory
@@ -38,6 +39,12 @@ class Collected:
     env_seconds: float
     infer_seconds: float
 
+    @staticmethod
+    def of(told: Mapping[str, Any]) -> Collected:
+        """What `asdict` made of one, by way of JSON."""
+        episodes = tuple(Episode(**episode) for episode in told["episodes"])
+        return Collected(told["steps"], episodes, told["env_seconds"], told["infer_seconds"])
+
 
 class Stopped(Exception):  # noqa: N818 - nothing went wrong
     """`collect` ended early because `stop` was called."""
@@ -57,6 +64,18 @@ class Collects(Protocol):
 
     def stop(self) -> None:
         """Has a `collect` under way in another thread, and every later one, raise `Stopped` at its next row."""
+        ...
+
+
+class Stands(Collects, Protocol):
+    """A collector in this process, which can be asked where its slots stand."""
+
+    def state(self) -> SlotState:
+        """Where its slots stand; to be called between two unrolls."""
+        ...
+
+    def load(self, state: SlotState) -> None:
+        """Goes on from where its slots stood; to be called before the first unroll, the environments brought back."""
         ...
 
 
@@ -118,6 +137,16 @@ class Collector:
     def stop(self) -> None:
         """Has a `collect` under way in another thread, and every later one, raise `Stopped` at its next row."""
         self._stopped = True
+
+    def state(self) -> SlotState:
+        """Where its slots stand; to be called between two unrolls."""
+        return SlotState.join([lane.state() for lane in self._lanes])
+
+    def load(self, state: SlotState) -> None:
+        """Goes on from where its slots stood; to be called before the first unroll, the environments brought back."""
+        size = len(state.row) // len(self._lanes)
+        for number, lane in enumerate(self._lanes):
+            lane.load(state.part(slice(number * size, (number + 1) * size)))
 
     def collect(self, places: Sequence[Place]) -> Collected:
         """Fills one unroll of every lane of this collector, in the order of `lanes`.
@@ -185,6 +214,19 @@ class _Lane:
         self.steps = 0
         self.episodes: list[Episode] = []
 
+    def state(self) -> SlotState:
+        cells = (self._return, self._shaped, self._length)
+        reward, shaped, length = (torch.from_numpy(cell.copy()) for cell in cells)
+        memory = tuple(leaf.detach().cpu().clone() for leaf in tree.leaves(self._state))
+        return SlotState(torch.full((len(self._dead),), self._row), reward, shaped, length, memory)
+
+    def load(self, state: SlotState) -> None:
+        self._row = int(state.row[0])
+        for to, cell in zip((self._return, self._shaped, self._length), state[1:4], strict=True):
+            to[...] = cell.numpy()
+        for to, leaf in zip(tree.leaves(self._state), state.memory, strict=True):
+            to.copy_(leaf)
+
     def open(self, place: Place) -> None:
         """Starts an unroll: row 0 holds the last observation, `state0` the state before it."""
         if place not in self._views:
@@ -201,6 +243,7 @@ class _Lane:
             self._state = _detached(self._state)
         if self._step is None:
             self._step = self._envs.recv(self._lane)
+            self._dead = self._step.ended.copy()
         _write(self._array.obs, 0, self._step.obs)
         tree.map(lambda to, state: to.copy_(state), self._view.state0, self._state)
         self._view.slot.copy_(self._slot)

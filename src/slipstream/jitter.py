@@ -9,6 +9,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from slipstream.history import History
 from slipstream.types import Envs, EnvSpec, EnvStep
 
 _SHARE = 0.25
@@ -51,6 +52,10 @@ class JitteredEnvs:
     def reset(self, seed: int) -> None:
         """Starts every slot."""
         self._envs.reset(seed)
+
+    def restore(self, seed: int, history: History) -> None:
+        """Brings every slot back."""
+        self._envs.restore(seed, history)
 
     def send(self, action: NDArray[Any], lane: int) -> None:
         """Steps a lane, perhaps after a delay."""

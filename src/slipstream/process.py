@@ -84,7 +84,7 @@ class Child:
             ChildDied: Nobody is there to read it.
         """
         try:
-            os.write(self.commands, command)
+            _write(self.commands, command)
         except BrokenPipeError:
             raise ChildDied from None
 

@@ -27,10 +27,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from slipstream import dice, slab, tree
-from slipstream.collector import Assignment, Collected, Collector, Collects, Stopped
+from slipstream.collector import Assignment, Collected, Collector, Stands, Stopped
 from slipstream.nets.check import dummy_observations
 from slipstream.nets.independence import rows_are_independent
 from slipstream.nets.policy import Policy
+from slipstream.standing import SlotState
 from slipstream.tree import Tree
 from slipstream.types import Act, EnvSpec, EnvStep, Episode, Place, Trajectory
 
@@ -87,6 +88,22 @@ class ReadyCollector:
         """Has a `collect` under way in another thread, and every later one, raise `Stopped` at its next row."""
         self._stopped = True
 
+    def state(self) -> SlotState:
+        """Where its slots stand; to be called between two unrolls."""
+        memory = tuple(torch.cat(leaves).cpu() for leaves in zip(*map(tree.leaves, self._states), strict=True))
+        cells = (self._return, self._shaped, self._length)
+        reward, shaped, length = (torch.from_numpy(cell.copy()) for cell in cells)
+        return SlotState(torch.full((len(self._slots),), self._row), reward, shaped, length, memory)
+
+    def load(self, state: SlotState) -> None:
+        """Goes on from where its slots stood; to be called before the first unroll, the environments brought back."""
+        self._row = int(state.row[0])
+        for to, cell in zip((self._return, self._shaped, self._length), state[1:4], strict=True):
+            to[...] = cell.numpy()
+        for part, group in zip(self._groups, self._states, strict=True):
+            for to, leaf in zip(tree.leaves(group), state.memory, strict=True):
+                to.copy_(leaf[part])
+
     def collect(self, places: Sequence[Place]) -> Collected:
         """Fills one unroll of every lane of this collector, in the order of `lanes`.
 
@@ -135,8 +152,10 @@ class ReadyCollector:
         self._steps, self._episodes = 0, list[Episode]()
         if not self._started:
             self._started = True
-            for seat, lane in zip(self._seats, self.lanes, strict=True):
-                for to, leaf in zip(seat, tree.leaves(self._envs.recv(lane).obs), strict=True):
+            for part, seat, lane in zip(self._parts, self._seats, self.lanes, strict=True):
+                step = self._envs.recv(lane)
+                self._dead[part] = step.ended
+                for to, leaf in zip(seat, tree.leaves(step.obs), strict=True):
                     to[...] = leaf
         for (view, column), seat in zip(self._starts, self._seats, strict=True):
             for to, leaf in zip(view.obs, seat, strict=True):
@@ -349,6 +368,6 @@ def group_that_holds(policy: Policy, spec: EnvSpec, group: int, device: torch.de
     return 1
 
 
-def make_collector(given: Assignment, group: int) -> Collects:
+def make_collector(given: Assignment, group: int) -> Stands:
     """Who collects where `group` lanes share a forward."""
     return Collector(given) if group == 1 else ReadyCollector(given, group)

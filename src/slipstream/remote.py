@@ -25,6 +25,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import cloudpickle
+import safetensors.torch
 
 from slipstream import process
 from slipstream.collector import Collected, Stopped
@@ -33,11 +34,13 @@ from slipstream.envs.rows import EnvError
 from slipstream.nets.policy import Policy
 from slipstream.process import Child, ChildDied, ChildFailed
 from slipstream.remote_process import Setup, Shared, Status
-from slipstream.types import EnvSpec, Episode, Place, Trajectory
+from slipstream.standing import Standing
+from slipstream.types import EnvSpec, Place, Trajectory
 from slipstream.weights import Ring
 
 _SLICE_SECONDS = 0.5
 _GRACE_SECONDS = 1.0  # for an answer after `stop`
+_ACTION_SECONDS = 1.0  # allowed for every action that is played again, beside the time limit
 _ERRORS = {kind.__name__: kind for kind in (EnvError, ImportError, ValueError)}
 
 
@@ -59,6 +62,7 @@ class Work:
         every_row: Whether to take over new weights before every row, rather than before every unroll.
         graphs: Whether forwards make graphs, as those that are kept do.
         delay: Longest random delay before a lane is stepped, in seconds.
+        recorded: Whether to remember how slots came to where they are.
     """
 
     env: str | Callable[[], Any]
@@ -74,6 +78,7 @@ class Work:
     every_row: bool = False
     graphs: bool = False
     delay: float = 0.0
+    recorded: bool = False
 
 
 class Remotes:
@@ -121,6 +126,7 @@ class Remotes:
                     graphs=work.graphs,
                     layout=layout,
                     delay=work.delay,
+                    recorded=work.recorded,
                 )
                 children.append(process.start("slipstream.remote_process", _pickled(setup), memory))
                 timeout = work.options.timeout_seconds
@@ -142,6 +148,17 @@ class Remotes:
         """
         for collector in self.collectors:
             collector.begin(seed, row)
+
+    def restore(self, seed: int, standing: Standing) -> list[int]:
+        """Has all processes bring their slots back in place of `begin`; returns those that show something else."""
+        parts = [standing.part(collector.columns) for collector in self.collectors]
+        for collector, part in zip(self.collectors, parts, strict=True):
+            collector.restore(seed, part)
+        return [slot for collector, part in zip(self.collectors, parts, strict=True) for slot in collector.lost(part)]
+
+    def state(self) -> Standing:
+        """Where all slots stand; to be called between two unrolls, of `recorded` work."""
+        return Standing.join([collector.state() for collector in self.collectors])
 
     def close(self) -> None:
         """Ends the processes within a few seconds; the second call does nothing."""
@@ -172,6 +189,11 @@ class RemoteCollector:
         self._due = self._open = True
 
     @property
+    def columns(self) -> slice:
+        """Its slots."""
+        return slice(self._spec.first_slot, self._spec.first_slot + self._spec.num_envs)
+
+    @property
     def pid(self) -> int:
         """Number of the process."""
         return self._child.pid
@@ -194,13 +216,33 @@ class RemoteCollector:
             EnvError: The process is dead, or still busy with what it was told before.
         """
         with self._used:
-            if self._due:
-                try:
-                    self._receive(self._timeout)
-                except Stopped:
-                    raise EnvError(f"{self._spec.id}: {self._name()} is still {self._doing()}") from None
-            self._status.stop = False
-            self._tell({"begin": {"seed": seed, "row": row}})
+            self._start({"begin": {"seed": seed, "row": row}})
+
+    def restore(self, seed: int, standing: Standing) -> None:
+        """Has the process bring its slots back, as `begin`; returns at once."""
+        content = safetensors.torch.save(standing.tensors())
+        with self._used:
+            self._start({"restore": {"seed": seed, "bytes": len(content)}}, content)
+
+    def lost(self, standing: Standing) -> list[int]:
+        """Waits until the slots are back, after `restore`, and returns those that show something else.
+
+        Raises:
+            EnvError: An environment raised, or the process died or hangs.
+        """
+        seconds = self._timeout + _ACTION_SECONDS * float(standing.history.count.sum())
+        with self._used:
+            return json.loads(self._receive(seconds))
+
+    def state(self) -> Standing:
+        """Where its slots stand; to be called between two unrolls.
+
+        Raises:
+            EnvError: The process died or hangs.
+        """
+        with self._used:
+            self._tell({"state": {}})
+            return Standing.of(safetensors.torch.load(self._receive(self._timeout)))
 
     def collect(self, places: Sequence[Place]) -> Collected:
         """Fills one unroll of every lane, in the order of `lanes`, and waits until it is done.
@@ -219,9 +261,7 @@ class RemoteCollector:
             answer = self._receive(self._timeout)
         if not answer:
             raise self._fate.error or Stopped
-        told = json.loads(answer)
-        episodes = tuple(Episode(**episode) for episode in told["episodes"])
-        return Collected(told["steps"], episodes, told["env_seconds"], told["infer_seconds"])
+        return Collected.of(json.loads(answer))
 
     def stop(self) -> None:
         """Has a `collect` under way in another thread, and every later one until `begin`, raise `Stopped`."""
@@ -233,9 +273,19 @@ class RemoteCollector:
             self._open = False
             self._used.release()
 
-    def _tell(self, command: dict[str, object]) -> None:
+    def _start(self, command: dict[str, object], more: bytes = b"") -> None:
+        """Tells a command that begins a run, once the process has answered the one before."""
+        if self._due:
+            try:
+                self._receive(self._timeout)
+            except Stopped:
+                raise EnvError(f"{self._spec.id}: {self._name()} is still {self._doing()}") from None
+        self._status.stop = False
+        self._tell(command, more)
+
+    def _tell(self, command: dict[str, object], more: bytes = b"") -> None:
         try:
-            self._child.tell(json.dumps(command).encode() + b"\n")
+            self._child.tell(json.dumps(command).encode() + b"\n" + more)
         except ChildDied:
             raise self._fate.fail(self._death()) from None
         self._due = True

@@ -1,6 +1,7 @@
 """The life of a collector process: its own environments, its own policy, the same collector as everywhere.
 
-Commands and answers are lines of JSON on pipes. Rows, weights and the state of affairs are in shared memory.
+Commands and answers are lines of JSON on pipes; where slots stand goes with them as safetensors. Rows, weights and the
+state of affairs are in shared memory.
 """
 
 from __future__ import annotations
@@ -9,22 +10,26 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import cloudpickle
 import numpy as np
+import safetensors.torch
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from slipstream import memory, process, slab
-from slipstream.collector import Assignment, Stopped
+from slipstream.collector import Assignment, Stands, Stopped
 from slipstream.envs import EnvOptions, make_envs
+from slipstream.envs.recorded import RecordedEnvs, bring_back
 from slipstream.envs.rows import EnvError
+from slipstream.history import History
 from slipstream.jitter import Jitter, JitteredEnvs
 from slipstream.nets.policy import Policy
 from slipstream.nets.trunk import packed
 from slipstream.ready import make_collector
+from slipstream.standing import Standing
 from slipstream.tree import Tree
 from slipstream.types import Envs, EnvSpec, EnvStep, Place, Trajectory
 from slipstream.weights import Ring, RingReplica
@@ -48,6 +53,7 @@ class Setup:
         graphs: Whether forwards make graphs, as those that are kept do.
         layout: Of the shared memory, from `layout`.
         delay: Longest random delay before a lane is stepped, in seconds.
+        recorded: Whether to remember how slots came to where they are.
     """
 
     index: int
@@ -63,6 +69,7 @@ class Setup:
     graphs: bool
     layout: Tree
     delay: float
+    recorded: bool
 
 
 class Shared(NamedTuple):
@@ -155,6 +162,12 @@ class WatchedEnvs:
         self._status.set(-1, 0)
         self._envs.reset(seed)
 
+    def restore(self, seed: int, history: History) -> None:
+        """Brings every slot back."""
+        self._counts = [0] * self.spec.lanes
+        self._status.set(-1, 0)
+        self._envs.restore(seed, history)
+
     def send(self, action: NDArray[Any], lane: int) -> None:
         """Steps a lane.
 
@@ -190,7 +203,7 @@ def main() -> None:
     if answer(partial(actor.make, fds)):
         with open(fds.commands, "rb") as commands:
             for line in commands:
-                answer(partial(actor.obey, json.loads(line)))
+                answer(partial(actor.obey, json.loads(line), commands))
     actor.close()
     process.leave()
 
@@ -222,11 +235,18 @@ class _Actor:
             raise EnvError(f"{spec.id}: in a collector process the environments are {envs.spec}, in the driver {spec}")
         if setup.delay:
             self._envs = JitteredEnvs(self._envs, Jitter(setup.delay))
+        self._recorded = RecordedEnvs(self._envs) if setup.recorded else None
+        self._envs = self._recorded or self._envs
 
-    def obey(self, command: dict[str, Any]) -> bytes | None:
-        """Does what the driver says."""
+    def obey(self, command: dict[str, Any], more: BinaryIO) -> bytes | None:
+        """Does what the driver says; `more` holds what comes with it."""
         if "begin" in command:
             return self._begin(**command["begin"])
+        if "restore" in command:
+            seed, size = command["restore"]["seed"], command["restore"]["bytes"]
+            return self._restore(seed, Standing.of(safetensors.torch.load(more.read(size))))
+        if "state" in command:
+            return self._state()
         return self._collect([Place(*place) for place in command["collect"]])
 
     def close(self) -> None:
@@ -238,6 +258,24 @@ class _Actor:
         """Resets the environments; the first row of every slot has the number `row`."""
         assert self._envs is not None
         self._envs.reset(seed)
+        self._collector = self._make_collector(row)
+
+    def _restore(self, seed: int, standing: Standing) -> bytes:
+        """Brings the slots back; answers which of them show something else than then."""
+        assert self._recorded is not None
+        lost = bring_back(self._recorded, seed, standing.history, standing.seen.numpy())
+        self._collector = self._make_collector(0)
+        self._collector.load(standing.slots)
+        return json.dumps(lost).encode()
+
+    def _state(self) -> bytes:
+        assert self._recorded is not None
+        recorded = self._recorded
+        standing = Standing(self._collector.state(), recorded.history(), torch.from_numpy(recorded.seen()))
+        return safetensors.torch.save(standing.tensors())
+
+    def _make_collector(self, row: int) -> Stands:
+        assert self._envs is not None
         given = Assignment(
             self._envs,
             range(self._setup.spec.lanes),
@@ -249,7 +287,7 @@ class _Actor:
             graphs=self._setup.graphs,
             row=row,
         )
-        self._collector = make_collector(given, self._setup.group)
+        return make_collector(given, self._setup.group)
 
     def _collect(self, places: Sequence[Place]) -> bytes:
         try:

@@ -24,6 +24,7 @@ from gymnasium import Space
 from numpy.typing import NDArray
 from torch import Tensor
 
+from slipstream.history import History
 from slipstream.tree import Tree
 
 BoolArray = NDArray[np.bool_]
@@ -76,6 +77,9 @@ class EnvSpec:
         family: Preset family: `atari`, `gfootball`, `classic`, `mujoco`, `toy` or `other`.
         first_slot: Slot of column 0, in a set that is a part of a run's environments.
         frame_stack: Frames, the newest last, that observations stack along their first axis; 1 for none.
+        seeded_every: Rows of a slot after which its next reset takes a seed of its own again, keyed by (seed, slot,
+            number of such resets): 1 where every episode has one. 0 where only the first reset does, so that a slot
+            can't be brought back to where it was.
     """
 
     id: str
@@ -88,6 +92,7 @@ class EnvSpec:
     family: str = "other"
     first_slot: int = 0
     frame_stack: int = 1
+    seeded_every: int = 0
 
     @property
     def lane_size(self) -> int:
@@ -128,6 +133,13 @@ class Envs(Protocol):
         """Starts every slot from its own seed, a function of (seed, slot) only.
 
         The observations are collected with `recv`.
+        """
+        ...
+
+    def restore(self, seed: int, history: History) -> None:
+        """Brings every slot to where its history under `reset(seed)` led, in place of `reset`.
+
+        The rows that it shows then are collected with `recv`. Only where `spec.seeded_every` is positive.
         """
         ...
 

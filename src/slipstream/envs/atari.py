@@ -14,7 +14,14 @@ from slipstream.envs.options import AtariProtocol
 from slipstream.envs.receivers import Receivers
 from slipstream.envs.slot import check_lanes, random_start
 from slipstream.envs.spaces import Actions
+from slipstream.history import History
 from slipstream.types import BoolArray, EnvSpec, EnvStep
+
+SEED_EVERY = 8192
+"""Rows after which a slot's next reset takes a seed of its own: it costs as much as some 200 steps."""
+
+Moves = list[int]
+"""Actions of one slot, one after the other."""
 
 _Answer = tuple[NDArray[np.uint8], NDArray[np.int32], BoolArray, BoolArray, dict[str, NDArray[np.int32]]]
 
@@ -22,9 +29,9 @@ _Answer = tuple[NDArray[np.uint8], NDArray[np.int32], BoolArray, BoolArray, dict
 class AtariEnvs:
     """`num_envs` games of one ROM, observations uint8 `[stack, size, size]`.
 
-    A slot is seeded once, by (seed, slot): seeding reloads the ROM, which costs some 40 ms. Later episodes go on with
-    the emulator's own random numbers for no-ops and sticky actions, which no other slot and no thread touches, so the
-    number of threads does not change one bit.
+    A slot is seeded at its first reset of `SEED_EVERY` rows, by (seed, slot, number of such resets): seeding reloads
+    the ROM, which takes as long as many steps. Episodes between go on with the emulator's own random numbers for no-ops
+    and sticky actions, which no other slot and no thread touches, so the number of threads does not change one bit.
 
     `send` returns at once; the threads of the lane step meanwhile. `recv` waits for all slots of the lane without
     holding the GIL.
@@ -67,6 +74,7 @@ class AtariEnvs:
             family="atari",
             first_slot=first_slot,
             frame_stack=protocol.frame_stack,
+            seeded_every=SEED_EVERY,
         )
         self._actions = Actions(env.single_action_space, size, id)
 
@@ -79,10 +87,14 @@ class AtariEnvs:
         """Starts every slot from its own seed, a function of (seed, slot) only."""
         for number, lane in enumerate(self._lanes):
             self._receivers.settle(number)
-            if self._decorrelate_steps:
-                lane.decorrelate(seed, self._decorrelate_steps, self._actions)
-            else:
-                lane.reset(seed)
+            lane.reset(seed, self._random_starts(seed, self._spec.slots(number)))
+
+    def restore(self, seed: int, history: History) -> None:
+        """Plays what every slot has played since it was last seeded; all games of a lane play at once."""
+        for number, lane in enumerate(self._lanes):
+            self._receivers.settle(number)
+            columns, slots = self._spec.columns(number), self._spec.slots(number)
+            lane.restore(seed, history.part(columns), self._random_starts(seed, slots), self._actions)
 
     def send(self, action: NDArray[np.int64], lane: int) -> None:
         """Hands the actions of `lane` to its threads.
@@ -102,6 +114,11 @@ class AtariEnvs:
         self._receivers.settle(lane)
         return self._lanes[lane].row()
 
+    def _random_starts(self, seed: int, slots: Sequence[int]) -> list[Moves]:
+        """The random steps of decorrelation, by slot."""
+        starts = [random_start(seed, slot, self._decorrelate_steps) for slot in slots]
+        return [[int(self._actions.sample(generator)) for _ in range(count)] for count, generator in starts]
+
     def close(self) -> None:
         """Ends the threads and frees the emulators; the second call does nothing."""
         self._receivers.close()
@@ -117,14 +134,39 @@ class _Lane:
     def __init__(self, env: AtariVectorEnv, protocol: AtariProtocol, first_slot: int) -> None:
         self.env = env
         self._life_loss = protocol.life_loss
-        self._slots = range(first_slot, first_slot + env.num_envs)
-        self._lives = np.zeros(env.num_envs, np.int32)
+        size = env.num_envs
+        self._slots = range(first_slot, first_slot + size)
+        self._lives = np.zeros(size, np.int32)
+        self._seed = 0
+        self._starts, self._age = np.zeros(size, np.int64), np.zeros(size, np.int64)  # keyed ones; rows since the last
         self._step: EnvStep | None = None
         self.due = False
 
-    def reset(self, seed: int) -> None:
-        obs, info = self.env.reset(seed=self._seeds(seed))
-        self._start(obs, info)
+    def reset(self, seed: int, random: Sequence[Moves]) -> None:
+        """Starts all slots, each after its own random moves."""
+        self._seed = seed
+        self._starts[:] = 0
+        self._play(random)
+        assert self._step is not None
+        if self._step.ended.any():
+            obs, info = self.env.reset(options={"reset_mask": self._step.ended})
+            self._lives = info["lives"]
+            self._step = self._step._replace(obs=obs)
+        self._age[:] = 0
+        none = np.zeros(len(self._slots), np.bool_)
+        self._step = EnvStep(self._step.obs, np.zeros(len(none), np.float32), none, none.copy(), none.copy())
+
+    def restore(self, seed: int, history: History, random: Sequence[Moves], actions: Actions) -> None:
+        """Brings all slots to where they were."""
+        self._seed = seed
+        self._starts = history.start.copy()
+        self._play(
+            [
+                [*(first if start == 0 else []), *actions.encode_all(history.of(column)).tolist()]
+                for column, (first, start) in enumerate(zip(random, self._starts, strict=True))
+            ]
+        )
+        self._age = history.count.copy()
 
     def send(self, action: NDArray[np.int64]) -> None:
         self.env.send(action)
@@ -133,7 +175,13 @@ class _Lane:
     def settle(self) -> None:
         """Waits for the answer that is due, if one is."""
         if self.due:
+            dead = self.row().ended
             self._step, self.due = self._receive(), False
+            self._age += 1
+            reseeded = dead & (self._age >= SEED_EVERY)
+            if reseeded.any():
+                self._starts += reseeded
+                self._begin(reseeded)
 
     def row(self) -> EnvStep:
         """The newest answer that was taken."""
@@ -152,34 +200,36 @@ class _Lane:
         self._lives = lives
         return EnvStep(obs, reward.astype(np.float32), terminated, truncated, game_over | truncated)
 
-    def decorrelate(self, seed: int, most: int, actions: Actions) -> None:
-        """Resets the slots one after the other, so that each has played its own number of random steps at the end."""
-        starts = [random_start(seed, slot, most) for slot in self._slots]
-        steps = np.array([count for count, _ in starts])
-        seeds = self._seeds(seed)
-        obs, info = self.env.reset()  # ALE wants a full reset before a partial one; nothing of it is left below
-        over = np.zeros(len(starts), np.bool_)
-        for left in range(int(steps.max()), -1, -1):
-            due = steps == left
+    def _begin(self, chosen: BoolArray) -> None:
+        """Resets some slots from the seeds of their present starts; the others stay as they are."""
+        pairs = zip(self._slots, self._starts, strict=True)
+        seeds = np.array([dice.env_seed(self._seed, "env", slot, int(start)) for slot, start in pairs], np.int64)
+        obs, info = self.env.reset(seed=seeds[chosen], options=None if chosen.all() else {"reset_mask": chosen})
+        self._lives, self._age[chosen] = info["lives"], 0
+        if self._step is None:
+            none = np.zeros(len(self._slots), np.bool_)
+            self._step = EnvStep(obs, np.zeros(len(none), np.float32), none, none.copy(), none.copy())
+            return
+        _, reward, terminated, truncated, ended, _ = self._step
+        reward = np.where(chosen, np.float32(0.0), reward)
+        self._step = EnvStep(obs, reward, terminated & ~chosen, truncated & ~chosen, ended & ~chosen)
+
+    def _play(self, moves: Sequence[Moves]) -> None:
+        """Begins every slot so that all have made their moves at the same time, the row that shows it being the newest.
+
+        The emulators are only ever stepped together: one that has to wait for its beginning plays anything.
+        """
+        left = np.array([len(some) for some in moves])
+        if left.min() < left.max():
+            self.env.reset()  # ALE wants a full reset before a partial one; nothing of it is left below
+        self._step = None
+        for togo in range(int(left.max()), -1, -1):
+            due = left == togo
             if due.any():
-                obs, info = self.env.reset(seed=seeds[due], options={"reset_mask": due})
-                over &= ~due
-            if left:
-                playing = zip(starts, steps >= left, strict=True)
-                drawn = [int(actions.sample(generator)) if on else 0 for (_, generator), on in playing]
-                obs, _, terminated, truncated, info = self.env.step(np.array(drawn, np.int64))
-                over = terminated | truncated
-        if over.any():
-            obs, info = self.env.reset(options={"reset_mask": over})
-        self._start(obs, info)
-
-    def _seeds(self, seed: int) -> NDArray[np.int64]:
-        return np.array([dice.env_seed(seed, "env", slot) for slot in self._slots], np.int64)
-
-    def _start(self, obs: NDArray[np.uint8], info: dict[str, NDArray[np.int32]]) -> None:
-        self._lives = info["lives"]
-        none = np.zeros(len(self._slots), np.bool_)
-        self._step = EnvStep(obs, np.zeros(len(self._slots), np.float32), none, none.copy(), none.copy())
+                self._begin(due)
+            if togo:
+                self.env.send(np.array([some[-togo] if len(some) >= togo else 0 for some in moves], np.int64))
+                self._step = self._receive()
 
 
 def atari_game(id: str) -> str | None:

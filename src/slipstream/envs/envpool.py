@@ -22,6 +22,7 @@ from slipstream.envs.receivers import Receivers
 from slipstream.envs.rows import EnvError, check_row
 from slipstream.envs.slot import check_lanes, random_start
 from slipstream.envs.spaces import Actions
+from slipstream.history import History
 from slipstream.ops.spaces import space_tree
 from slipstream.tree import Tree
 from slipstream.types import BoolArray, EnvSpec, EnvStep
@@ -105,6 +106,10 @@ class EnvPoolEnvs:
             self._lanes.append(_Lane(pool, self._spec, self._actions, slots.start, self._life_loss))
         for lane in self._lanes:
             lane.start(seed, self._decorrelate_steps)
+
+    def restore(self, seed: int, history: History) -> None:
+        """Not possible: episodes after a slot's first have no seeds of their own."""
+        raise NotImplementedError(f"{self._spec.id} can't be brought back to where it was")
 
     def send(self, action: NDArray[Any], lane: int) -> None:
         """Hands the actions of `lane` to its threads.

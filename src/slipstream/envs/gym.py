@@ -14,6 +14,7 @@ from slipstream.envs import spaces
 from slipstream.envs.rows import Rows, check_row
 from slipstream.envs.slot import Source, check_lanes, make_slots
 from slipstream.envs.spaces import Actions
+from slipstream.history import History
 from slipstream.types import EnvSpec, EnvStep
 
 
@@ -57,6 +58,17 @@ class GymEnvs:
         self._counts = [0] * self._spec.lanes
         for slot in self._slots:
             slot.reset(seed)
+
+    def restore(self, seed: int, history: History) -> None:
+        """Plays every slot's episode as far as it had come.
+
+        Raises:
+            EnvError: As `send`.
+        """
+        self._counts = [0] * self._spec.lanes
+        for slot in self._slots:
+            actions = history.of(slot.column)
+            slot.restore(seed, int(history.start[slot.column]), self._actions.encode_all(actions))
 
     def send(self, action: NDArray[Any], lane: int) -> None:
         """Steps the slots of `lane`, here and now.
@@ -112,6 +124,7 @@ def source_spec(
         family=source.family,
         first_slot=first_slot,
         frame_stack=env.stack_size if isinstance(env, FrameStackObservation) else 1,
+        seeded_every=1 if source.deterministic else 0,
     )
 
 

@@ -16,6 +16,7 @@ from slipstream import dice
 from slipstream.envs.options import EnvOptions
 from slipstream.envs.slot import Source, check_lanes
 from slipstream.envs.step_time import StepTime, wanted
+from slipstream.history import History
 from slipstream.types import BoolArray, EnvSpec, EnvStep
 
 _PR_SET_TIMERSLACK, _SLACK_NANOSECONDS = 29, 1_000
@@ -61,6 +62,7 @@ class SleepingEnvs:
             lanes=check_lanes(num_envs, lanes),
             family=source.family,
             first_slot=first_slot,
+            seeded_every=1,
         )
         self._due = [0.0] * lanes
         self._punctual: set[int] = set()  # threads
@@ -75,6 +77,12 @@ class SleepingEnvs:
         """Starts every slot from its own seed, a function of (seed, slot) only."""
         for number, lane in enumerate(self._lanes):
             self._due[number] = time.monotonic() + lane.reset(seed)
+
+    def restore(self, seed: int, history: History) -> None:
+        """Brings every slot to where its history leads, without taking the time for it."""
+        for number, lane in enumerate(self._lanes):
+            lane.restore(seed, history.part(self._spec.columns(number)))
+            self._due[number] = 0.0
 
     def send(self, action: NDArray[np.int64], lane: int) -> None:
         """Starts the lane's step and returns at once."""
@@ -127,6 +135,13 @@ class _Lane:
         """Starts episode 0 of run `seed`; returns the seconds that it takes."""
         self._seed, self._episode = seed, 0
         return self._begin()
+
+    def restore(self, seed: int, history: History) -> None:
+        """Plays the slots' episode, which all are at the same place of."""
+        self._seed, self._episode = seed, int(history.start[0])
+        self._begin()
+        for action in history.action.reshape(len(self._slots), -1).T:
+            self.step(action)
 
     def step(self, action: NDArray[np.int64]) -> float:
         """Steps all slots, or resets them; returns the seconds that it takes."""

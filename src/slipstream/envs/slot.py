@@ -11,6 +11,7 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+from numpy.typing import NDArray
 
 from slipstream import dice
 from slipstream.envs import spaces
@@ -106,6 +107,16 @@ class Slot:
             obs = self._decorrelate(obs)
         self._put(obs, 0.0, False, False, 0.0)
 
+    def restore(self, seed: int, start: int, actions: NDArray[Any]) -> None:
+        """Plays episode `start` of run `seed` as far as `actions` lead, and writes the row that they end at."""
+        if start == 0:
+            self.reset(seed)
+        else:
+            self._seed, self._episode, self._step = seed, start - 1, 0
+            self._put(self._begin(), 0.0, False, False, 0.0)
+        for action in actions:
+            self.step(action)
+
     def step(self, action: Any) -> None:
         """Writes the row that `action` caused, or the reset if the episode had ended."""
         self._step += 1
@@ -131,7 +142,9 @@ class Slot:
 
     def _begin(self) -> Any:
         self._episode += 1
-        seed = dice.env_seed(self._seed, "env", self._index, self._episode)
+        return self._reset(dice.env_seed(self._seed, "env", self._index, self._episode))
+
+    def _reset(self, seed: int) -> Any:
         try:
             answer = self._env.reset(seed=seed)
         except RAISED as error:
@@ -171,11 +184,11 @@ class Slot:
         """Plays the slot's random steps; returns an observation from which the episode goes on."""
         steps, generator = random_start(self._seed, self._index, self._source.decorrelate_steps)
         actions = spaces.Actions(self._env.action_space, 1, self._source.id)
-        for _ in range(steps):
+        for number in range(steps):
             action = actions.encode(actions.sample(generator, allowed(obs))[None])[0]
             obs, _, terminated, truncated, _ = self._play(action)
             if terminated or truncated:
-                obs = self._begin()
+                obs = self._reset(dice.env_seed(self._seed, "decorrelate", self._index, number))
         return obs
 
     def _place(self) -> str:

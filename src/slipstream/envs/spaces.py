@@ -199,11 +199,14 @@ class Actions:
         Raises:
             ValueError: Wrong shape or dtype, an integer out of range, or a float that is not a number.
         """
-        if action.shape != self.shape or action.dtype.kind != ("f" if self._box else "i"):
-            kind = "floats" if self._box else "integers"
-            raise ValueError(
-                f"{self.name}: expected actions {list(self.shape)} of {kind}, got {action.dtype} {list(action.shape)}"
-            )
+        if action.shape[:1] != self.shape[:1]:
+            raise self._misshapen(action)
+        return self.encode_all(action)
+
+    def encode_all(self, action: NDArray[Any]) -> NDArray[Any]:
+        """As `encode`, for any number of actions."""
+        if action.shape[1:] != self.shape[1:] or action.dtype.kind != ("f" if self._box else "i"):
+            raise self._misshapen(action)
         if self._box:
             if np.isnan(action).any():
                 raise ValueError(f"{self.name}: the policy chose an action that is not a number (NaN)")
@@ -211,6 +214,12 @@ class Actions:
         if (action < 0).any() or (action >= self._counts).any():
             raise ValueError(f"{self.name}: expected actions in [0, {self._counts}), got {action.tolist()}")
         return action + self._start if self._shifted else action.astype(np.int64)
+
+    def _misshapen(self, action: NDArray[Any]) -> ValueError:
+        kind = "floats" if self._box else "integers"
+        return ValueError(
+            f"{self.name}: expected actions {list(self.shape)} of {kind}, got {action.dtype} {list(action.shape)}"
+        )
 
     def nothing_allowed(self, mask: Tree) -> NDArray[np.bool_]:
         """Where a mask leaves an action without a choice, bool `[B]`; nowhere if it is no mask of these actions.

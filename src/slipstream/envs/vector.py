@@ -28,6 +28,7 @@ from slipstream.envs.gym import as_step
 from slipstream.envs.rows import EnvError, Rows, check_row
 from slipstream.envs.slot import RAISED, Source, check_lanes, error_line
 from slipstream.envs.spaces import Actions
+from slipstream.history import History
 from slipstream.tree import Tree
 from slipstream.types import BoolArray, EnvSpec, EnvStep
 
@@ -93,6 +94,10 @@ class VectorEnvs:
         """Starts every slot at episode 0 of run `seed`."""
         for lane in self._lanes:
             lane.reset(seed)
+
+    def restore(self, seed: int, history: History) -> None:
+        """Not possible: episodes after a slot's first have no seeds of their own."""
+        raise NotImplementedError(f"{self._spec.id} can't be brought back to where it was")
 
     def send(self, action: NDArray[Any], lane: int) -> None:
         """Steps the vector environment of `lane`, here and now.

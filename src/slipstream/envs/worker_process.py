@@ -1,12 +1,12 @@
 """The life of one worker process: makes its environments, steps lanes on command, dies with its driver.
 
-Commands arrive on one pipe as 12 bytes (lane, seed); answers leave on one pipe per lane, so that the driver's threads
-never wait for each other. Rows and actions are in shared memory; pipes carry no data but error reports.
+Commands of 24 bytes arrive on one pipe; answers leave on one pipe per lane, so that the driver's threads never wait for
+each other. Rows and actions are in shared memory; pipes carry no data but error reports, and the histories by which
+slots are brought back to where they were.
 """
 
 from __future__ import annotations
 
-import os
 import struct
 from dataclasses import dataclass
 from functools import partial
@@ -20,10 +20,11 @@ from slipstream import process
 from slipstream.envs.rows import EnvError
 from slipstream.envs.shared import map_shared
 from slipstream.envs.slot import Slot, Source, make_slots
+from slipstream.history import History
 
-COMMAND = struct.Struct("<iQ")
-"""`lane, 0` steps a lane; `RESET - lane, seed` resets it."""
-RESET = -1
+COMMAND = struct.Struct("<iiQQ")
+"""What to do with which lane, a seed, and the size of what follows: a `History` if the lane is to be restored."""
+STEP, RESET, RESTORE = range(3)
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,13 @@ class _Worker:
             self._busy[0] = column
             self._slots[column].reset(seed)
 
+    def restore(self, lane: int, seed: int, history: History) -> None:
+        """Brings this worker's slots of `lane` to where the histories of all its slots lead."""
+        first = self._setup.num_envs // len(self._setup.columns) * lane
+        for column in self._setup.columns[lane]:
+            self._busy[0] = column
+            self._slots[column].restore(seed, int(history.start[column - first]), history.of(column - first))
+
     def step(self, lane: int) -> None:
         """Steps this worker's slots of `lane`."""
         for column in self._setup.columns[lane]:
@@ -105,16 +113,13 @@ class _Worker:
 
 def _serve(fds: process.Descriptors, worker: _Worker) -> None:
     """Does what it is told until the driver closes the command pipe."""
-    pending = b""
-    while True:
-        while len(pending) < COMMAND.size:
-            data = os.read(fds.commands, 4096)
-            if not data:
-                return
-            pending += data
-        lane, seed = COMMAND.unpack_from(pending)
-        pending = pending[COMMAND.size :]
-        if lane >= 0:
-            process.answer(fds.answers[lane], partial(worker.step, lane))
-        else:
-            process.answer(fds.answers[RESET - lane], partial(worker.reset, RESET - lane, seed))
+    with open(fds.commands, "rb") as commands:
+        while len(command := commands.read(COMMAND.size)) == COMMAND.size:
+            what, lane, seed, size = COMMAND.unpack(command)
+            if what == STEP:
+                task = partial(worker.step, lane)
+            elif what == RESET:
+                task = partial(worker.reset, lane, seed)
+            else:
+                task = partial(worker.restore, lane, seed, History.parse(commands.read(size)))
+            process.answer(fds.answers[lane], task)

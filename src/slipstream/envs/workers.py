@@ -18,7 +18,7 @@ import time
 import weakref
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import cloudpickle
@@ -31,9 +31,12 @@ from slipstream.envs.rows import EnvError, check_row
 from slipstream.envs.shared import map_shared
 from slipstream.envs.slot import Source
 from slipstream.envs.spaces import Actions
-from slipstream.envs.worker_process import COMMAND, RESET, Setup
+from slipstream.envs.worker_process import COMMAND, RESET, RESTORE, STEP, Setup
+from slipstream.history import History
 from slipstream.process import Child, ChildDied, ChildFailed
 from slipstream.types import EnvSpec, EnvStep
+
+_ACTION_SECONDS = 1.0  # allowed for every action that is played again, beside the time limit
 
 
 class WorkerEnvs:
@@ -71,6 +74,7 @@ class WorkerEnvs:
             self._actions = Actions(env.action_space, self._spec.lane_size, source.id)
         self._timeout = timeout_seconds
         self._counts = [0] * lanes
+        self._patience = [timeout_seconds] * lanes
         self._due: list[_Due] = [{} for _ in range(lanes)]
         self._workers: list[_Worker] = []
         self._finalizer = weakref.finalize(self, _stop, self._workers)
@@ -105,7 +109,17 @@ class WorkerEnvs:
         for lane in range(self._spec.lanes):
             self._settle(lane)
             self._counts[lane] = 0
-            self._command(lane, RESET - lane, seed)
+            self._command(lane, RESET, seed)
+
+    def restore(self, seed: int, history: History) -> None:
+        """Has the workers play every slot's episode as far as it had come; returns at once."""
+        history = replace(history, action=self._actions.encode_all(history.action))
+        for lane in range(self._spec.lanes):
+            self._settle(lane)
+            self._counts[lane] = 0
+            part = history.part(self._spec.columns(lane))
+            self._command(lane, RESTORE, seed, part.dump())
+            self._patience[lane] = self._timeout + _ACTION_SECONDS * float(part.count.sum())
 
     def send(self, action: NDArray[Any], lane: int) -> None:
         """Hands the actions to the workers and returns at once.
@@ -117,7 +131,7 @@ class WorkerEnvs:
         self._settle(lane)
         self._shared.action[self._spec.columns(lane)] = self._actions.encode(action)
         self._counts[lane] += 1
-        self._command(lane, lane, 0)
+        self._command(lane, STEP)
 
     def wait(self, lanes: Sequence[int]) -> list[int]:
         """Waits until at least one of `lanes` has the answers of all its workers.
@@ -127,7 +141,7 @@ class WorkerEnvs:
         """
         self._require_open()
         due = [self._due[lane] for lane in lanes]
-        self._read(due, self._timeout)
+        self._read(due, max(self._patience[lane] for lane in lanes))
         return [lane for lane, missing in zip(lanes, due, strict=True) if not missing]
 
     def recv(self, lane: int) -> EnvStep:
@@ -146,8 +160,9 @@ class WorkerEnvs:
         """Ends the workers: asks, then SIGTERM, then SIGKILL; the second call does nothing."""
         self._finalizer()
 
-    def _command(self, lane: int, number: int, seed: int) -> None:
-        message = COMMAND.pack(number, seed)
+    def _command(self, lane: int, what: int, seed: int = 0, more: bytes = b"") -> None:
+        self._patience[lane] = self._timeout
+        message = COMMAND.pack(what, lane, seed, len(more)) + more
         self._due[lane] = {worker.child.answers[lane]: worker for worker in self._lane_workers[lane]}
         for worker in self._lane_workers[lane]:
             try:
@@ -158,7 +173,7 @@ class WorkerEnvs:
     def _settle(self, lane: int) -> None:
         """Waits for the answers that are still due to `lane`."""
         self._require_open()
-        self._read([self._due[lane]], self._timeout)
+        self._read([self._due[lane]], self._patience[lane])
 
     def _require_open(self) -> None:
         if not self._workers:

@@ -5,18 +5,21 @@ from __future__ import annotations
 import copy
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import gymnasium
 import torch
 from torch import Tensor, nn
 
-from slipstream import dice, slab
-from slipstream.collector import Assignment, Collects
+from slipstream import dice, slab, tree
+from slipstream.collector import Assignment, Collected, Collects, Stands
 from slipstream.crew import Crew
+from slipstream.descent import under
 from slipstream.envs import make_envs
 from slipstream.envs.make import env_spec
+from slipstream.envs.recorded import RecordedEnvs, bring_back
 from slipstream.jitter import Jitter, JitteredEnvs
 from slipstream.loader import Loader
 from slipstream.nets.actor_critic import ActorCritic
@@ -29,8 +32,10 @@ from slipstream.run.learning import make_learner
 from slipstream.run.machine import computes_bfloat16, cores, processor
 from slipstream.schedules import SCHEDULES, Parts
 from slipstream.schedules.asynchronous import slabs_needed
+from slipstream.schedules.parts import Barrier
+from slipstream.standing import SlotState, Standing
 from slipstream.tape import Tape
-from slipstream.types import Envs, Report
+from slipstream.types import Envs, Report, Weights
 from slipstream.weights import Bulletin, Replica
 
 EnvMaker = Callable[[], gymnasium.Env[Any, Any]]
@@ -82,6 +87,11 @@ class Training:
                 "--placement.device cpu, or --placement.collectors thread with --placement.env-workers"
             )
         self._remotes: Remotes | None = None
+        self._recorded: RecordedEnvs | None = None
+        self._collectors: Sequence[Stands] = ()  # those in this process
+        self._barrier = Barrier()
+        self._env_seed = config.seed
+        self._standing: Standing | None = None  # to go on from
         self.envs: Envs | None = None if remote else self._make_envs(env, jitter)
         inline, workers = place.collectors == "inline", place.workers or cores()
         self._crew = Crew(1 if inline else workers, before=jitter)
@@ -108,13 +118,16 @@ class Training:
             raise
 
     def __iter__(self) -> Iterator[Report]:
-        """Trains; the environments start afresh, from seeds of their own if the run was resumed."""
+        """Trains, from the start or from what `load` was given.
+
+        Where that does not say how the environments came to where they were, they start afresh, from other seeds.
+        """
         config = self._config
-        seed, version = config.seed, self.learner.version
-        self.learner.restart_episodes()
         bulletin = self._bulletin()
         tapes = self._tapes()
-        collectors = self._begin(seed if version == 0 else dice.env_seed(seed, "resume", version), bulletin, tapes)
+        collectors = self._begin(bulletin, tapes)
+        if bulletin is not None and self._barrier.behaviour is not None:
+            bulletin.publish(self._barrier.behaviour)
         delayed = config.algo.correction == "delayed_gradient" and config.schedule != "sync" and not tapes
         parts = Parts(
             actors=self._actors,
@@ -128,13 +141,31 @@ class Training:
             max_lag=config.max_lag,
             stale=config.stale,
             tapes=tapes,
+            barrier=self._barrier,
         )
         yield from SCHEDULES[config.schedule](parts)
 
+    @property
+    def resumes_exactly(self) -> bool:
+        """Whether the environments can be brought back to where they were at a checkpoint."""
+        return self._config.schedule != "async" and self.spec.seeded_every > 0
+
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """All that must be saved for a resume."""
+        """All that must be saved for a resume; to be called between two updates."""
         tensors, facts = self.learner.state()
-        return tensors, {**facts, "device": self.device.type}
+        facts["device"] = self.device.type
+        barrier = self._barrier
+        if not (self.resumes_exactly and barrier.at_rest):
+            return tensors, facts
+        tensors |= _named("standing.", self._where_slots_stand().tensors())
+        facts["env_seed"] = self._env_seed
+        if barrier.ahead is not None:
+            tensors |= _named("ahead.", dict(tree.items(vars(self.slabs[barrier.ahead]))))
+            facts["ahead"] = [asdict(collected) for collected in barrier.collected]
+        if barrier.behaviour is not None:
+            tensors |= _named("behaviour.", barrier.behaviour.tensors)
+            facts["behaviour"] = barrier.behaviour.version
+        return tensors, facts
 
     def load(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         """Continues from what `state` returned; call before iterating.
@@ -146,6 +177,18 @@ class Training:
             if facts[name] != value:
                 warnings.warn(f"this run had {name}={facts[name]}, here it is {value}: bits will differ", stacklevel=2)
         self.learner.load(tensors, facts)
+        version = self.learner.version
+        self._env_seed = dice.env_seed(self._config.seed, "resume", version) if version else self._config.seed
+        if "env_seed" not in facts or not self.resumes_exactly:
+            return
+        self._env_seed = int(facts["env_seed"])
+        self._standing = Standing.of(under("standing.", tensors))
+        if "ahead" in facts:
+            for name, leaf in tree.items(vars(self.slabs[0])):
+                leaf.copy_(tensors[f"ahead.{name}"])
+            self._barrier.ahead, self._barrier.collected = 0, [Collected.of(told) for told in facts["ahead"]]
+        if "behaviour" in facts:
+            self._barrier.behaviour = Weights(facts["behaviour"], under("behaviour.", tensors))
 
     def close(self) -> None:
         """Ends environments, processes and threads."""
@@ -168,7 +211,11 @@ class Training:
             workers=place.env_workers,
             threads=place.env_threads,
         )
-        return envs if jitter is None else JitteredEnvs(envs, jitter)
+        envs = envs if jitter is None else JitteredEnvs(envs, jitter)
+        if config.schedule == "async" or not envs.spec.seeded_every:
+            return envs
+        self._recorded = RecordedEnvs(envs)
+        return self._recorded
 
     def _work(self, env: str | EnvMaker, jitter: Jitter | None) -> Work:
         """What collector processes are to do."""
@@ -187,6 +234,7 @@ class Training:
             every_row=_every_row(config),
             graphs=config.reuses_forward,
             delay=0.0 if jitter is None else jitter.seconds,
+            recorded=self.resumes_exactly,
         )
 
     def _bulletin(self) -> Bulletin | None:
@@ -203,18 +251,46 @@ class Training:
         assert isinstance(own, ActorCritic)
         return [Tape(own if len(self.slabs) == 1 else copy.deepcopy(own), lanes) for _ in self.slabs]
 
-    def _begin(self, seed: int, bulletin: Bulletin | None, tapes: Sequence[Tape]) -> Sequence[Collects]:
-        """The collectors, with all environments reset from `seed`."""
+    def _begin(self, bulletin: Bulletin | None, tapes: Sequence[Tape]) -> Sequence[Collects]:
+        """The collectors, with all environments reset, or brought back to where they were."""
+        seed, standing = self._env_seed, self._standing
+        if standing is None:
+            self.learner.restart_episodes()
         if self._remotes is not None:
-            self._remotes.begin(seed, self._first_row())
+            if standing is None:
+                self._remotes.begin(seed, self._first_row())
+            else:
+                self._warn_of(self._remotes.restore(seed, standing))
             return self._remotes.collectors
         assert self.envs is not None
-        self.envs.reset(seed)
-        return [self._collector(self.envs, lanes, bulletin, tapes) for lanes in self._shares()]
+        if standing is None:
+            self.envs.reset(seed)
+        else:
+            assert self._recorded is not None
+            self._warn_of(bring_back(self._recorded, seed, standing.history, standing.seen.numpy()))
+        self._collectors = [self._collector(self.envs, lanes, bulletin, tapes) for lanes in self._shares()]
+        if standing is not None:
+            for collector in self._collectors:
+                first, size = collector.lanes[0], self.spec.lane_size
+                collector.load(standing.slots.part(slice(first * size, (first + len(collector.lanes)) * size)))
+        return self._collectors
 
-    def _collector(
-        self, envs: Envs, lanes: Sequence[int], bulletin: Bulletin | None, tapes: Sequence[Tape]
-    ) -> Collects:
+    def _warn_of(self, lost: Sequence[int]) -> None:
+        if lost:
+            warnings.warn(
+                f"{self.spec.id} is not deterministic: after the same actions, slots {lost} show something else than "
+                "before the run was stopped. It goes on from there; bits will differ",
+                stacklevel=2,
+            )
+
+    def _where_slots_stand(self) -> Standing:
+        if self._remotes is not None:
+            return self._remotes.state()
+        assert self._recorded is not None
+        slots = SlotState.join([collector.state() for collector in self._collectors])
+        return Standing(slots, self._recorded.history(), torch.from_numpy(self._recorded.seen()))
+
+    def _collector(self, envs: Envs, lanes: Sequence[int], bulletin: Bulletin | None, tapes: Sequence[Tape]) -> Stands:
         """A collector that acts with the learner's own policy, or with a copy that follows the bulletin."""
         config = self._config
         replica = None if bulletin is None else Replica(packed(self.policy), bulletin)
@@ -247,6 +323,10 @@ class Training:
         groups = self.spec.lanes // size
         count = min(self._actors.workers, groups)
         return [range(groups * n // count * size, groups * (n + 1) // count * size) for n in range(count)]
+
+
+def _named(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {prefix + name: value for name, value in tensors.items()}
 
 
 def _every_row(config: Config) -> bool:

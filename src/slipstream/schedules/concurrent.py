@@ -17,21 +17,40 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
-from slipstream.schedules.parts import Parts, abandon, behaviour_of, collect, collected_by, publish, report, unrolls
-from slipstream.types import Report
+from slipstream.collector import Collected
+from slipstream.crew import Pending
+from slipstream.nets.policy import Policy
+from slipstream.schedules.parts import (
+    Parts,
+    abandon,
+    behaviour_of,
+    behaviour_weights,
+    collect,
+    collected_by,
+    publish,
+    report,
+    unrolls,
+)
+from slipstream.types import Report, Weights
+from slipstream.weights import copy_into
 
 
 def concurrent(parts: Parts) -> Iterator[Report]:
     """Trains until the rows of all slabs reach the budget and the last slab is learned from; yields once per update."""
-    learner = parts.learner
+    learner, barrier = parts.learner, parts.barrier
     start = time.perf_counter()
-    publish(parts, 0)
-    collected, index = collect(parts, 0), 0
+    if barrier.ahead is None:
+        publish(parts, 0)
+        collected, index = collect(parts, 0), 0
+        behaviour = behaviour_of(parts, 0)
+    else:
+        collected, index = barrier.collected, barrier.ahead
+        behaviour = _behaviour_before(parts, index, barrier.behaviour)
     waited = time.perf_counter() - start
     while True:
         slab = parts.slabs[index]
         ahead = learner.steps + sum(part.steps for part in collected) < parts.total_steps
-        behaviour = behaviour_of(parts, index)
+        barrier.at_rest, barrier.ahead = False, None
         publish(parts, 1 - index)
         pending = parts.actors.start(unrolls(parts, 1 - index) if ahead else [])
         try:
@@ -43,8 +62,29 @@ def concurrent(parts: Parts) -> Iterator[Report]:
             abandon(parts, pending)
             raise
         waiting = time.perf_counter() - learned
+        _stand(parts, 1 - index if ahead else None, pending)
         yield report(parts, slab, collected, metrics, collect=waited, learn=learned - start)
         following = collected_by(pending)  # raises only here, so that the update that was made is reported
         if not ahead:
             return
         collected, index, waited = following, 1 - index, waiting
+        behaviour = behaviour_of(parts, index)
+
+
+def _stand(parts: Parts, ahead: int | None, pending: Pending[Collected]) -> None:
+    """Notes what there is at the barrier: slab `ahead`, if the actors have filled one meanwhile."""
+    barrier = parts.barrier
+    barrier.at_rest = not pending.errors()
+    barrier.ahead = ahead if barrier.at_rest else None
+    if barrier.ahead is not None:
+        barrier.collected, barrier.behaviour = pending.results(), behaviour_weights(parts, barrier.ahead)
+
+
+def _behaviour_before(parts: Parts, index: int, weights: Weights | None) -> Policy | None:
+    """Who filled slab `index`, that a run goes on with, as `behaviour_of`; graphs of its forwards are made again."""
+    if weights is None:
+        return None
+    policy = parts.tapes[index].policy if parts.tapes else parts.behaviour
+    assert policy is not None
+    copy_into(policy, weights.tensors)
+    return policy

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
@@ -14,10 +14,27 @@ from slipstream.crew import Crew, Pending
 from slipstream.learner import Learns
 from slipstream.nets.policy import Policy
 from slipstream.tape import Tape
-from slipstream.types import Report, Trajectory
+from slipstream.types import Report, Trajectory, Weights
 from slipstream.weights import Bulletin, copy_into
 
 Stale = Literal["wait", "drop"]
+
+
+@dataclass
+class Barrier:
+    """What there is between two updates, when a report is yielded: what a checkpoint is made of, and goes on from.
+
+    Attributes:
+        at_rest: Whether all collectors are at the end of an unroll, none of them failed.
+        ahead: Number of the slab that is filled and will be learned from next; None if there is none.
+        collected: What filling it brought, by collector.
+        behaviour: The weights that filled it, if the gradient will be evaluated there.
+    """
+
+    at_rest: bool = False
+    ahead: int | None = None
+    collected: Sequence[Collected] = ()
+    behaviour: Weights | None = None
 
 
 @dataclass(frozen=True)
@@ -49,6 +66,7 @@ class Parts:
     max_lag: int = 1
     stale: Stale = "wait"
     tapes: Sequence[Tape] = ()
+    barrier: Barrier = field(default_factory=Barrier)
 
 
 def publish(parts: Parts, index: int = 0) -> None:
@@ -110,13 +128,20 @@ def behaviour_of(parts: Parts, index: int) -> Policy | Tape | None:
     """Who filled slab `index`, if the gradient is to be evaluated there and it is not just the learner's own policy."""
     if parts.tapes:
         return parts.tapes[index]
-    if parts.behaviour is None or parts.bulletin is None:
+    weights = behaviour_weights(parts, index)
+    if parts.behaviour is None or weights is None:
         return None
-    version = int(parts.slabs[index].version[0, 0])
-    if version == parts.learner.version:
-        return None
-    copy_into(parts.behaviour, parts.bulletin.version(version).tensors)
+    copy_into(parts.behaviour, weights.tensors)
     return parts.behaviour
+
+
+def behaviour_weights(parts: Parts, index: int) -> Weights | None:
+    """The weights that filled slab `index`, if the gradient is to be evaluated there and the learner's are others."""
+    version = int(parts.slabs[index].version[0, 0])
+    wanted = parts.behaviour is not None or parts.tapes
+    if not wanted or parts.bulletin is None or version == parts.learner.version:
+        return None
+    return parts.bulletin.version(version)
 
 
 def report(

@@ -24,8 +24,10 @@ def sync(parts: Parts) -> Iterator[Report]:
     learner, slab = parts.learner, parts.slabs[0]
     while learner.steps < parts.total_steps:
         start = time.perf_counter()
+        parts.barrier.at_rest = False
         publish(parts)
         collected = collect(parts, 0)
         middle = time.perf_counter()
         metrics = learner.step(slab, behaviour_of(parts, 0))
+        parts.barrier.at_rest = True
         yield report(parts, slab, collected, metrics, collect=middle - start, learn=time.perf_counter() - middle)

@@ -1,0 +1,100 @@
+"""Where the slots of a run stand between two unrolls: what a run that was killed needs to go on from there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from slipstream.history import History
+
+
+class SlotState(NamedTuple):
+    """What a collector knows of its slots, in their order.
+
+    Attributes:
+        row: int64 `[B]`, number of the next row.
+        reward: float64 `[B]`, sum of what the running episode reports.
+        shaped: float64 `[B]`, sum of its raw rewards where scores are reported instead.
+        length: int64 `[B]`, its steps.
+        memory: Leaves `[B, ...]` of the recurrent state before the next row.
+    """
+
+    row: Tensor
+    reward: Tensor
+    shaped: Tensor
+    length: Tensor
+    memory: tuple[Tensor, ...]
+
+    def part(self, columns: slice) -> SlotState:
+        """That of neighbours."""
+        row, reward, shaped, length = (cell[columns] for cell in self[:4])
+        return SlotState(row, reward, shaped, length, tuple(leaf[columns] for leaf in self.memory))
+
+    @staticmethod
+    def join(parts: Sequence[SlotState]) -> SlotState:
+        """That of all slots, from collectors in the order of their slots."""
+        row, reward, shaped, length = map(torch.cat, zip(*(part[:4] for part in parts), strict=True))
+        return SlotState(
+            row, reward, shaped, length, tuple(map(torch.cat, zip(*(part.memory for part in parts), strict=True)))
+        )
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where slots stand.
+
+    Attributes:
+        slots: What the collectors know.
+        history: What brings the environments back.
+        seen: int64 `[B]`, check sums of the observations that the next row begins with.
+    """
+
+    slots: SlotState
+    history: History
+    seen: Tensor
+
+    def part(self, columns: slice) -> Standing:
+        """That of neighbours."""
+        return Standing(self.slots.part(columns), self.history.part(columns), self.seen[columns])
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All of it by name."""
+        slots, history = self.slots, self.history
+        return {
+            "row": slots.row,
+            "reward": slots.reward,
+            "shaped": slots.shaped,
+            "length": slots.length,
+            **{f"memory.{number}": leaf for number, leaf in enumerate(slots.memory)},
+            "start": torch.from_numpy(history.start),
+            "count": torch.from_numpy(history.count),
+            "action": torch.from_numpy(history.action),
+            "seen": self.seen,
+        }
+
+    @staticmethod
+    def of(tensors: Mapping[str, Tensor]) -> Standing:
+        """That of which `tensors` are all."""
+        leaves = sum(name.startswith("memory.") for name in tensors)
+        slots = SlotState(
+            row=tensors["row"],
+            reward=tensors["reward"],
+            shaped=tensors["shaped"],
+            length=tensors["length"],
+            memory=tuple(tensors[f"memory.{number}"] for number in range(leaves)),
+        )
+        start, count, action = (tensors[name].numpy() for name in ("start", "count", "action"))
+        return Standing(slots, History(start, count, action), tensors["seen"])
+
+    @staticmethod
+    def join(parts: Sequence[Standing]) -> Standing:
+        """That of all slots, from parts in the order of their slots."""
+        return Standing(
+            SlotState.join([part.slots for part in parts]),
+            History.join([part.history for part in parts]),
+            torch.cat([part.seen for part in parts]),
+        )

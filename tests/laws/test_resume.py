@@ -1,0 +1,90 @@
+"""A run that is stopped and goes on is the run that was never stopped, bit for bit (DESIGN section 5)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import cache
+from typing import Any
+
+import pytest
+import safetensors.torch
+
+from slipstream.run.presets import configure
+from slipstream.run.training import Training
+
+SIZE = {"num_envs": 4, "lanes": 2, "unroll": 8, "total_steps": 10_000, "seed": 3, "net.hidden": [8]}
+PPO = {"algo.batch_size": 16, "algo.epochs": 2, "net.normalize_obs": True}
+UPDATES = 6
+
+CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "ppo": ("ppo", "CartPole-v1", PPO),
+    "ppo, scaled rewards": ("ppo", "Pendulum-v1", {**PPO, "reward": "scale"}),
+    "ppo, recurrent": ("ppo", "CartPole-v1", {"net.core": "lstm", "algo.batch_size": 16}),
+    "ppo, concurrent": ("ppo", "CartPole-v1", {**PPO, "schedule": "concurrent"}),
+    "ppo, ready lanes": ("ppo", "CartPole-v1", {**PPO, "schedule": "concurrent", "group": 2}),
+    "ppo, recurrent and concurrent": (
+        "ppo",
+        "CartPole-v1",
+        {"net.core": "gru", "algo.batch_size": 16, "schedule": "concurrent"},
+    ),
+    "ppo, decorrelated": ("ppo", "CartPole-v1", {**PPO, "env_options.decorrelate_steps": 30}),
+    "a2c, concurrent": ("a2c", "CartPole-v1", {"schedule": "concurrent"}),
+    "a2c, forwards reused": ("a2c", "CartPole-v1", {"schedule": "concurrent", "algo.reuse_forward": True}),
+    "impala, concurrent": ("impala", "CartPole-v1", {"schedule": "concurrent"}),
+    "appo, concurrent": ("appo", "CartPole-v1", {"schedule": "concurrent", "algo.batch_size": 16}),
+    "step times": ("ppo", "toy:step_time", {**PPO, "env_options.kwargs": {"mean_ms": 0.01, "length": 5}}),
+}
+
+Saved = tuple[bytes, str]
+
+
+def run(case: str, placement: dict[str, Any], updates: int, saved: Saved | None = None) -> tuple[list[str], Saved]:
+    """A hash of everything after each update up to number `updates`, from `saved` on, and what to go on from."""
+    algo, env, settings = CASES[case]
+    where = {f"placement.{key}": value for key, value in placement.items()}
+    training = Training(configure(algo, env, {**SIZE, **settings, **where}))
+    if saved is not None:
+        training.load(safetensors.torch.load(saved[0]), json.loads(saved[1]))
+    found: list[str] = []
+    try:
+        for report in training:
+            tensors, facts = training.state()
+            state = {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}
+            digest = hashlib.sha256(repr((report.episodes, report.steps, sorted(state))).encode())
+            for _, tensor in sorted(state.items()):
+                digest.update(tensor.numpy().tobytes())
+            found.append(digest.hexdigest())
+            if report.update == updates:
+                return found, (safetensors.torch.save(state), json.dumps(facts))
+    finally:
+        training.close()
+    raise AssertionError("the run ended early")
+
+
+@cache
+def uninterrupted(case: str) -> list[str]:
+    return run(case, {"workers": 1}, UPDATES)[0]
+
+
+@pytest.mark.parametrize("stop", [1, 4])
+@pytest.mark.parametrize("case", CASES)
+def test_a_stop_changes_no_bit(case: str, stop: int) -> None:
+    first, saved = run(case, {"workers": 2}, stop)
+    rest, _ = run(case, {"workers": 1}, UPDATES, saved)
+    assert first + rest == uninterrupted(case)
+
+
+@pytest.mark.parametrize(
+    ("case", "before", "after"),
+    [
+        ("ppo, concurrent", {"env_workers": 2}, {"collectors": "inline"}),
+        ("ppo", {"collectors": "inline"}, {"env_workers": 3}),
+        ("ppo, recurrent and concurrent", {"collectors": "process", "workers": 2}, {"workers": 1}),
+        ("a2c, forwards reused", {"workers": 1}, {"collectors": "process", "workers": 2, "env_workers": 2}),
+    ],
+)
+def test_a_run_may_go_on_in_another_placement(case: str, before: dict[str, Any], after: dict[str, Any]) -> None:
+    first, saved = run(case, before, 3)
+    rest, _ = run(case, after, UPDATES, saved)
+    assert first + rest == uninterrupted(case)
