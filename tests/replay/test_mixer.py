@@ -67,6 +67,7 @@ def test_shares_by_age_are_the_same_names_in_every_update_and_sum_to_one() -> No
     """Against counting by hand; 8 unrolls are kept, so that what is 8 updates old or older is the last of them."""
     mixed, streams = mixer(1.0), [Stream(slot, 7) for slot in range(4)]
     names = [f"lag/replayed_from_{least}" for least in (1, 2, 4, 8)]
+    ages = dict[str, torch.Tensor | float]()
     for number in [*range(13), 40]:
         fresh = slab(streams, UNROLL)
         fresh.version.fill_(number)
@@ -112,28 +113,32 @@ def test_a_draw_for_another_version_is_drawn_anew() -> None:
     found: list[Trajectory] = []
     for versions in (range(6), (0, 1, 2, 3, 9, 5)):
         mixed, streams = mixer(2.0), [Stream(slot, 7) for slot in range(4)]
-        for version in versions:
-            got = mixed.mix(slab(streams, UNROLL), version)
-        found.append(got)
+        found.append([mixed.mix(slab(streams, UNROLL), version) for version in versions][-1])
     assert torch.equal(found[0].version, found[1].version)
 
 
-def test_what_is_skipped_or_restarted_meanwhile_changes_no_draw() -> None:
-    """The columns of the next update were drawn before, and nothing moves under those who gather them."""
-    found: list[Trajectory] = []
-    for threads in (0, 2):
-        loader = Loader(threads, torch.device("cpu"))
-        try:
-            mixed, streams = mixer(1.0, unrolls=3, loader=loader), [Stream(slot, 7) for slot in range(4)]
-            for version in range(3):
-                mixed.mix(slab(streams, UNROLL), version)
-            for _ in range(4):
-                mixed.store(slab(streams, UNROLL))
-            mixed.restart()
-            found.append(mixed.mix(slab(streams, UNROLL), 3))
-        finally:
-            loader.close()
-    assert [column(found[0], b) for b in range(8)] == [column(found[1], b) for b in range(8)]
+@pytest.mark.parametrize("threads", [0, 2])
+def test_what_is_stored_or_restarted_meanwhile_is_drawn_from(threads: int) -> None:
+    """What was gathered before is forgotten, and nothing moves under those who gather it."""
+    loader = Loader(threads, torch.device("cpu"))
+    try:
+        ahead, streams = mixer(1.0, unrolls=3, loader=loader), [Stream(slot, 7) for slot in range(4)]
+        slabs = [slab(streams, UNROLL) for _ in range(8)]
+        for version, fresh in enumerate(slabs[:3]):
+            ahead.mix(fresh, version)
+        for fresh in slabs[3:7]:
+            ahead.store(fresh)
+        ahead.restart()
+        anew = mixer(1.0, unrolls=3, loader=loader)
+        for fresh in slabs[:7]:
+            anew.store(fresh)
+        anew.restart()
+        got, wanted = (each.mix(slabs[7], 3) for each in (ahead, anew))
+    finally:
+        loader.close()
+    assert [column(got, b) for b in range(8)] == [column(wanted, b) for b in range(8)]
+    kept = {row for each in slabs[5:7] for row in each.version.flatten().tolist()}
+    assert set(got.version[:, 4:].flatten().tolist()) <= kept
 
 
 def test_a_replay_that_never_holds_enough_unrolls_is_refused() -> None:

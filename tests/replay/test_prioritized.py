@@ -1,8 +1,10 @@
 """The sum tree against `np.cumsum` and `np.searchsorted`, and prioritised draws against the paper's formulas."""
 
+# pyright: reportPrivateUsage=false
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -29,7 +31,9 @@ def extremes(generator: np.random.Generator, size: int) -> np.ndarray:
     return np.where(generator.random(size) < 0.3, 0.0, 10.0 ** generator.integers(-12, 13, size))
 
 
-def disturb(tree: SumTree, generator: np.random.Generator, kind=integers) -> np.ndarray:
+def disturb(
+    tree: SumTree, generator: np.random.Generator, kind: Callable[[np.random.Generator, int], np.ndarray] = integers
+) -> np.ndarray:
     """Many random updates; returns what the values should be."""
     values = np.zeros(tree.capacity)
     for _ in range(generator.integers(1, 12)):
@@ -301,15 +305,36 @@ class TestProportional:
         assert np.array_equal(draws.tree.leaves, before)
         assert draws.max_priority == 1
 
-    def test_a_tree_and_a_greatest_priority_are_all_there_is_to_restore(self):
-        draws = self.make()
-        generator = np.random.default_rng(8)
-        for _ in range(5):
-            items, _ = draws.draw(generator.random(31), 11, 0.4)
-            draws.update(items, generator.normal(size=31))
-        restored = Proportional(5003, self.ALPHA, self.EPSILON)
-        restored.tree.fill(0, 5003, draws.tree.leaves)
-        restored.max_priority = draws.max_priority
-        uniforms = generator.random(997)
+
+@settings(deadline=None, max_examples=25)
+@given(capacities, seeds)
+def test_draws_that_were_saved_go_on_bit_by_bit(capacity: int, seed: int):
+    """Priorities of all sizes, so that no sum is exact; those that are saved are copies."""
+    generator = np.random.default_rng(seed)
+    draws, restored = Proportional(capacity), Proportional(capacity)
+
+    def happen(*both: Proportional) -> None:
+        """Items come, go and are learned from."""
+        items = generator.integers(capacity, size=(2, 1 + capacity // 3))
+        uniforms, errors = generator.random(31), generator.normal(size=31) * 10.0 ** generator.integers(-6, 7, 31)
+        for each in both:
+            each.remove(items[0])
+            each.insert(items[1])
+            each.update(each.draw(uniforms, capacity, 0.4).items, errors)
+
+    for _ in range(generator.integers(1, 6)):
+        happen(draws)
+    state = draws.state()
+    wanted = draws.tree.leaves.tobytes()
+    happen(draws)
+    assert state["priorities"].numpy().tobytes() == wanted
+    restored.load(draws.state())
+    for _ in range(3):
+        assert restored.max_priority == draws.max_priority
+        for level, expected in zip(restored.tree._levels, draws.tree._levels, strict=True):
+            assert level.tobytes() == expected.tobytes()
+        assert restored.tree._cumulative.tobytes() == draws.tree._cumulative.tobytes()
+        uniforms = generator.random(97)
         for one, other in zip(draws.draw(uniforms, 11, 0.4), restored.draw(uniforms, 11, 0.4), strict=True):
-            assert np.array_equal(one, other)
+            assert one.tobytes() == other.tobytes()
+        happen(draws, restored)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from slipstream.replay.ring import put, spans
 
 Array = NDArray[Any]
 Index = NDArray[np.int64]
@@ -88,6 +91,34 @@ class Frames:
         picked = self._flat.index_select(0, torch.from_numpy(flat))
         return picked.unflatten(0, (len(slots), self._stack))
 
+    def saved(self, begin: Index, end: Index) -> dict[str, Tensor]:
+        """Copies of whole rows `begin[s] .. end[s]-1` of every slot s, for `load`; each frame is there once.
+
+        Args:
+            begin: int64 `[B]`.
+            end: int64 `[B]`; a slot has no rows where it is not above `begin`.
+
+        Returns:
+            `newest` int64 `[N]`, numbers of the rows' newest frames, and `frames` `[M, *F]`, both slot by slot.
+        """
+        slots, rows = spans(begin, end)
+        owners, numbers = spans(*self._span(begin, end))
+        flat = torch.from_numpy(owners * self._kept + numbers % self._kept)
+        newest = self._newest[slots, rows % self._newest.shape[1]]
+        return {"newest": torch.from_numpy(newest), "frames": self._flat.index_select(0, flat)}
+
+    def load(self, tensors: Mapping[str, Tensor], begin: Index, end: Index) -> None:
+        """Takes in what `saved` returned for the same rows; rows of a slot come in order, the newest at last.
+
+        Raises:
+            KeyError: A tensor is missing.
+            ValueError: Number, shape or dtype is another.
+        """
+        put(torch.from_numpy(self._newest), *spans(begin, end), tensors["newest"])
+        first, last = self._span(begin, end)
+        put(self._frames, *spans(first, last), tensors["frames"])
+        self._written = np.where(end > begin, last, self._written)
+
     def oldest(self, oldest: Index, head: Index) -> Index:
         """The oldest row of every slot, from `oldest` up to `head`, whose frames have not been overwritten.
 
@@ -102,6 +133,13 @@ class Frames:
             if not torn.any():
                 return oldest
             oldest += torn
+
+    def _span(self, begin: Index, end: Index) -> tuple[Index, Index]:
+        """Of the frames of rows `begin .. end-1`, the first, and after the last; none where there are no rows."""
+        every, rows = np.arange(len(begin)), self._newest.shape[1]
+        first = self._newest[every, begin % rows] + 1 - self._stack
+        last = self._newest[every, (end - 1) % rows] + 1
+        return np.where(end > begin, first, 0), np.where(end > begin, last, 0)
 
 
 def _follows(before: Array, after: Array) -> NDArray[np.bool_]:

@@ -29,8 +29,9 @@ class Mixer:
     """Widens a slab of B fresh columns by p B replayed ones, then stores the fresh ones.
 
     The replayed columns are drawn uniformly, with replacement, from what earlier slabs brought, and gathered while the
-    update before is learned. Until p B unrolls are there, slabs stay as they are. A recurrent state is that with which
-    the unroll was collected.
+    update before is learned; should the rows change before they are wanted, they are drawn anew. So they are a function
+    of (seed, version) and of the windows there are when the fresh slab comes: a mixer goes on where its windows do.
+    Until p B unrolls are there, slabs stay as they are. A recurrent state is that with which the unroll was collected.
 
     Who waits: `mix`, `store` and `restart` for what is being gathered.
 
@@ -68,6 +69,11 @@ class Mixer:
             )
 
     @property
+    def windows(self) -> Windows:
+        """Where the unrolls are stored; to save and load them is to save and load all that a mixer has."""
+        return self._windows
+
+    @property
     def rows(self) -> Rows:
         """Where the unrolls lie."""
         return self._windows.rows
@@ -79,9 +85,9 @@ class Mixer:
             fresh: The slab.
             version: Of the parameters that learn from it; the draw is keyed by it.
         """
-        self._settle()
-        ahead = self._ahead
-        old = ahead[1]() if ahead is not None and ahead[0] == version else self._draw(version)
+        ahead, old = self._settle()
+        if ahead != version:  # nothing was gathered for it, or the rows have changed since
+            old = self._draw(version)
         mark = torch.zeros(fresh.rows + 1, fresh.columns)
         mixed = replace(fresh, extras={**fresh.extras, REPLAYED: mark})
         if old is not None:
@@ -125,12 +131,13 @@ class Mixer:
         mark = torch.ones(self._windows.rows.unroll + 1, self.replayed)
         return replace(old, extras={**old.extras, REPLAYED: mark})
 
-    def _settle(self) -> None:
-        """Waits until nobody reads the rows."""
-        if self._ahead is not None:
-            version, gathered = self._ahead
-            old = gathered()
-            self._ahead = version, lambda: old
+    def _settle(self) -> tuple[int | None, Old]:
+        """Waits until nobody reads the rows; returns of which update they were read, and what was gathered."""
+        if self._ahead is None:
+            return None, None
+        version, gathered = self._ahead
+        self._ahead = None
+        return version, gathered()
 
 
 def _beside(one: Trajectory, other: Trajectory) -> Trajectory:

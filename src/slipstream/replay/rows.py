@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch import Tensor
 from slipstream import tree
 from slipstream.ops.rounds import rounds
 from slipstream.replay.frames import Frames
+from slipstream.replay.ring import put, spans
 from slipstream.tree import Tree
 from slipstream.types import Trajectory
 
@@ -20,6 +21,10 @@ Array = NDArray[Any]
 Index = NDArray[np.int64]
 
 _ALWAYS = ("action", "reward", "terminated", "truncated", "valid")
+
+_SEGMENT = 256 * 2**20  # bytes
+
+_CHANGED = 2  # rows at a slot's end that a restart changes
 
 
 def layout(like: Tree, capacity: int, frame_stack: int, names: Collection[str] = ()) -> Tree:
@@ -78,6 +83,16 @@ def allocate(memory: Tree) -> Tree:
     return tree.map(zeros, memory)
 
 
+def needed(end: Tensor, oldest: Tensor) -> bool:
+    """Whether some rows of a segment are still there, so that a `load` of this state has to be given it.
+
+    Args:
+        end: The segment's `end`.
+        oldest: The state's `oldest`. Of several states that may be loaded, the earliest has the lowest.
+    """
+    return bool((end > oldest).any())
+
+
 class Rows:
     """A ring of rows per slot, filled with slabs in the order (slab, column, row), never in that of arrival.
 
@@ -116,6 +131,10 @@ class Rows:
         """B."""
         return len(self.head)
 
+    @property
+    def _shape(self) -> list[int]:
+        return [self.slots, self.kept, self.unroll]
+
     def append(self, trajectory: Trajectory) -> None:
         """Takes in a slab; each slot's oldest rows make room."""
         for columns in rounds(trajectory.slot):
@@ -152,6 +171,109 @@ class Rows:
         """Recurrent states `[N, ...]` before rows that began an unroll."""
         index = torch.from_numpy(slots), torch.from_numpy(rows // self.unroll % (self.kept // self.unroll))
         return tree.map(lambda leaf: leaf[index], self._state0)
+
+    def state(self) -> dict[str, Tensor]:
+        """Copies of what a later `load` needs beside segments: int64 `head` and `oldest`, bool `running`, all `[B]`.
+
+        And `shape` int64 `[3]`: slots, rows kept of each, and rows of an unroll.
+        """
+        return {
+            "head": torch.from_numpy(self.head.copy()),
+            "oldest": torch.from_numpy(self.oldest.copy()),
+            "running": torch.from_numpy(self._running.copy()),
+            "shape": torch.tensor(self._shape),
+        }
+
+    def since(self, mark: Tensor | None = None, limit: int = _SEGMENT) -> Iterator[dict[str, Tensor]]:
+        """Segments of the rows that came after the mark and are still there, made one by one; none may come meanwhile.
+
+        A segment is a flat dictionary of contiguous tensors that share no memory with the replay:
+
+            begin, end      int64 [B]       rows `begin[s] .. end[s]-1` of slot s; both 0 where it has none
+            columns.NAME    [N, ...]        their entries, slot by slot
+            state0.LEAF     [U, ...]        recurrent states before those of them that began an unroll
+            obs.LEAF.NAME   [M, ...]        their observations and that of row `end[s]`, as the store has them
+
+        It does not refer to other segments: a frame that its first row shares with the row before is in it. It begins
+        two rows early, because a `restart` changes the last two, and replaces the observation after them.
+
+        Args:
+            mark: int64 `[B]`, `head` of the state that the last segments were saved with; None for all that is there.
+            limit: Bytes of a segment, about: that many rows of the mean size. It is up to k times as many where most
+                rows begin a new stack of k frames.
+
+        Raises:
+            ValueError: If the mark is ahead of the replay.
+        """
+        before = np.zeros_like(self.head) if mark is None else mark.numpy()
+        if (before > self.head).any():
+            raise ValueError(f"the rows {self.head.tolist()} of the slots have not come to {before.tolist()} yet")
+        begin, end = np.maximum(before - _CHANGED, self.oldest), self.head.copy()
+        length = max(limit * self.kept // self.bytes, 1)
+        starts = range(0, int((end - begin).max()), length)
+        return (self._segment(begin + start, np.minimum(begin + start + length, end)) for start in starts)
+
+    def load(self, state: Mapping[str, Tensor], segments: Iterable[Mapping[str, Tensor]]) -> None:
+        """Makes an empty replay the one that was saved: all that is read, and all that comes, is the same from now on.
+
+        Args:
+            state: From `state`.
+            segments: From `since`, oldest first: all up to those that the state was saved with, but for such as are
+                not `needed` any more. They are read one by one.
+
+        Raises:
+            KeyError: A tensor is missing.
+            ValueError: If the replay is not empty, or not laid out as the one that was saved, or if rows are missing;
+                what it holds then is not defined.
+        """
+        if self.head.any():
+            raise ValueError("a replay that holds rows cannot be loaded; make a new one")
+        if (shape := state["shape"].tolist()) != self._shape:
+            saved, own = ("{} slots x {} rows in unrolls of {}".format(*each) for each in (shape, self._shape))
+            raise ValueError(f"a replay of {saved} was saved, and this one has {own}; make one of the same settings")
+        head, oldest = state["head"].numpy(), state["oldest"].numpy()
+        begin, end = np.zeros_like(self.head), np.zeros_like(self.head)  # without a gap, so far
+        for segment in segments:
+            first, last = segment["begin"].numpy(), segment["end"].numpy()
+            self._put(segment, first, last)
+            begin = np.where((last > first) & (first > end), first, begin)
+            end = np.where(last > first, last, end)
+        if (begin > oldest).any() or (end != head).any():
+            raise ValueError(
+                f"the segments bring rows {begin.tolist()} to {end.tolist()} of the slots, and {oldest.tolist()} to "
+                f"{head.tolist()} were there; some are missing, or they are out of order"
+            )
+        self.head[:], self.oldest[:], self._running[:] = head, oldest, state["running"].numpy()
+
+    def _segment(self, begin: Index, end: Index) -> dict[str, Tensor]:
+        """Copies of rows `begin[s] .. end[s]-1` of every slot s, and of the observation after them."""
+        some = end > begin
+        begin, end = np.where(some, begin, 0), np.where(some, end, 0)
+        slots, rows = spans(begin, end)
+        owners, unrolls = spans(*self._unrolls(begin, end))
+        states = tree.leaves(self.state0(owners, unrolls * self.unroll))
+        segment = {"begin": torch.from_numpy(begin), "end": torch.from_numpy(end)}
+        segment |= {f"columns.{name}": self.column(name, slots, rows) for name in self._columns}
+        segment |= {f"state0.{leaf}": state for leaf, state in enumerate(states)}
+        for leaf, store in enumerate(self._stores):
+            segment |= {f"obs.{leaf}.{name}": value for name, value in store.saved(begin, end + some).items()}
+        return segment
+
+    def _put(self, segment: Mapping[str, Tensor], begin: Index, end: Index) -> None:
+        """Writes what `_segment` returned."""
+        rows, unrolls = spans(begin, end), spans(*self._unrolls(begin, end))
+        for name, column in self._columns.items():
+            put(column, *rows, segment[f"columns.{name}"])
+        for leaf, ring in enumerate(tree.leaves(self._state0)):
+            put(ring, *unrolls, segment[f"state0.{leaf}"])
+        for leaf, store in enumerate(self._stores):
+            prefix = f"obs.{leaf}."
+            own = {name.removeprefix(prefix): value for name, value in segment.items() if name.startswith(prefix)}
+            store.load(own, begin, end + (end > begin))
+
+    def _unrolls(self, begin: Index, end: Index) -> tuple[Index, Index]:
+        """Of the unrolls that begin in rows `begin .. end-1`, the first, and after the last."""
+        return -(-begin // self.unroll), -(-end // self.unroll)
 
     def _append(self, trajectory: Trajectory, columns: Index) -> None:
         """Takes in columns of different slots."""
@@ -197,6 +319,14 @@ class _Whole:
         """As `Frames.read`."""
         kept = self._array.shape[1]
         return self._flat.index_select(0, torch.from_numpy(slots * kept + rows % kept))
+
+    def saved(self, begin: Index, end: Index) -> dict[str, Tensor]:
+        """As `Frames.saved`; the observations are `whole` `[N, *O]`."""
+        return {"whole": self.read(*spans(begin, end))}
+
+    def load(self, tensors: Mapping[str, Tensor], begin: Index, end: Index) -> None:
+        """As `Frames.load`."""
+        put(torch.from_numpy(self._array), *spans(begin, end), tensors["whole"])
 
     def oldest(self, oldest: Index, head: Index) -> Index:
         """Nothing is overwritten early."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from slipstream.replay.prioritized import Proportional
+from slipstream.replay.ring import spans
 from slipstream.replay.rows import Rows
 from slipstream.types import Trajectory
 
@@ -54,17 +57,15 @@ class Windows:
         self._stride, self._span = stride, span
         self._places = rows.kept // stride
         self._priorities = Proportional(rows.slots * self._places, alpha) if alpha > 0 else None
-        self._begin = np.zeros(rows.slots, np.int64)  # windows, counted in strides: oldest, and after the newest
-        self._end = np.zeros(rows.slots, np.int64)
+        self._begin, self._end = self._there()
 
     def append(self, trajectory: Trajectory) -> None:
         """Takes in a slab."""
         self.rows.append(trajectory)
-        begin = -(-self.rows.oldest // self._stride)
-        end = np.maximum((self.rows.head - self._span) // self._stride + 1, self._end)
+        begin, end = self._there()
         if self._priorities is not None:
-            self._priorities.remove(self._item(*_ranges(self._begin, np.minimum(begin, self._end))))
-            slots, windows = _ranges(np.maximum(self._end, begin), end)
+            self._priorities.remove(self._item(*spans(self._begin, np.minimum(begin, self._end))))
+            slots, windows = spans(np.maximum(self._end, begin), end)
             drawable = self._drawable(slots, windows * self._stride)
             self._priorities.insert(self._item(slots[drawable], windows[drawable]))
         self._begin, self._end = begin, end
@@ -75,6 +76,37 @@ class Windows:
         if self._priorities is not None and self._stride == 1:
             slots = np.flatnonzero((self._end == self.rows.head) & (self._end > 0))
             self._priorities.remove(self._item(slots, self._end[slots] - 1))
+
+    def state(self) -> dict[str, Tensor]:
+        """Copies of what a later `load` needs beside segments: `Rows.state`, and `Proportional.state` if any.
+
+        Rows are written once, however often a replay is saved:
+
+            state = windows.state()
+            for segment in windows.since(mark): ...     # to the disk, to stay there while `rows.needed`
+            mark = state["head"]
+        """
+        return self.rows.state() | ({} if self._priorities is None else self._priorities.state())
+
+    def since(self, mark: Tensor | None = None) -> Iterator[dict[str, Tensor]]:
+        """Segments of the rows that came after the mark; see `Rows.since`."""
+        return self.rows.since(mark)
+
+    def load(self, state: Mapping[str, Tensor], segments: Iterable[Mapping[str, Tensor]]) -> None:
+        """Makes empty windows those that were saved: everything that is drawn from now on has the same bits.
+
+        Args:
+            state: From `state`.
+            segments: As for `Rows.load`.
+
+        Raises:
+            KeyError: A tensor is missing.
+            ValueError: As `Rows.load`.
+        """
+        self.rows.load(state, segments)
+        self._begin, self._end = self._there()
+        if self._priorities is not None:
+            self._priorities.load(state)
 
     @property
     def priorities(self) -> Proportional | None:
@@ -117,6 +149,11 @@ class Windows:
         if self._priorities is not None:
             self._priorities.update(self._item(slots, rows // self._stride), errors)
 
+    def _there(self) -> tuple[Index, Index]:
+        """Windows of every slot that are there, counted in strides: the oldest, and after the newest."""
+        begin = -(-self.rows.oldest // self._stride)
+        return begin, np.maximum((self.rows.head - self._span) // self._stride + 1, 0)
+
     def _uniform(self, generator: np.random.Generator, shape: tuple[int, int]) -> tuple[Index, Index]:
         """Slots and windows, each as likely as any other."""
         counts = np.maximum(self._end - self._begin, 0)
@@ -138,11 +175,3 @@ class Windows:
     def _item(self, slots: Index, windows: Index) -> Index:
         """Number of a window in the tree."""
         return slots * self._places + windows % self._places
-
-
-def _ranges(begin: Index, end: Index) -> tuple[Index, Index]:
-    """The numbers `begin[s] .. end[s]-1` of every slot s: slots and numbers, one after the other."""
-    counts = np.maximum(end - begin, 0)
-    slots = np.repeat(np.arange(len(counts)), counts)
-    offset = np.arange(len(slots)) - np.repeat(counts.cumsum() - counts, counts)
-    return slots, begin[slots] + offset
