@@ -47,8 +47,9 @@ def main() -> None:
     }
     before, start = resident(), time.perf_counter()
     training = Training(configure("dqn", args.env, settings))
-    replay = training.learner.replay
-    assert replay is not None
+    windows = training.learner.windows
+    assert windows is not None
+    replay = windows.rows
     curve: list[tuple[int, int]] = []
     try:
         for report in training:

@@ -22,7 +22,7 @@ from slipstream.nets.actor_critic import ActorCritic
 from slipstream.nets.policy import ActorCriticPolicy, Policy
 from slipstream.reconstruction import Reconstruction
 from slipstream.replay.mixer import Mixer
-from slipstream.replay.rows import Rows
+from slipstream.replay.windows import Windows
 from slipstream.rewards import TrainingReward
 from slipstream.tape import RowByRow, Tape, Told
 from slipstream.types import Trajectory, Weights
@@ -51,6 +51,11 @@ class Learns(Protocol):
         """Parts whose gradients are summed in order."""
         ...
 
+    @property
+    def windows(self) -> Windows | None:
+        """The replay; None where there is none."""
+        ...
+
     def weights(self) -> Weights:
         """A snapshot of the policy, for collectors that do not share its memory."""
         ...
@@ -77,11 +82,11 @@ class Learns(Protocol):
         ...
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """All that a later `load` needs: tensors by name, and plain JSON facts."""
+        """All that a later `load` needs but for the replay: tensors by name, and plain JSON facts."""
         ...
 
     def load(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        """Continues from what `state` returned.
+        """Continues from what `state` returned; a replay is loaded before, or stays empty.
 
         Raises:
             RuntimeError: If names or shapes of the policy's tensors differ (PyTorch lists them).
@@ -146,9 +151,9 @@ class Learner:
         return self._parts
 
     @property
-    def replay(self) -> Rows | None:
+    def windows(self) -> Windows | None:
         """The replay; None where there is none."""
-        return None if self._mixer is None else self._mixer.rows
+        return None if self._mixer is None else self._mixer.windows
 
     def weights(self) -> Weights:
         """A snapshot of the policy, for collectors that do not share its memory."""

@@ -21,7 +21,6 @@ from slipstream.learner import snapshot
 from slipstream.loader import Loader
 from slipstream.nets.policy import ExploringPolicy, Policy
 from slipstream.replay.options import LEAST_RATIO
-from slipstream.replay.rows import Rows
 from slipstream.replay.windows import Drawn, Windows
 from slipstream.rewards import TrainingReward
 from slipstream.tape import Tape
@@ -99,18 +98,13 @@ class ReplayLearner:
         return self._shards
 
     @property
-    def replay(self) -> Rows:
-        """The rows of the replay."""
-        return self._windows.rows
-
-    @property
     def due_at(self) -> int:
         """Collected steps at which the next gradient step is due."""
         return math.ceil(self._begins + (self._gradient_steps + 1) / self._ratio)
 
     @property
     def windows(self) -> Windows:
-        """What may be drawn of them, and how likely."""
+        """The replay."""
         return self._windows
 
     def weights(self) -> Weights:
@@ -173,7 +167,7 @@ class ReplayLearner:
         self._reward.restart_episodes()
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """All that a later `load` needs but for the replay's rows: tensors by name, and plain JSON facts."""
+        """All that a later `load` needs but for the replay: tensors by name, and plain JSON facts."""
         tensors = {f"return_scale.{name}": value for name, value in self._reward.scale.state_dict().items()}
         for kind, networks in (("", self._networks), ("target.", self._target)):
             tensors |= {f"{kind}policy.{name}": value for name, value in networks.policy.state_dict().items()}
@@ -185,13 +179,15 @@ class ReplayLearner:
             "steps": self.steps,
             "shards": self.shards,
             "gradient_steps": self._gradient_steps,
+            "begins": str(self._begins),
         }
         return tensors, facts
 
     def load(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        """Continues from what `state` returned, with an empty replay.
+        """Continues from what `state` returned; the replay is loaded before, or stays empty.
 
-        As many steps as before the first gradient step are collected before the next one; they are not made up for.
+        With an empty one, as many steps as before the first gradient step are collected before the next one; they are
+        not made up for.
 
         Raises:
             RuntimeError: If names or shapes of a network's tensors differ (PyTorch lists them).
@@ -204,6 +200,9 @@ class ReplayLearner:
             descent.load(f"optimizer.{part}", tensors)
         self.version, self.steps = int(facts["version"]), int(facts["steps"])
         self._gradient_steps = int(facts["gradient_steps"])
+        if self._windows.rows.head.any():
+            self._begins = Fraction(facts["begins"])
+            return
         # As if all gradient steps so far had been due, and the next `learning_starts` steps were the first of all.
         self._begins = self.steps + self._algorithm.replay.learning_starts - self._gradient_steps / self._ratio
 

@@ -15,6 +15,7 @@ from slipstream.run.training import Training
 
 SIZE = {"num_envs": 4, "lanes": 2, "unroll": 8, "total_steps": 10_000, "seed": 3, "net.hidden": [8]}
 PPO = {"algo.batch_size": 16, "algo.epochs": 2, "net.normalize_obs": True}
+REPLAY = {"algo.replay.capacity": 64, "algo.replay.learning_starts": 32, "algo.batch_size": 8}
 UPDATES = 6
 
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -33,10 +34,20 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "a2c, forwards reused": ("a2c", "CartPole-v1", {"schedule": "concurrent", "algo.reuse_forward": True}),
     "impala, concurrent": ("impala", "CartPole-v1", {"schedule": "concurrent"}),
     "appo, concurrent": ("appo", "CartPole-v1", {"schedule": "concurrent", "algo.batch_size": 16}),
+    "dqn": ("dqn", "CartPole-v1", REPLAY),
+    "rainbow, concurrent": ("rainbow", "CartPole-v1", {**REPLAY, "schedule": "concurrent"}),
+    "r2d2": ("r2d2", "CartPole-v1", {**REPLAY, "algo.replay.capacity": 512, "algo.length": 8, "algo.burn_in": 4}),
+    "sac, concurrent": ("sac", "Pendulum-v1", {**REPLAY, "schedule": "concurrent"}),
+    "td3": ("td3", "Pendulum-v1", REPLAY),
+    "appo, with a replay": (
+        "appo",
+        "CartPole-v1",
+        {"schedule": "concurrent", "algo.batch_size": 16, "algo.replay.proportion": 1, "algo.replay.capacity": 128},
+    ),
     "step times": ("ppo", "toy:step_time", {**PPO, "env_options.kwargs": {"mean_ms": 0.01, "length": 5}}),
 }
 
-Saved = tuple[bytes, str]
+Saved = tuple[bytes, str, list[bytes]]
 
 
 def run(case: str, placement: dict[str, Any], updates: int, saved: Saved | None = None) -> tuple[list[str], Saved]:
@@ -45,18 +56,24 @@ def run(case: str, placement: dict[str, Any], updates: int, saved: Saved | None 
     where = {f"placement.{key}": value for key, value in placement.items()}
     training = Training(configure(algo, env, {**SIZE, **settings, **where}))
     if saved is not None:
-        training.load(safetensors.torch.load(saved[0]), json.loads(saved[1]))
+        segments = [safetensors.torch.load(segment) for segment in saved[2]]
+        training.load(safetensors.torch.load(saved[0]), json.loads(saved[1]), segments or None)
     found: list[str] = []
     try:
         for report in training:
             tensors, facts = training.state()
+            windows = training.learner.windows
+            if windows is not None:
+                tensors |= {f"replay.{name}": value for name, value in windows.state().items()}
             state = {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}
             digest = hashlib.sha256(repr((report.episodes, report.steps, sorted(state))).encode())
             for _, tensor in sorted(state.items()):
                 digest.update(tensor.numpy().tobytes())
             found.append(digest.hexdigest())
             if report.update == updates:
-                return found, (safetensors.torch.save(state), json.dumps(facts))
+                segments = windows.since() if windows is not None else ()
+                kept = [safetensors.torch.save(segment) for segment in segments]
+                return found, (safetensors.torch.save(state), json.dumps(facts), kept)
     finally:
         training.close()
     raise AssertionError("the run ended early")

@@ -24,11 +24,12 @@ SMALL = {
 }
 
 
-def configuration(root: Path, env: str = "CartPole-v1", **changes: Any) -> Config:
+def configuration(root: Path, env: str = "CartPole-v1", algo: str = "ppo", **changes: Any) -> Config:
     """PPO on CartPole for 210 steps at most, unless told otherwise; dots in keys are written as two underscores."""
     dotted = {key.replace("__", "."): value for key, value in changes.items()}
     values = {"total_steps": 200, "log.dir": str(root), "log.metrics_every": 40, "log.tensorboard": False}
-    return presets.configure("ppo", env, {**SMALL, **values, **dotted})
+    small = SMALL if algo == "ppo" else {key: value for key, value in SMALL.items() if not key.startswith("algo.")}
+    return presets.configure(algo, env, {**small, **values, **dotted})
 
 
 def train(root: Path, parts: Parts | None = None, **changes: Any) -> Trained:

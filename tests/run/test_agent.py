@@ -16,7 +16,7 @@ from slipstream import tree
 from slipstream.envs import check_env, make_envs
 from slipstream.nets.policy import Policy
 from slipstream.run.agent import Agent
-from slipstream.run.checkpoint import CheckpointError
+from slipstream.run.files import CheckpointError
 from slipstream.run.presets import configure
 from slipstream.run.settings import ConfigError
 from slipstream.types import EnvSpec

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from slipstream.run import checkpoint
-from slipstream.run.checkpoint import CheckpointError
+from slipstream.run.files import CheckpointError
 from tests.run.reports import spec
 
 

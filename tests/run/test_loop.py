@@ -19,10 +19,10 @@ import torch
 
 from slipstream.envs import EnvError
 from slipstream.run import checkpoint, evaluate, metrics
-from slipstream.run.checkpoint import CheckpointError
 from slipstream.run.config import CALLABLE
 from slipstream.run.directory import RunDirectory
 from slipstream.run.evaluate import Evaluation
+from slipstream.run.files import CheckpointError
 from slipstream.run.loop import Parts
 from slipstream.run.progress import Progress
 from slipstream.run.settings import ConfigError

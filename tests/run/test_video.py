@@ -14,7 +14,7 @@ from PIL import Image
 from slipstream.envs import EnvError
 from slipstream.run import presets, video
 from slipstream.run.agent import Agent
-from slipstream.run.checkpoint import CheckpointError
+from slipstream.run.files import CheckpointError
 from slipstream.types import EnvSpec
 
 

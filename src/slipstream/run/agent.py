@@ -28,6 +28,7 @@ from slipstream.run.checkpoint import Checkpoint
 from slipstream.run.config import CALLABLE, Config
 from slipstream.run.directory import RunDirectory, to_yaml
 from slipstream.run.evaluate import Evaluation, one_math_thread
+from slipstream.run.files import writing
 from slipstream.run.loop import EnvFactory, Parts, Trained
 from slipstream.run.presets import configure
 from slipstream.tree import Tree
@@ -143,7 +144,7 @@ class Agent:
         folder = Path(path)
         if folder.exists():
             raise FileExistsError(f"{folder} exists; save writes a new directory, so give it another name")
-        with checkpoint.writing(folder):
+        with writing(folder):
             folder.mkdir(parents=True, mode=0o700)
             (folder / "config.yaml").write_text(to_yaml(self.config))
         tensors = {f"policy.{name}": value for name, value in self.policy.state_dict().items()}

@@ -4,6 +4,7 @@
         tensors.safetensors     weights, optimiser, normalisers
         facts.json              counters and whatever else is not a tensor
         MANIFEST.json           format, step, score, spaces of the env, SHA-256 of the two files and of itself
+    checkpoints/replay/         what the replays of the checkpoints are made of, see segments.py
 
 A checkpoint is written into a temporary directory, flushed to the disk and renamed, so a kill or a full disk at any
 moment leaves the older ones as they were. The newest is the one with the highest step, whatever the clock says.
@@ -11,12 +12,10 @@ moment leaves the older ones as they were. The newest is the one with the highes
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import shutil
 import warnings
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,17 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from slipstream.run import spaces
+from slipstream.run import segments, spaces
+from slipstream.run.files import (
+    CheckpointError,
+    digest,
+    flush_directory,
+    free,
+    listed,
+    read_listed,
+    size,
+    write_flushed,
+)
 from slipstream.types import EnvSpec
 
 FORMAT = 1
@@ -35,24 +44,6 @@ FORMAT = 1
 _TENSORS, _FACTS, _MANIFEST = "tensors.safetensors", "facts.json", "MANIFEST.json"
 
 Json = dict[str, Any]
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint that could not be written, is damaged, or belongs to something else."""
-
-
-@contextmanager
-def writing(place: Path) -> Generator[None]:
-    """Context in which files below `place` are written.
-
-    Raises:
-        CheckpointError: If that is not possible; it has the reason and the space that is left.
-    """
-    try:
-        yield
-    except OSError as error:
-        reason = str(error.strerror or error).partition("\n")[0]
-        raise CheckpointError(f"cannot write {place}: {reason} ({_free(place)})") from error
 
 
 @dataclass(frozen=True)
@@ -121,24 +112,35 @@ class Checkpoint:
                 f"{self.path} does not fit the network; give the torso or policy that the run was trained with: {error}"
             ) from error
 
-    def check(self) -> None:
+    @property
+    def segments(self) -> list[Json]:
+        """Those that its replay is made of; empty if it has none."""
+        return self.manifest.get("replay", [])  # older checkpoints have none
+
+    def replay(self) -> Iterator[dict[str, Tensor]]:
+        """The tensors of its segments, one after the other.
+
+        Raises:
+            CheckpointError: If one is damaged or missing.
+        """
+        return segments.read(self.path.parent, self.segments)
+
+    def check(self, *, replay: bool = False) -> None:
         """Reads every file against its hash.
+
+        Args:
+            replay: Whether to check the segments of its replay too.
 
         Raises:
             CheckpointError: If one is damaged or missing.
         """
         for name in (_TENSORS, _FACTS):
             self._read(name)
+        for _ in segments.contents(self.path.parent, self.segments if replay else ()):
+            pass
 
     def _read(self, name: str) -> bytes:
-        expected = self.manifest["files"][name]
-        try:
-            content = (self.path / name).read_bytes()
-        except OSError as error:
-            raise CheckpointError(f"{self.path / name} cannot be read: {error.strerror}") from error
-        if len(content) != expected["bytes"] or _digest(content) != expected["sha256"]:
-            raise CheckpointError(f"{self.path / name} is damaged: {len(content)} bytes that do not match its hash")
-        return content
+        return read_listed(self.path / name, self.manifest["files"][name])
 
 
 def save(
@@ -148,8 +150,18 @@ def save(
     facts: Mapping[str, Any],
     spec: EnvSpec,
     score: float | None = None,
+    replay: Sequence[segments.Listed] = (),
 ) -> Checkpoint:
     """Writes `root/{steps}` and returns it; the state of a step is written once.
+
+    Args:
+        root: Directory of the checkpoints.
+        steps: Agent decisions so far.
+        tensors: By name.
+        facts: Whatever else there is, for JSON.
+        spec: The environments.
+        score: What it is ranked by.
+        replay: The segments that the replay is made of, which have been written.
 
     Raises:
         CheckpointError: If the disk is full or can't be written; older checkpoints are kept as they are.
@@ -180,7 +192,8 @@ def save(
         "frame_stack": spec.frame_stack,
         "observation_space": spaces.describe(spec.observation_space),
         "action_space": spaces.describe(spec.action_space),
-        "files": {name: {"bytes": len(content), "sha256": _digest(content)} for name, content in files.items()},
+        "files": {name: listed(content) for name, content in files.items()},
+        "replay": list(replay),
     }
     files[_MANIFEST] = _seal(manifest)
     try:
@@ -232,8 +245,12 @@ def read(path: Path) -> Checkpoint:
     return Checkpoint(path, manifest["steps"], manifest["score"], manifest)
 
 
-def newest(root: Path) -> Checkpoint:
+def newest(root: Path, *, replay: bool = False) -> Checkpoint:
     """The newest whole checkpoint; a damaged newer one is passed over with a warning, never in silence.
+
+    Args:
+        root: Directory of the checkpoints.
+        replay: Whether its replay must be whole too.
 
     Raises:
         CheckpointError: If there is none.
@@ -242,7 +259,7 @@ def newest(root: Path) -> Checkpoint:
     for path in _paths(root):
         try:
             found = read(path)
-            found.check()
+            found.check(replay=replay)
         except CheckpointError as error:
             problems.append(str(error))
             continue
@@ -291,6 +308,8 @@ def best(root: Path) -> Checkpoint:
 def prune(root: Path, keep_last: int) -> None:
     """Removes all but the last `keep_last` checkpoints and the best; damaged ones do not count and stay.
 
+    Of the best only what it needs to be looked at is kept: a replay goes with the last checkpoints.
+
     Raises:
         CheckpointError: If one can't be removed.
     """
@@ -300,6 +319,10 @@ def prune(root: Path, keep_last: int) -> None:
     for item in found:
         if item.path not in keep:
             _remove(item.path)
+    try:
+        segments.sweep(root, [segment for item in found[:keep_last] for segment in item.segments])
+    except OSError as error:
+        raise CheckpointError(f"cannot remove old segments in {root}: {error.strerror or error}") from error
 
 
 def _rank(item: Checkpoint) -> tuple[float, int]:
@@ -320,15 +343,11 @@ def _sound(root: Path) -> Iterable[Checkpoint]:
             continue
 
 
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
 def _seal(manifest: Json) -> bytes:
     """The manifest's text, which carries the hash of its own content."""
     content = {key: value for key, value in manifest.items() if key != "sha256"}
-    digest = _digest(json.dumps(content, sort_keys=True).encode())
-    return json.dumps(content | {"sha256": digest}, indent=1).encode()
+    sealed = digest(json.dumps(content, sort_keys=True).encode())
+    return json.dumps(content | {"sha256": sealed}, indent=1).encode()
 
 
 def _write_directory(root: Path, final: Path, files: Mapping[str, bytes]) -> None:
@@ -340,16 +359,13 @@ def _write_directory(root: Path, final: Path, files: Mapping[str, bytes]) -> Non
     try:
         temporary.mkdir()
         for name, content in files.items():
-            with (temporary / name).open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-        _sync_directory(temporary)
+            write_flushed(temporary / name, content)
+        flush_directory(temporary)
         temporary.rename(final)
     except OSError:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    _sync_directory(root)
+    flush_directory(root)
 
 
 def _remove(path: Path) -> None:
@@ -361,30 +377,10 @@ def _remove(path: Path) -> None:
         raise CheckpointError(f"cannot remove the checkpoint {path}: {error.strerror or error}") from error
 
 
-def _sync_directory(path: Path) -> None:
-    if os.name == "nt":  # Windows can't open a directory; its rename is journaled.
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _write_problem(root: Path, steps: int, needed: int, error: OSError) -> str:
     kept = _paths(root)
     older = f"the checkpoint at step {kept[0].name} is kept" if kept else "there is no older checkpoint"
     return (
         f"cannot write the checkpoint at step {steps} in {root}: {error.strerror or error} "
-        f"({_size(needed)} needed, {_free(root)}); {older}"
+        f"({size(needed)} needed, {free(root)}); {older}"
     )
-
-
-def _free(place: Path) -> str:
-    """What is left on the disk that `place` is on, or would be on."""
-    there = next(path for path in (place, *place.absolute().parents) if path.exists())
-    return f"{_size(shutil.disk_usage(there).free)} free"
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e6:.1f} MB" if count >= 100_000 else f"{count / 1e3:.1f} kB"

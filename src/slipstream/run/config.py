@@ -93,6 +93,8 @@ class Log:
             Ctrl-C.
         keep_last: Newest checkpoints to keep; the best one is kept beside them: by its evaluation, or by the mean
             return of the last 100 training episodes in a run that does not evaluate.
+        save_replay: Whether checkpoints hold the replay: each writes what is new since the last one, and the disk holds
+            as many bytes as the memory. Without it a resumed run fills a new one.
         eval_every: Steps between two evaluations; 0 for none.
         eval_episodes: Episodes of each evaluation.
     """
@@ -103,6 +105,7 @@ class Log:
     console_every: int = 0
     checkpoint_every: int = 50_000
     keep_last: int = 2
+    save_replay: bool = True
     eval_every: int = 0
     eval_episodes: int = 10
 

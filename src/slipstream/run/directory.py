@@ -27,8 +27,8 @@ from typing import Any, TextIO
 
 import yaml
 
-from slipstream.run.checkpoint import writing
 from slipstream.run.config import Config, from_plain
+from slipstream.run.files import writing
 from slipstream.run.machine import surroundings
 from slipstream.run.settings import ConfigError, plain
 

@@ -178,11 +178,11 @@ def _examine(config: Config) -> tuple[Beside, Memory]:
             checkpoint.save(Path(place), learner.steps, tensors, facts, training.spec, None)
             written = time.perf_counter() - start
             size = sum(file.stat().st_size for file in Path(place).rglob("*") if file.is_file())
-        replay = learner.replay
+        windows = learner.windows
         memory = Memory(
             learner=_bytes(tensors.values()),
             slabs=sum(_bytes(tree.leaves(vars(slab))) for slab in training.slabs),
-            replay=0 if replay is None else replay.bytes,
+            replay=0 if windows is None else windows.rows.bytes,
             peak=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             free=available_memory(),
         )

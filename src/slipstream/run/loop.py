@@ -27,15 +27,17 @@ from slipstream.envs import EnvError, make_envs
 from slipstream.nets.policy import ActorCriticPolicy, Policy
 from slipstream.ranges import crossed
 from slipstream.run import checkpoint, metrics
-from slipstream.run.checkpoint import Checkpoint, CheckpointError
+from slipstream.run.checkpoint import Checkpoint
 from slipstream.run.config import CALLABLE, Config
 from slipstream.run.console import Display
 from slipstream.run.directory import RunDirectory, create
 from slipstream.run.evaluate import Evaluator, slots
+from slipstream.run.files import CheckpointError
 from slipstream.run.learning import replay_line
 from slipstream.run.metrics import Metrics
 from slipstream.run.presets import spelled_out
 from slipstream.run.progress import Observer, Progress
+from slipstream.run.segments import Listed, Segments
 from slipstream.run.settings import ConfigError
 from slipstream.run.signals import Interrupted, Signals
 from slipstream.run.training import Training
@@ -124,7 +126,7 @@ def resume(path: Path, parts: Parts, total_steps: int | None, console: Console, 
     require_callable(config, parts.env, path)
     with ExitStack() as stack:
         stack.enter_context(run.lock())
-        saved = checkpoint.newest(run.checkpoints)
+        saved = checkpoint.newest(run.checkpoints, replay=True)
         tensors, facts = saved.tensors(), saved.facts()
         if "training" not in facts:
             raise ConfigError(f"{path} holds a saved agent, not a run: there is no optimiser state to train on with")
@@ -145,7 +147,7 @@ def resume(path: Path, parts: Parts, total_steps: int | None, console: Console, 
         stack.callback(training.close)
         saved.require(training.spec)
         with saved.fitting():
-            training.load(tensors, facts["training"])
+            training.load(tensors, facts["training"], saved.replay() if saved.segments else None)
         warn_unused(config, training.spec, parts.torso is not None, parts.policy is not None)
         warn_unlearned(config, training.learner)
         run.write_config(config)
@@ -163,7 +165,8 @@ class Checkpoints:
         config: How often and how many.
         progress: The run's counters.
         spec: The environments.
-        state: Everything that must be saved: tensors and facts.
+        state: Everything that must be saved but the replay: tensors and facts.
+        segments: Saves the replay; None if there is none, or it is not to be saved.
     """
 
     def __init__(
@@ -173,8 +176,9 @@ class Checkpoints:
         progress: Progress,
         spec: EnvSpec,
         state: Callable[[], tuple[dict[str, Any], dict[str, Any]]],
+        segments: Segments | None = None,
     ) -> None:
-        self._root, self._log = run.checkpoints, config.log
+        self._root, self._log, self._segments = run.checkpoints, config.log, segments
         self._progress, self._spec, self._state = progress, spec, state
         self._failures = 0
 
@@ -199,7 +203,12 @@ class Checkpoints:
             CheckpointError: If that is not possible; older checkpoints are kept.
         """
         tensors, facts = self._state()
-        checkpoint.save(self._root, self._progress.steps, tensors, facts, self._spec, self._progress.score)
+        replay: Sequence[Listed] = ()
+        if self._segments is not None:
+            state, replay = self._segments.save()
+            tensors |= {f"replay.{name}": value for name, value in state.items()}
+        progress = self._progress
+        checkpoint.save(self._root, progress.steps, tensors, facts, self._spec, progress.score, replay)
         checkpoint.prune(self._root, self._log.keep_last)
         self._failures = 0
 
@@ -238,13 +247,17 @@ def _drive(this: _Run, saved: Checkpoint | None) -> Trained:
             tensors, own = training.state()
             return tensors, {"training": own, "progress": progress.state(), "metrics": rows.state()}
 
-        checkpoints = Checkpoints(run, config, progress, training.spec, state)
+        windows = training.learner.windows
+        segments = None
+        if windows is not None and config.log.save_replay:
+            segments = Segments(run.checkpoints, windows, saved.segments if saved else ())
+        checkpoints = Checkpoints(run, config, progress, training.spec, state, segments)
         evaluators = _evaluators(this)
         stack.callback(lambda: [evaluator.close() for evaluator in evaluators])
         display = Display(progress, _title(config, run, saved), config.log.console_every, this.console)
         stack.callback(display.close)
-        if training.learner.replay is not None:
-            display.say(replay_line(config, training.learner.replay))
+        if windows is not None:
+            display.say(replay_line(config, windows.rows))
         if not training.spec.deterministic:
             display.say(f"{training.spec.id} is not deterministic: the same seed will not give the same run.")
         signals = stack.enter_context(Signals(display.say))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -151,7 +151,7 @@ class Training:
         return self._config.schedule != "async" and self.spec.seeded_every > 0
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """All that must be saved for a resume; to be called between two updates."""
+        """All that must be saved for a resume but the replay; to be called between two updates."""
         tensors, facts = self.learner.state()
         facts["device"] = self.device.type
         barrier = self._barrier
@@ -167,8 +167,15 @@ class Training:
             facts["behaviour"] = barrier.behaviour.version
         return tensors, facts
 
-    def load(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+    def load(
+        self,
+        tensors: dict[str, Tensor],
+        facts: dict[str, Any],
+        replay: Iterable[Mapping[str, Tensor]] | None = None,
+    ) -> None:
         """Continues from what `state` returned; call before iterating.
+
+        With the segments of a `replay`, `tensors` hold its state, named `replay.*`; without them it stays empty.
 
         Another kind of device, or another number of shards, is a warning: the run goes on with other rounding.
         """
@@ -176,6 +183,9 @@ class Training:
         for name, value in here.items():
             if facts[name] != value:
                 warnings.warn(f"this run had {name}={facts[name]}, here it is {value}: bits will differ", stacklevel=2)
+        windows = self.learner.windows
+        if replay is not None and windows is not None:
+            windows.load(under("replay.", tensors), replay)
         self.learner.load(tensors, facts)
         version = self.learner.version
         self._env_seed = dice.env_seed(self._config.seed, "resume", version) if version else self._config.seed

@@ -24,10 +24,10 @@ from slipstream.envs import EnvError, check_env, list_envs
 from slipstream.envs.toy import settings_line
 from slipstream.run import flags, loop, settings, video
 from slipstream.run.agent import load
-from slipstream.run.checkpoint import CheckpointError
 from slipstream.run.config import Config, alias_lines, canonical, known_settings
 from slipstream.run.console import clock, return_text
 from slipstream.run.directory import to_yaml
+from slipstream.run.files import CheckpointError
 from slipstream.run.loop import Parts, Trained
 from slipstream.run.measuring import bench_verb, doctor_verb, refuse_callable, verify_verb
 from slipstream.run.options import (

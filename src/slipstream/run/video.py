@@ -28,6 +28,7 @@ from slipstream.run import checkpoint, sketch
 from slipstream.run.agent import Agent
 from slipstream.run.config import Config
 from slipstream.run.evaluate import one_math_thread
+from slipstream.run.files import writing
 from slipstream.run.loop import vector_columns
 from slipstream.run.presets import family
 from slipstream.run.settings import ConfigError
@@ -164,7 +165,7 @@ def record(
         branch = dice.env_seed(agent.config.seed if seed is None else seed, "watch", episode)
         playback = Playback(agent, stage, branch, greedy, max_steps, reconstruct)
         write = _write_mp4 if path.suffix == ".mp4" else _write_gif
-        with checkpoint.writing(path), one_math_thread():
+        with writing(path), one_math_thread():
             path.parent.mkdir(parents=True, exist_ok=True)
             write(path, iter(playback), stage.fps)
         return Recording(path, playback.reward, playback.steps, playback.ended)

@@ -1,0 +1,84 @@
+"""Files that are whole or absent: hashed, flushed to the disk, renamed into place."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that could not be written, is damaged, or belongs to something else."""
+
+
+@contextmanager
+def writing(place: Path) -> Generator[None]:
+    """Context in which files below `place` are written.
+
+    Raises:
+        CheckpointError: If that is not possible; it has the reason and the space that is left.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = str(error.strerror or error).partition("\n")[0]
+        raise CheckpointError(f"cannot write {place}: {reason} ({free(place)})") from error
+
+
+def digest(content: bytes) -> str:
+    """SHA-256 in hex."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def listed(content: bytes) -> dict[str, Any]:
+    """Size and hash of a file's content, as manifests list them."""
+    return {"bytes": len(content), "sha256": digest(content)}
+
+
+def read_listed(path: Path, expected: Mapping[str, Any]) -> bytes:
+    """The content of a file that a manifest lists.
+
+    Raises:
+        CheckpointError: If it is missing or damaged.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    if len(content) != expected["bytes"] or digest(content) != expected["sha256"]:
+        raise CheckpointError(f"{path} is damaged: {len(content)} bytes that do not match its hash")
+    return content
+
+
+def write_flushed(path: Path, content: bytes) -> None:
+    """Writes a file and has it on the disk when this returns; its name may be lost until its directory is flushed."""
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def flush_directory(path: Path) -> None:
+    """Has the names in a directory on the disk when this returns."""
+    if os.name == "nt":  # Windows can't open a directory; its rename is journaled.
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def free(place: Path) -> str:
+    """What is left on the disk that `place` is on, or would be on."""
+    there = next(path for path in (place, *place.absolute().parents) if path.exists())
+    return f"{size(shutil.disk_usage(there).free)} free"
+
+
+def size(count: int) -> str:
+    """Bytes in words."""
+    return f"{count / 1e6:.1f} MB" if count >= 100_000 else f"{count / 1e3:.1f} kB"

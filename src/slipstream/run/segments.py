@@ -1,0 +1,101 @@
+"""What a replay has taken in, on disk: files that are written once and shared by the checkpoints that need them.
+
+    checkpoints/replay/5f3a....safetensors      rows that came between two checkpoints, named by their hash
+
+A checkpoint's manifest lists those that its replay is made of, oldest first. A file goes when no checkpoint that a run
+can go on from lists it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from slipstream.replay.rows import needed
+from slipstream.replay.windows import Windows
+from slipstream.run.files import CheckpointError, flush_directory, free, listed, read_listed, write_flushed
+
+FOLDER = "replay"
+"""Of the segments, beside the checkpoints."""
+
+Listed = Mapping[str, Any]
+"""A segment as manifests list it: its file's name, size and hash, and for each slot the row after its last."""
+
+
+class Segments:
+    """Saves a replay piece by piece.
+
+    Args:
+        root: Directory of the checkpoints.
+        windows: The replay.
+        before: What the checkpoint that a run goes on from lists.
+    """
+
+    def __init__(self, root: Path, windows: Windows, before: Sequence[Listed] = ()) -> None:
+        self._folder, self._windows = root / FOLDER, windows
+        self._listed = list(before)
+        self._mark: Tensor | None = windows.rows.state()["head"] if before else None
+
+    def save(self) -> tuple[dict[str, Tensor], list[Listed]]:
+        """Writes the rows that have come since the last time; returns the replay's small state, and all its segments.
+
+        Raises:
+            CheckpointError: If that is not possible; the next time writes what is missing.
+        """
+        state = self._windows.state()
+        kept = [segment for segment in self._listed if needed(torch.tensor(segment["end"]), state["oldest"])]
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            kept += [self._write(tensors) for tensors in self._windows.since(self._mark)]
+            flush_directory(self._folder)
+        except OSError as error:
+            reason = error.strerror or error
+            raise CheckpointError(
+                f"cannot write the replay in {self._folder}: {reason} ({free(self._folder)})"
+            ) from error
+        self._listed, self._mark = kept, state["head"]
+        return state, kept
+
+    def _write(self, tensors: Mapping[str, Tensor]) -> Listed:
+        content = safetensors.torch.save(dict(tensors))
+        entry = listed(content)
+        name = f"{entry['sha256']}.safetensors"
+        temporary = self._folder / f".writing-{name}"
+        try:
+            write_flushed(temporary, content)
+            temporary.rename(self._folder / name)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+        return {"name": name, **entry, "end": tensors["end"].tolist()}
+
+
+def read(root: Path, segments: Iterable[Listed]) -> Iterator[dict[str, Tensor]]:
+    """The segments' tensors, one after the other.
+
+    Raises:
+        CheckpointError: If a file is missing or damaged.
+    """
+    return (safetensors.torch.load(content) for content in contents(root, segments))
+
+
+def contents(root: Path, segments: Iterable[Listed]) -> Iterator[bytes]:
+    """The segments' files, checked against their hashes; errors as `read`."""
+    return (read_listed(root / FOLDER / Path(segment["name"]).name, segment) for segment in segments)
+
+
+def sweep(root: Path, keep: Iterable[Listed]) -> None:
+    """Removes all segments but those to keep, and what a kill has left of others.
+
+    Raises:
+        OSError: If one can't be removed.
+    """
+    names = {segment["name"] for segment in keep}
+    for path in (root / FOLDER).glob("*") if (root / FOLDER).is_dir() else ():
+        if path.name not in names:
+            path.unlink()
