@@ -1,4 +1,4 @@
-"""Collecting: lanes x policy -> trajectory. The same code in every placement, and the sole author of `valid`."""
+"""Collecting: lanes x policy -> trajectory, the same in every placement. It and `ready` alone write `valid`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from slipstream import dice, slab, tree
+from slipstream.episodes import Episodes
 from slipstream.nets.actor_critic import ActorCritic
 from slipstream.nets.policy import Outputs, Policy
 from slipstream.standing import SlotState
@@ -130,7 +131,8 @@ class Collector:
     def __init__(self, given: Assignment) -> None:
         self.lanes = tuple(given.lanes)
         self._refresh, self._every_row, self._tapes = given.refresh, given.every_row, given.tapes
-        self._lanes = [_Lane(given, lane) for lane in given.lanes]
+        views: dict[Place, _View] = {}  # one lane after the other comes to a place
+        self._lanes = [_Lane(given, lane, views) for lane in given.lanes]
         self._rows = given.slabs[0].rows
         self._stopped = False
 
@@ -184,8 +186,8 @@ class Collector:
             env_seconds += received - start
             infer_seconds += time.perf_counter() - received
         return Collected(
-            steps=sum(lane.steps for lane in self._lanes),
-            episodes=tuple(episode for lane in self._lanes for episode in lane.episodes),
+            steps=sum(lane.episodes.steps for lane in self._lanes),
+            episodes=tuple(episode for lane in self._lanes for episode in lane.episodes.ended),
             env_seconds=env_seconds,
             infer_seconds=infer_seconds,
         )
@@ -194,36 +196,27 @@ class Collector:
 class _Lane:
     """One lane's place in time: its last observation, recurrent state and running episodes."""
 
-    def __init__(self, given: Assignment, lane: int) -> None:
+    def __init__(self, given: Assignment, lane: int, views: dict[Place, _View]) -> None:
         part = given.envs.spec.slots(lane)
         size = part.stop - part.start
         self._envs, self._lane, self._policy, self._device = given.envs, lane, given.policy, given.device
-        self._slots = part
         self._slot = torch.arange(part.start, part.stop, device=given.device)
         self._slabs, self._tapes = given.slabs, given.tapes
         self._graphs = given.graphs
         self._tape: list[Outputs] | None = None
-        self._views: dict[Place, _View] = {}
+        self._views = views
         self._keys = dice.keys(given.seed, "act", range(part.start, part.stop))
         self._row = given.row
         self._state: Tree = slab.tensors(given.policy.initial_state(size), given.device)
         self._step: EnvStep | None = None
-        self._dead: BoolArray = np.zeros(size, np.bool_)
-        self._return, self._shaped = np.zeros(size, np.float64), np.zeros(size, np.float64)
-        self._length = np.zeros(size, np.int64)
-        self.steps = 0
-        self.episodes: list[Episode] = []
+        self.episodes = Episodes(part)
 
     def state(self) -> SlotState:
-        cells = (self._return, self._shaped, self._length)
-        reward, shaped, length = (torch.from_numpy(cell.copy()) for cell in cells)
-        memory = tuple(leaf.detach().cpu().clone() for leaf in tree.leaves(self._state))
-        return SlotState(torch.full((len(self._dead),), self._row), reward, shaped, length, memory)
+        return self.episodes.state(self._row, tuple(leaf.detach().cpu().clone() for leaf in tree.leaves(self._state)))
 
     def load(self, state: SlotState) -> None:
         self._row = int(state.row[0])
-        for to, cell in zip((self._return, self._shaped, self._length), state[1:4], strict=True):
-            to[...] = cell.numpy()
+        self.episodes.load(state)
         for to, leaf in zip(tree.leaves(self._state), state.memory, strict=True):
             to.copy_(leaf)
 
@@ -235,7 +228,7 @@ class _Lane:
         self._view, self._array = self._views[place].tensors, self._views[place].arrays
         rows = self._view.rows
         self._dice = torch.from_numpy(dice.uniform(self._keys, self._row, rows + 1, self._policy.dice_width))
-        self.steps, self.episodes = 0, []
+        self.episodes.open()
         if self._tapes:
             tape = self._tapes[place.slab]
             self._policy, self._tape = tape.policy, tape.lanes[self._lane]
@@ -243,7 +236,7 @@ class _Lane:
             self._state = _detached(self._state)
         if self._step is None:
             self._step = self._envs.recv(self._lane)
-            self._dead = self._step.ended.copy()
+            self.episodes.dead[:] = self._step.ended
         _write(self._array.obs, 0, self._step.obs)
         tree.map(lambda to, state: to.copy_(state), self._view.state0, self._state)
         self._view.slot.copy_(self._slot)
@@ -258,8 +251,9 @@ class _Lane:
         for name, value in act.extras.items():
             self._view.extras[name][t] = value
         self._state = act.state
-        if self._policy.recurrent and self._dead.any():
-            alive = torch.from_numpy(~self._dead).to(self._device)
+        dead = self.episodes.dead
+        if self._policy.recurrent and dead.any():
+            alive = torch.from_numpy(~dead).to(self._device)
             with torch.set_grad_enabled(self._tape is not None):
                 self._state = slab.keep(self._state, alive)
         return self._array.action[t]
@@ -271,21 +265,13 @@ class _Lane:
     def receive(self, t: int) -> None:
         """Waits for what the actions of row t caused and records it, with the observation of row t+1."""
         step = self._step = self._envs.recv(self._lane)
-        arrays, valid = self._array, ~self._dead
+        arrays = self._array
         _write(arrays.obs, t + 1, step.obs)
         arrays.reward[t] = step.reward
         arrays.terminated[t] = step.terminated
         arrays.truncated[t] = step.truncated
-        arrays.valid[t] = valid
-        self.steps += int(valid.sum())
-        self._return += np.where(valid, step.reported, 0.0)
-        if step.score is not None:
-            self._shaped += np.where(valid, step.reward, 0.0)
-        self._length += valid
         self._row += 1
-        if step.ended.any():
-            self._finish(step)
-        self._dead = step.ended.copy()
+        arrays.valid[t] = self.episodes.add(slice(None), self._row, step.reward, step.score, step.truncated, step.ended)
 
     @torch.no_grad()
     def bootstrap(self) -> None:
@@ -315,21 +301,6 @@ class _Lane:
 
     def _obs(self, t: int) -> Tree:
         return tree.map(lambda leaf: leaf[t].to(self._device, non_blocking=True), self._view.obs)
-
-    def _finish(self, step: EnvStep) -> None:
-        for column in np.flatnonzero(step.ended):
-            self.episodes.append(
-                Episode(
-                    slot=self._slots.start + int(column),
-                    row=self._row,
-                    length=int(self._length[column]),
-                    reward=float(self._return[column]),
-                    shaped=None if step.score is None else float(self._shaped[column]),
-                    truncated=bool(step.truncated[column]),
-                )
-            )
-        self._return[step.ended] = self._shaped[step.ended] = 0.0
-        self._length[step.ended] = 0
 
 
 def _detached(state: Tree) -> Tree:

@@ -182,7 +182,7 @@ class Learner:
         Args:
             trajectory: The slab.
             behaviour: As in `Learns`.
-            fresh: As in `Learns`; the normalisers see the other columns too.
+            fresh: As in `Learns`; the scale of rewards and the replay see the other columns too.
 
         Returns:
             `train/*` metrics, averaged over the minibatches.
@@ -219,7 +219,8 @@ class Learner:
                 minibatches += 1
                 for name, value in {**gradient.metrics, "grad_norm": norm}.items():
                     sums[name] = sums[name] + value if name in sums else value
-        self.policy.observe(tree.map(lambda leaf: leaf[:-1], trajectory.obs), trajectory.valid)
+        learned = trajectory.valid if fresh is None else trajectory.valid & fresh
+        self.policy.observe(tree.map(lambda leaf: leaf[:-1], trajectory.obs), learned)
         self.steps += int(trajectory.valid.sum())
         self.version += 1
         means = {name: value / max(minibatches, 1) for name, value in sums.items()}

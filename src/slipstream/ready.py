@@ -28,12 +28,13 @@ from torch import Tensor
 
 from slipstream import dice, slab, tree
 from slipstream.collector import Assignment, Collected, Collector, Stands, Stopped
+from slipstream.episodes import Episodes
 from slipstream.nets.check import dummy_observations
 from slipstream.nets.independence import rows_are_independent
 from slipstream.nets.policy import Policy
 from slipstream.standing import SlotState
 from slipstream.tree import Tree
-from slipstream.types import Act, EnvSpec, EnvStep, Episode, Place, Trajectory
+from slipstream.types import Act, EnvSpec, EnvStep, Place, Trajectory
 
 Array = NDArray[Any]
 Slots = NDArray[np.int64]
@@ -79,9 +80,7 @@ class ReadyCollector:
         ]
         self._own = [np.arange(part.start, part.stop) for part in self._groups]
         self._named = [torch.from_numpy(self._slots[part]).to(self._device) for part in self._groups]
-        self._dead = np.zeros(count, np.bool_)
-        self._return, self._shaped = np.zeros(count, np.float64), np.zeros(count, np.float64)
-        self._length, self._scored = np.zeros(count, np.int64), False
+        self._episodes = Episodes(self._slots)
         self._started = self._stopped = False
 
     def stop(self) -> None:
@@ -91,15 +90,12 @@ class ReadyCollector:
     def state(self) -> SlotState:
         """Where its slots stand; to be called between two unrolls."""
         memory = tuple(torch.cat(leaves).cpu() for leaves in zip(*map(tree.leaves, self._states), strict=True))
-        cells = (self._return, self._shaped, self._length)
-        reward, shaped, length = (torch.from_numpy(cell.copy()) for cell in cells)
-        return SlotState(torch.full((len(self._slots),), self._row), reward, shaped, length, memory)
+        return self._episodes.state(self._row, memory)
 
     def load(self, state: SlotState) -> None:
         """Goes on from where its slots stood; to be called before the first unroll, the environments brought back."""
         self._row = int(state.row[0])
-        for to, cell in zip((self._return, self._shaped, self._length), state[1:4], strict=True):
-            to[...] = cell.numpy()
+        self._episodes.load(state)
         for part, group in zip(self._groups, self._states, strict=True):
             for to, leaf in zip(tree.leaves(group), state.memory, strict=True):
                 to.copy_(leaf[part])
@@ -138,7 +134,7 @@ class ReadyCollector:
         self._bootstrap()
         self._row += self._rows
         infer_seconds = time.perf_counter() - start - env_seconds
-        return Collected(self._steps, tuple(self._episodes), env_seconds, infer_seconds)
+        return Collected(self._episodes.steps, tuple(self._episodes.ended), env_seconds, infer_seconds)
 
     def _open(self, places: Sequence[Place]) -> None:
         """Starts an unroll: row 0 holds the last observation, `state0` the state before it."""
@@ -149,12 +145,12 @@ class ReadyCollector:
         self._column = np.concatenate([np.arange(place.column, place.column + size) for place in places])
         self._t = np.zeros(len(self._slots), np.int64)
         self._dice = dice.uniform(self._keys, self._row, self._rows + 1, self._policy.dice_width)
-        self._steps, self._episodes = 0, list[Episode]()
+        self._episodes.open()
         if not self._started:
             self._started = True
             for part, seat, lane in zip(self._parts, self._seats, self.lanes, strict=True):
                 step = self._envs.recv(lane)
-                self._dead[part] = step.ended
+                self._episodes.dead[part] = step.ended
                 for to, leaf in zip(seat, tree.leaves(step.obs), strict=True):
                     to[...] = leaf
         for (view, column), seat in zip(self._starts, self._seats, strict=True):
@@ -189,7 +185,7 @@ class ReadyCollector:
 
     def _receive(self, ready: Sequence[int], steps: Sequence[EnvStep]) -> None:
         """Records what the last actions of the lanes `ready` caused, with the observations of their next rows."""
-        last, self._scored = self._last, steps[0].score is not None
+        last = self._last
         for i, step in zip(ready, steps, strict=True):
             part = self._parts[i]
             last.put(part, step)
@@ -197,22 +193,15 @@ class ReadyCollector:
             for to, seat, leaf in zip(view.obs, self._seats[i], tree.leaves(step.obs), strict=True):
                 to[t, column : column + self._size] = seat[...] = leaf
         slots = self._members[ready].ravel()
-        valid, reward, ended = ~self._dead[slots], last.reward[slots], last.ended[slots]
-        terminated, truncated = last.terminated[slots], last.truncated[slots]
+        reward, terminated, truncated = last.reward[slots], last.terminated[slots], last.truncated[slots]
+        score = None if steps[0].score is None else last.score[slots]
+        valid = self._episodes.add(slots, self._row + self._t[slots] + 1, reward, score, truncated, last.ended[slots])
         for view, here, index in self._cells(slots):
             view.reward[here] = reward[index]
             view.terminated[here] = terminated[index]
             view.truncated[here] = truncated[index]
             view.valid[here] = valid[index]
         self._t[slots] += 1
-        self._steps += int(valid.sum())
-        self._return[slots] += np.where(valid, last.reported[slots], 0.0)
-        if self._scored:
-            self._shaped[slots] += np.where(valid, reward, 0.0)
-        self._length[slots] += valid
-        self._dead[slots] = ended
-        if ended.any():
-            self._finish(slots[ended])
 
     def _bootstrap(self) -> None:
         """Evaluates the extras of row T, the observation after the last action."""
@@ -238,7 +227,7 @@ class ReadyCollector:
         chosen = np.zeros(len(self._slots[self._groups[number]]), np.bool_)
         chosen[rows] = True
         new = torch.from_numpy(chosen).to(self._device)
-        alive = torch.from_numpy(~(chosen & self._dead[self._groups[number]])).to(self._device)
+        alive = torch.from_numpy(~(chosen & self._episodes.dead[self._groups[number]])).to(self._device)
 
         def pick(to: Tensor, old: Tensor) -> Tensor:
             return torch.where(new.view(-1, *(1,) * (to.dim() - 1)), to, old)
@@ -259,21 +248,6 @@ class ReadyCollector:
         for number in self._into:
             yield self._views[number], np.flatnonzero(self._slab[slots] == number)
 
-    def _finish(self, slots: Slots) -> None:
-        for slot in slots.tolist():
-            self._episodes.append(
-                Episode(
-                    slot=int(self._slots[slot]),
-                    row=self._row + int(self._t[slot]),
-                    length=int(self._length[slot]),
-                    reward=float(self._return[slot]),
-                    shaped=float(self._shaped[slot]) if self._scored else None,
-                    truncated=bool(self._last.truncated[slot]),
-                )
-            )
-        self._return[slots] = self._shaped[slots] = 0.0
-        self._length[slots] = 0
-
 
 @dataclass(frozen=True)
 class _Last:
@@ -282,7 +256,7 @@ class _Last:
     Attributes:
         action: `[S, *A]`.
         reward: float32 `[S]`.
-        reported: float32 `[S]`, the score or the reward.
+        score: float32 `[S]`, where the environments have one.
         terminated: bool `[S]`.
         truncated: bool `[S]`.
         ended: bool `[S]`.
@@ -290,7 +264,7 @@ class _Last:
 
     action: Array
     reward: Array
-    reported: Array
+    score: Array
     terminated: Array
     truncated: Array
     ended: Array
@@ -304,7 +278,9 @@ class _Last:
 
     def put(self, part: slice, step: EnvStep) -> None:
         """Takes over the answer of a lane, but for its observation."""
-        self.reward[part], self.reported[part] = step.reward, step.reported
+        self.reward[part] = step.reward
+        if step.score is not None:
+            self.score[part] = step.score
         self.terminated[part] = step.terminated
         self.truncated[part] = step.truncated
         self.ended[part] = step.ended

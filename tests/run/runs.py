@@ -11,7 +11,7 @@ from rich.console import Console
 
 from slipstream.run import loop, presets
 from slipstream.run.config import Config
-from slipstream.run.loop import Parts, Trained
+from slipstream.run.loop import Own, Trained
 
 SMALL = {
     "num_envs": 3,
@@ -32,12 +32,12 @@ def configuration(root: Path, env: str = "CartPole-v1", algo: str = "ppo", **cha
     return presets.configure(algo, env, {**small, **values, **dotted})
 
 
-def train(root: Path, parts: Parts | None = None, **changes: Any) -> Trained:
-    return loop.train(configuration(root, **changes), parts or Parts(), ["a", "test it"], Console(file=io.StringIO()))
+def train(root: Path, own: Own | None = None, **changes: Any) -> Trained:
+    return loop.train(configuration(root, **changes), own or Own(), ["a", "test it"], Console(file=io.StringIO()))
 
 
-def resume(path: Path, total_steps: int | None = None, parts: Parts | None = None) -> Trained:
-    return loop.resume(path, parts or Parts(), total_steps, Console(file=io.StringIO()))
+def resume(path: Path, total_steps: int | None = None, own: Own | None = None) -> Trained:
+    return loop.resume(path, own or Own(), total_steps, Console(file=io.StringIO()))
 
 
 def stop_after(updates: int, error: Callable[[], BaseException]) -> Callable[..., None]:

@@ -18,7 +18,7 @@ from slipstream.nets.actor_critic import make_actor_critic
 from slipstream.nets.trunk import Network
 from slipstream.run import learning, loop
 from slipstream.run.config import Config
-from slipstream.run.loop import Parts
+from slipstream.run.loop import Own
 from slipstream.run.presets import configure
 from slipstream.run.settings import ConfigError
 from slipstream.run.training import Training
@@ -137,7 +137,7 @@ def test_the_size_of_a_replay_is_said_at_the_start(
     if algo == "dqn":
         changes |= {"algo.replay.learning_starts": 6, "algo.batch_size": 2}
     out = io.StringIO()
-    loop.train(_config(algo, tmp_path, changes), Parts(), ["made up"], Console(file=out, quiet=quiet))
+    loop.train(_config(algo, tmp_path, changes), Own(), ["made up"], Console(file=out, quiet=quiet))
     lines = out.getvalue().splitlines()
     if quiet:
         assert lines == []

@@ -23,7 +23,7 @@ from slipstream.run.config import CALLABLE
 from slipstream.run.directory import RunDirectory
 from slipstream.run.evaluate import Evaluation
 from slipstream.run.files import CheckpointError
-from slipstream.run.loop import Parts
+from slipstream.run.loop import Own
 from slipstream.run.progress import Progress
 from slipstream.run.settings import ConfigError
 from slipstream.run.signals import Interrupted
@@ -319,11 +319,11 @@ def _make() -> gymnasium.Env[Any, Any]:
 
 
 def test_a_callable_must_be_given_again(tmp_path: Path) -> None:
-    run = train(tmp_path, Parts(env=_make), env=f"{CALLABLE}_make", total_steps=20).run
+    run = train(tmp_path, Own(env=_make), env=f"{CALLABLE}_make", total_steps=20).run
     assert run.path.name.startswith("callable-_make__ppo__1__")
     with pytest.raises(ConfigError, match=r"trained on the Python callable _make.*slipstream\.resume\("):
         resume(run.path, 40)
-    assert resume(run.path, 40, Parts(env=_make)).progress.steps >= 40
+    assert resume(run.path, 40, Own(env=_make)).progress.steps >= 40
 
 
 def test_a_run_ends_when_its_return_is_reached_and_goes_on_only_when_told_to(tmp_path: Path) -> None:
@@ -358,7 +358,7 @@ class _Breaking(gymnasium.Env[Any, Any]):
 
 def test_what_was_learned_before_an_environment_failed_is_kept(tmp_path: Path) -> None:
     with pytest.raises(EnvError, match="the joint is stuck") as caught:
-        train(tmp_path, Parts(env=_Breaking), env=CALLABLE + "breaking", total_steps=10_000)
+        train(tmp_path, Own(env=_Breaking), env=CALLABLE + "breaking", total_steps=10_000)
     (path,) = tmp_path.iterdir()
     run = RunDirectory(path)
     (steps,) = _steps(run)

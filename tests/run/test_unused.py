@@ -12,7 +12,7 @@ from rich.console import Console
 
 from slipstream.run import loop, metrics
 from slipstream.run.directory import RunDirectory
-from slipstream.run.loop import Parts, Trained
+from slipstream.run.loop import Own, Trained
 from slipstream.run.preset_table import PRESETS
 from slipstream.run.presets import configure
 from slipstream.run.unused import warn_unused
@@ -203,10 +203,10 @@ def test_a_run_that_ends_before_its_first_gradient_step_is_said(tmp_path: Path) 
 
     def train(starts: int) -> tuple[list[str], Trained]:
         config = configure("dqn", "toy:catch", {**small, "algo.replay.learning_starts": starts})
-        return said(lambda: loop.train(config, Parts(), [], Console(quiet=True)))
+        return said(lambda: loop.train(config, Own(), [], Console(quiet=True)))
 
     def resume(run: RunDirectory, total_steps: int) -> list[str]:
-        return said(lambda: loop.resume(run.path, Parts(), total_steps, Console(quiet=True)))[0]
+        return said(lambda: loop.resume(run.path, Own(), total_steps, Console(quiet=True)))[0]
 
     lines, trained = train(60)
     assert lines == [

@@ -18,10 +18,10 @@ from slipstream.replay.rows import Rows
 from slipstream.replay.windows import Windows
 from slipstream.run import cli
 from slipstream.run.config import Config, ConfigError, Placement
-from slipstream.run.loop import Parts
+from slipstream.run.loop import Own
 from slipstream.run.presets import configure
 from slipstream.run.training import Training
-from slipstream.run.verify import Outcome, fingerprint, first_difference, place, verify
+from slipstream.run.verify import Outcome, fingerprint, first_difference, placement_of, verify
 
 UPDATES, DELAY = 3, 0.001
 
@@ -76,14 +76,14 @@ def test_threads_and_delays_change_nothing(schedule: str) -> None:
 def test_a_planted_bug_in_the_environment_is_found_and_named() -> None:
     """Step 8 is the answer to row 2 of the second update, and is seen in row 3 of it."""
     planted = config("callable:planted", unroll=5)
-    outcomes = list(verify(planted, UPDATES, ("thread:2",), DELAY, Parts(env=Planted)))
+    outcomes = list(verify(planted, UPDATES, ("thread:2",), DELAY, Own(env=Planted)))
     assert outcomes[1].difference == "update 2, row 3, slot 0: obs"
     assert outcomes[1].updates == 2
 
 
 def test_a_planted_bug_in_learning_is_found_and_named() -> None:
     planted = config("callable:planted")
-    still = Parts(env=lambda: gymnasium.wrappers.TimeLimit(Quiet(), 4), torso=PlantedTorso())
+    still = Own(env=lambda: gymnasium.wrappers.TimeLimit(Quiet(), 4), torso=PlantedTorso())
     outcomes = list(verify(planted, UPDATES, ("thread:2",), DELAY, still))
     difference = outcomes[1].difference
     assert difference is not None
@@ -159,14 +159,14 @@ def test_async_is_refused() -> None:
 @pytest.mark.parametrize("name", ["", "thread", "thread:0", "inline:2", "gpu", "process:"])
 def test_unknown_placements_are_refused(name: str) -> None:
     with pytest.raises(ConfigError, match="unknown placement"):
-        place(name, Placement())
+        placement_of(name, Placement())
 
 
 def test_a_placement_keeps_the_rest() -> None:
     base = Placement(env_workers=3)
-    assert place("thread:2", base) == replace(base, collectors="thread", workers=2, loaders=2)
-    assert place("process:4", base) == replace(base, collectors="process", workers=4, loaders=4)
-    assert place("inline", base) == replace(base, collectors="inline", workers=1, loaders=0)
+    assert placement_of("thread:2", base) == replace(base, collectors="thread", workers=2, loaders=2)
+    assert placement_of("process:4", base) == replace(base, collectors="process", workers=4, loaders=4)
+    assert placement_of("inline", base) == replace(base, collectors="inline", workers=1, loaders=0)
 
 
 @pytest.mark.parametrize("name", ["obs", "slot", "version", "extras value", "action", "valid", "recurrent state 0"])

@@ -143,6 +143,45 @@ def test_an_error_of_one_collector_stops_the_others_at_their_next_row(
     assert Uneven.late <= 4
 
 
+@pytest.mark.parametrize("schedule", ["concurrent", "async"])
+def test_an_error_stops_the_other_collectors_while_the_learner_computes(
+    schedule: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, stopping, calls = training(schedule, Shut, **{"placement.workers": 2}), threading.Event(), 0
+    former, step = Collector.stop, run.learner.step
+
+    def stop(collector: Collector) -> None:
+        former(collector)
+        stopping.set()
+
+    def slow(*arguments: object, **options: object) -> object:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            assert stopping.wait(20), "nobody was stopped during the update"
+        return step(*arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Collector, "stop", stop)
+    monkeypatch.setattr(run.learner, "step", slow)
+    with pytest.raises(EnvError, match="the gate is shut"):
+        list(run)
+    run.close()
+    assert calls >= 2
+
+
+@pytest.mark.parametrize("schedule", ["sync", "concurrent", "async"])
+def test_closing_ends_an_iteration_that_is_under_way(schedule: str) -> None:
+    run = training(schedule, total_steps=10**9)
+    reports = iter(run)
+    next(reports)
+    Gate.late = 0
+    run.close()
+    assert Gate.late == 0
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("slipstream-")]
+    with pytest.raises(StopIteration):
+        next(reports)
+
+
 class Hanging(Gate):
     """Does not answer at its fourteenth step, which is in the third slab."""
 

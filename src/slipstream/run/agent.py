@@ -29,7 +29,7 @@ from slipstream.run.config import CALLABLE, Config
 from slipstream.run.directory import RunDirectory, to_yaml
 from slipstream.run.evaluate import Evaluation, one_math_thread
 from slipstream.run.files import writing
-from slipstream.run.loop import EnvFactory, Parts, Trained
+from slipstream.run.loop import EnvFactory, Own, Trained
 from slipstream.run.presets import configure
 from slipstream.tree import Tree
 from slipstream.types import EnvSpec
@@ -221,8 +221,8 @@ def train(
     given = {"seed": seed, "total_steps": total_steps}
     changes = {**(config or {}), **{key: value for key, value in given.items() if value is not None}}
     chosen = configure(algo, name, changes)
-    parts = Parts(factory, torso, policy)
-    return _agent(loop.train(chosen, parts, sys.argv, Console(quiet=quiet)), parts)
+    own = Own(factory, torso, policy)
+    return _agent(loop.train(chosen, own, sys.argv, Console(quiet=quiet)), own)
 
 
 def resume(
@@ -248,9 +248,9 @@ def resume(
         CheckpointError: If the environment has other spaces.
     """
     id, factory = _id_or_callable(env)
-    parts = Parts(factory, torso, policy)
+    own = Own(factory, torso, policy)
     steps = None if total_steps is None else int(total_steps)
-    return _agent(loop.resume(Path(run), parts, steps, Console(quiet=quiet), id), parts)
+    return _agent(loop.resume(Path(run), own, steps, Console(quiet=quiet), id), own)
 
 
 def load(
@@ -294,9 +294,9 @@ def _id_or_callable(env: str | EnvFactory | None) -> tuple[str | None, EnvFactor
     return (env, None) if isinstance(env, str) else (None, env)
 
 
-def _agent(trained: Trained, parts: Parts) -> Agent:
+def _agent(trained: Trained, own: Own) -> Agent:
     config = trained.run.config()
-    return Agent(trained.policy, trained.spec, config, trained.progress.steps, trained.run.path, parts.env)
+    return Agent(trained.policy, trained.spec, config, trained.progress.steps, trained.run.path, own.env)
 
 
 def _select(folder: RunDirectory, which: str) -> Checkpoint:

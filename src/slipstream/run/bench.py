@@ -22,7 +22,7 @@ from slipstream.run import settings
 from slipstream.run.config import Config
 from slipstream.run.limit import Stages, measure
 from slipstream.run.speed import measure_speed
-from slipstream.run.verify import place
+from slipstream.run.verify import placement_of
 
 AS_CONFIGURED = "default"
 """The placement that the configuration has."""
@@ -58,7 +58,7 @@ def variants(configs: Sequence[Config], schedules: Sequence[str], placements: Se
     for config in configs:
         for schedule in schedules or (config.schedule,):
             for name in placements:
-                own = config.placement if name == AS_CONFIGURED else place(name, config.placement)
+                own = config.placement if name == AS_CONFIGURED else placement_of(name, config.placement)
                 try:
                     variant = replace(config, schedule=schedule, placement=own)  # pyright: ignore[reportArgumentType]
                 except ValueError:

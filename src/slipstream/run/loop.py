@@ -68,8 +68,8 @@ class Trained:
 
 
 @dataclass(frozen=True)
-class Parts:
-    """Pieces of a run that a configuration file can't hold.
+class Own:
+    """A user's own pieces of a run, which a configuration file can't hold.
 
     Attributes:
         env: Makes one environment, in place of the id.
@@ -82,34 +82,34 @@ class Parts:
     policy: ActorCriticPolicy | None = None
 
 
-def train(config: Config, parts: Parts, command: Sequence[str], console: Console) -> Trained:
+def train(config: Config, own: Own, command: Sequence[str], console: Console) -> Trained:
     """Trains a new run from its first step.
 
     Args:
         config: The whole configuration.
-        parts: A user's own pieces.
+        own: A user's own pieces.
         command: What was typed, for the run's records.
         console: Where progress is shown.
 
     Raises:
         Interrupted: After SIGINT or SIGTERM, with the state saved.
     """
-    training = Training(config, parts.env, parts.torso, parts.policy)
+    training = Training(config, own.env, own.torso, own.policy)
     with ExitStack() as stack:
         stack.callback(training.close)
-        warn_unused(config, training.spec, parts.torso is not None, parts.policy is not None)
+        warn_unused(config, training.spec, own.torso is not None, own.policy is not None)
         warn_unlearned(config, training.learner)
         run = create(config, command)
         stack.enter_context(run.lock())
-        return _drive(_Run(config, parts, training, run, _progress(config, training), console), None)
+        return _drive(_Run(config, own, training, run, _progress(config, training), console), None)
 
 
-def resume(path: Path, parts: Parts, total_steps: int | None, console: Console, env: str | None = None) -> Trained:
+def resume(path: Path, own: Own, total_steps: int | None, console: Console, env: str | None = None) -> Trained:
     """Trains on from the newest whole checkpoint of a run: counters, optimiser, anneals and metrics continue.
 
     Args:
         path: The run directory.
-        parts: The user's own pieces that the run was started with.
+        own: The user's own pieces that the run was started with.
         total_steps: A new total, to be taken whatever the return (`stop_at_return` no longer holds); None keeps the
             run's own.
         console: Where progress is shown.
@@ -123,7 +123,7 @@ def resume(path: Path, parts: Parts, total_steps: int | None, console: Console, 
     """
     run = RunDirectory(path)
     config = with_env(run.config(), env)
-    require_callable(config, parts.env, path)
+    require_callable(config, own.env, path)
     with ExitStack() as stack:
         stack.enter_context(run.lock())
         saved = checkpoint.newest(run.checkpoints, replay=True)
@@ -143,16 +143,16 @@ def resume(path: Path, parts: Parts, total_steps: int | None, console: Console, 
                 f"{path} is finished: it has taken {saved.steps:,} of {config.total_steps:,} steps. "
                 f"To go on, give a higher total: --total-steps {2 * max(config.total_steps, saved.steps)}"
             )
-        training = Training(config, parts.env, parts.torso, parts.policy)
+        training = Training(config, own.env, own.torso, own.policy)
         stack.callback(training.close)
         saved.require(training.spec)
         with saved.fitting():
             training.load(tensors, facts["training"], saved.replay() if saved.segments else None)
-        warn_unused(config, training.spec, parts.torso is not None, parts.policy is not None)
+        warn_unused(config, training.spec, own.torso is not None, own.policy is not None)
         warn_unlearned(config, training.learner)
         run.write_config(config)
         run.error.unlink(missing_ok=True)  # it tells of the time before
-        return _drive(_Run(config, parts, training, run, _progress(config, training), console), saved)
+        return _drive(_Run(config, own, training, run, _progress(config, training), console), saved)
 
 
 class Checkpoints:
@@ -221,7 +221,7 @@ class _Run:
     """The pieces of one run in progress."""
 
     config: Config
-    parts: Parts
+    own: Own
     training: Training
     run: RunDirectory
     progress: Progress
@@ -344,7 +344,7 @@ def _evaluators(this: _Run) -> list[Evaluator]:
     log = this.config.log
     if not log.eval_every:
         return []
-    envs = evaluation_envs(this.config, log.eval_episodes, this.parts.env)
+    envs = evaluation_envs(this.config, log.eval_episodes, this.own.env)
     policy = this.training.policy
     return [Evaluator(policy, envs, this.progress, log.eval_every, log.eval_episodes, this.config.seed)]
 

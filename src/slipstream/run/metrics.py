@@ -14,7 +14,10 @@ enters into `time/*`, `wait/*` and `limit/*` and nothing else: two runs with one
     train/gradient_steps, lag/dropped_steps                   counters
     lag/mean, lag/max                                         versions between acting and learning (sync: 0); mean, max
     lag/replayed_mean, lag/replayed_max, lag/replayed_from_*  the same of replayed rows, and their shares by age
-    wait/*                                                    shares of time spent on waiting (env: for environments)
+    lag/share_*                                               of the rows learned from, by lag (async)
+    queue/depth                                               slabs that are full and wait for the learner (async)
+    wait/env, wait/learner                                    shares of time spent on waiting for environments, for rows
+    wait/collectors_seconds, wait/loader_seconds              per update: collectors for places, the learner for batches
     limit/cpu_seconds_per_step                                of all threads and processes; a GPU's work does not count
     limit/steps_per_second                                    cores / that: the speed if no core ever waited
     limit/efficiency                                          speed over that limit: the share of the cores kept busy

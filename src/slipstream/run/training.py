@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -89,6 +89,7 @@ class Training:
         self._remotes: Remotes | None = None
         self._recorded: RecordedEnvs | None = None
         self._collectors: Sequence[Stands] = ()  # those in this process
+        self._running: Generator[Report] | None = None
         self._barrier = Barrier()
         self._env_seed = config.seed
         self._standing: Standing | None = None  # to go on from
@@ -143,7 +144,8 @@ class Training:
             tapes=tapes,
             barrier=self._barrier,
         )
-        yield from SCHEDULES[config.schedule](parts)
+        self._running = SCHEDULES[config.schedule](parts)
+        yield from self._running
 
     @property
     def resumes_exactly(self) -> bool:
@@ -201,7 +203,9 @@ class Training:
             self._barrier.behaviour = Weights(facts["behaviour"], under("behaviour.", tensors))
 
     def close(self) -> None:
-        """Ends environments, processes and threads."""
+        """Ends environments, processes and threads; an iteration under way ends where it is."""
+        if self._running is not None:
+            self._running.close()  # first, since it stops the collectors
         if self._remotes is not None:
             self._remotes.close()
         self._actors.close()  # before the environments: nobody must step what is closed
@@ -251,7 +255,8 @@ class Training:
         """Where collectors find weights, unless they act with the learner's own policy."""
         if self._remotes is not None:
             return Bulletin([self._remotes.ring.publish])
-        return None if self._config.schedule == "sync" else Bulletin()
+        alone = self._config.schedule == "sync" or self._config.reuses_forward  # the tapes have policies of their own
+        return None if alone else Bulletin()
 
     def _tapes(self) -> list[Tape]:
         """One per slab, if forwards are kept; graphs don't travel to other processes, where they are made again."""

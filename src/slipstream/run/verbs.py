@@ -28,7 +28,7 @@ from slipstream.run.config import Config, alias_lines, canonical, known_settings
 from slipstream.run.console import clock, return_text
 from slipstream.run.directory import to_yaml
 from slipstream.run.files import CheckpointError
-from slipstream.run.loop import Parts, Trained
+from slipstream.run.loop import Own, Trained
 from slipstream.run.measuring import bench_verb, doctor_verb, refuse_callable, verify_verb
 from slipstream.run.options import (
     BenchFlags,
@@ -195,7 +195,7 @@ def _train(words: list[str]) -> int:
     if chosen.print_config:
         _out.print(to_yaml(config), end="")
         return 0
-    return _finish(loop.train(config, Parts(), typed, _out))
+    return _finish(loop.train(config, Own(), typed, _out))
 
 
 def _train_help(default: Config) -> int:
@@ -229,7 +229,7 @@ def _finish(trained: Trained) -> int:
 def _resume(words: list[str]) -> int:
     _refuse_settings(words)
     options = flags.parse(ResumeOptions, words, "resume")
-    return _finish(loop.resume(Path(options.run), Parts(), options.total_steps or None, _out))
+    return _finish(loop.resume(Path(options.run), Own(), options.total_steps or None, _out))
 
 
 def _refuse_settings(words: Sequence[str]) -> None:

@@ -23,7 +23,7 @@ from slipstream import tree
 from slipstream.jitter import Jitter
 from slipstream.replay_learner import ReplayLearner
 from slipstream.run.config import Config, ConfigError, Placement
-from slipstream.run.loop import Parts
+from slipstream.run.loop import Own
 from slipstream.run.training import Training
 from slipstream.types import Episode, Report, Trajectory
 
@@ -70,7 +70,7 @@ class Outcome:
 
 
 def verify(
-    config: Config, updates: int, placements: Sequence[str], delay: float, parts: Parts | None = None
+    config: Config, updates: int, placements: Sequence[str], delay: float, own: Own | None = None
 ) -> Iterator[Outcome]:
     """Runs the reference, then every placement against it; an outcome for each, the reference first, as they come.
 
@@ -79,7 +79,7 @@ def verify(
         updates: Updates of every run.
         placements: `inline`, `thread:N` or `process:N`.
         delay: Longest delay to inject before a step of a lane or a task of a worker or loader, in seconds.
-        parts: A user's own pieces.
+        own: A user's own pieces.
 
     Raises:
         ConfigError: The schedule does not promise the same bits, or a placement is none.
@@ -88,32 +88,32 @@ def verify(
         raise ConfigError(
             "schedule=async does not promise the same bits: its rows depend on timing. Verify sync or concurrent"
         )
-    chosen = [(name, place(name, config.placement)) for name in placements]
+    chosen = [(name, placement_of(name, config.placement)) for name in placements]
     steps = updates * config.num_envs * config.unroll  # with dead rows the budget lasts a little longer
     config = replace(config, total_steps=max(config.total_steps, steps), stop_at_return=None)
-    return _outcomes(config, updates, chosen, delay, parts or Parts())
+    return _outcomes(config, updates, chosen, delay, own or Own())
 
 
 def _outcomes(
-    config: Config, updates: int, chosen: Sequence[tuple[str, Placement]], delay: float, parts: Parts
+    config: Config, updates: int, chosen: Sequence[tuple[str, Placement]], delay: float, own: Own
 ) -> Iterator[Outcome]:
     reference: list[Fingerprint] = []
-    inline = replace(config, placement=place(REFERENCE, config.placement))
-    for print_ in _fingerprints(_training(inline, parts, None)):
+    inline = replace(config, placement=placement_of(REFERENCE, config.placement))
+    for print_ in _fingerprints(_training(inline, own, None)):
         reference.append(print_)
         if len(reference) == updates:
             break
     yield Outcome(REFERENCE, len(reference), digest=_digest(reference[-1]))
     for name, placement in chosen:
         try:
-            training = _training(replace(config, placement=placement), parts, Jitter(delay))
+            training = _training(replace(config, placement=placement), own, Jitter(delay))
         except ValueError as error:  # a ConfigError, or what can't be sent to another process
             yield Outcome(name, 0, refused=str(error))
         else:
             yield _compare(name, reference, _fingerprints(training))
 
 
-def place(name: str, placement: Placement) -> Placement:
+def placement_of(name: str, placement: Placement) -> Placement:
     """The placement that `thread:2` and the like mean, over the rest of `placement`.
 
     There are as many loaders as workers, and none inline.
@@ -164,9 +164,9 @@ def _compare(name: str, reference: Sequence[Fingerprint], found: Iterator[Finger
     return Outcome(name, update, digest=_digest(print_))
 
 
-def _training(config: Config, parts: Parts, jitter: Jitter | None) -> Training:
-    torso, policy = copy.deepcopy((parts.torso, parts.policy))  # every run starts from the same weights
-    return Training(config, parts.env, torso, policy, jitter=jitter)
+def _training(config: Config, own: Own, jitter: Jitter | None) -> Training:
+    torso, policy = copy.deepcopy((own.torso, own.policy))  # every run starts from the same weights
+    return Training(config, own.env, torso, policy, jitter=jitter)
 
 
 def _fingerprints(training: Training) -> Iterator[Fingerprint]:

@@ -16,14 +16,15 @@ the start or resume (`lag/dropped_steps`).
 
 Who waits: the learner for the oldest slab that is not full, a collector for a free place. What the learner owns is the
 slab that it took; all others belong to the collectors that hold places in them. If a collector fails, all stop at their
-next row, and its error is raised here. At the end the collectors have a few seconds for their row; one that needs more
-(an environment that hangs, or very slow ones) is left to the closing of the run.
+next row; the update under way is finished and reported, then the error is raised here. At the end the collectors have a
+few seconds for their row; one that needs more (an environment that hangs, or very slow ones) is left to the closing of
+the run.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from functools import partial
 from threading import Condition
 
@@ -31,7 +32,7 @@ import torch
 from torch import Tensor
 
 from slipstream.collector import Collected, Collects, Stopped
-from slipstream.schedules.parts import Parts, abandon, publish, report
+from slipstream.schedules.parts import Parts, abandon, publish, report, stop
 from slipstream.types import Place, Report
 
 _SLICE_SECONDS = 0.5
@@ -42,13 +43,15 @@ def slabs_needed(max_lag: int, drops: bool) -> int:
     return _ahead(max_lag, drops) + 1
 
 
-def asynchronous(parts: Parts) -> Iterator[Report]:
+def asynchronous(parts: Parts) -> Generator[Report]:
     """Trains until the rows that were learned from or dropped reach the budget; yields once per update."""
     learner, drops = parts.learner, parts.stale == "drop"
     publish(parts)
     lanes = sum(len(collector.lanes) for collector in parts.collectors)
     places = _Places(len(parts.slabs), lanes, parts.lane_size)
-    pending = parts.actors.start([partial(_keep_collecting, collector, places) for collector in parts.collectors])
+    pending = parts.actors.start(
+        [partial(_keep_collecting, parts, collector, places) for collector in parts.collectors]
+    )
     dropped, waited = 0, 0.0
     collected: list[Collected] = []
     try:
@@ -166,7 +169,7 @@ class _Places:
         return Place(slab % self._slabs, place * self._lane_size)
 
 
-def _keep_collecting(collector: Collects, places: _Places) -> None:
+def _keep_collecting(parts: Parts, collector: Collects, places: _Places) -> None:
     """The life of a collector."""
     try:
         while (mine := places.claim(len(collector.lanes))) is not None:
@@ -175,6 +178,7 @@ def _keep_collecting(collector: Collects, places: _Places) -> None:
         pass
     except BaseException as error:  # noqa: BLE001 - it is raised again in the learner's thread
         places.fail(error)
+        stop(parts)
 
 
 def _shares(lag: Tensor, max_lag: int) -> dict[str, float]:

@@ -15,7 +15,7 @@ is finished and reported, then the error is raised here.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 
 from slipstream.collector import Collected
 from slipstream.crew import Pending
@@ -35,7 +35,7 @@ from slipstream.types import Report, Weights
 from slipstream.weights import copy_into
 
 
-def concurrent(parts: Parts) -> Iterator[Report]:
+def concurrent(parts: Parts) -> Generator[Report]:
     """Trains until the rows of all slabs reach the budget and the last slab is learned from; yields once per update."""
     learner, barrier = parts.learner, parts.barrier
     start = time.perf_counter()

@@ -138,8 +138,11 @@ def behaviour_of(parts: Parts, index: int) -> Policy | Tape | None:
 def behaviour_weights(parts: Parts, index: int) -> Weights | None:
     """The weights that filled slab `index`, if the gradient is to be evaluated there and the learner's are others."""
     version = int(parts.slabs[index].version[0, 0])
-    wanted = parts.behaviour is not None or parts.tapes
-    if not wanted or parts.bulletin is None or version == parts.learner.version:
+    if version == parts.learner.version:
+        return None
+    if parts.tapes:
+        return Weights(version, parts.tapes[index].policy.state_dict())
+    if parts.behaviour is None or parts.bulletin is None:
         return None
     return parts.bulletin.version(version)
 

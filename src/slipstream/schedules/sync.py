@@ -13,13 +13,13 @@ error is raised here, and nothing is learned from the slab.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 
 from slipstream.schedules.parts import Parts, behaviour_of, collect, publish, report
 from slipstream.types import Report
 
 
-def sync(parts: Parts) -> Iterator[Report]:
+def sync(parts: Parts) -> Generator[Report]:
     """Trains until the budget is spent; yields once per update."""
     learner, slab = parts.learner, parts.slabs[0]
     while learner.steps < parts.total_steps:
