@@ -157,7 +157,7 @@ def test_an_error_stops_the_other_collectors_while_the_learner_computes(
     def slow(*arguments: object, **options: object) -> object:
         nonlocal calls
         calls += 1
-        if calls == 2:
+        if calls == 3:  # the twentieth step comes in the fourth slab
             assert stopping.wait(20), "nobody was stopped during the update"
         return step(*arguments, **options)  # type: ignore[arg-type]
 
@@ -166,7 +166,7 @@ def test_an_error_stops_the_other_collectors_while_the_learner_computes(
     with pytest.raises(EnvError, match="the gate is shut"):
         list(run)
     run.close()
-    assert calls >= 2
+    assert calls >= 3
 
 
 @pytest.mark.parametrize("schedule", ["sync", "concurrent", "async"])
