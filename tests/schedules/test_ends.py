@@ -143,12 +143,24 @@ def test_an_error_of_one_collector_stops_the_others_at_their_next_row(
     assert Uneven.late <= 4
 
 
-@pytest.mark.parametrize(("schedule", "during"), [("concurrent", 3), ("async", 1)])
+class Late(Gate):
+    """Fails once the learner computes, after `most` steps."""
+
+    most, learning = 10, threading.Event()
+
+    def step(self, action: np.int64):
+        if self._steps >= self.most:
+            assert self.learning.wait(20)
+            raise RuntimeError("the gate is shut")
+        return super().step(action)
+
+
+@pytest.mark.parametrize(("schedule", "most"), [("concurrent", 10), ("async", 30)])
 def test_an_error_stops_the_other_collectors_while_the_learner_computes(
-    schedule: str, during: int, monkeypatch: pytest.MonkeyPatch
+    schedule: str, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The twentieth step comes in the fourth slab, which `async` has room for beside the first."""
-    run, stopping, calls = training(schedule, Shut, **{"placement.workers": 2}), threading.Event(), 0
+    """Ten steps come in the second slab; thirty, under `async`, after any lane has filled its part of the first."""
+    run, stopping = training(schedule, Late, max_lag=8, **{"placement.workers": 2}), threading.Event()
     former, step = Collector.stop, run.learner.step
 
     def stop(collector: Collector) -> None:
@@ -156,18 +168,18 @@ def test_an_error_stops_the_other_collectors_while_the_learner_computes(
         stopping.set()
 
     def slow(*arguments: object, **options: object) -> object:
-        nonlocal calls
-        calls += 1
-        if calls == during:
-            assert stopping.wait(20), "nobody was stopped during the update"
+        Late.learning.set()
+        assert stopping.wait(20), "nobody was stopped during the update"
         return step(*arguments, **options)  # type: ignore[arg-type]
 
+    Late.learning.clear()
+    monkeypatch.setattr(Late, "most", most)
     monkeypatch.setattr(Collector, "stop", stop)
     monkeypatch.setattr(run.learner, "step", slow)
     with pytest.raises(EnvError, match="the gate is shut"):
         list(run)
     run.close()
-    assert calls >= during
+    assert Late.learning.is_set()
 
 
 @pytest.mark.parametrize("schedule", ["sync", "concurrent", "async"])
