@@ -53,9 +53,9 @@ class JitteredEnvs:
         """Starts every slot."""
         self._envs.reset(seed)
 
-    def restore(self, seed: int, history: History) -> None:
-        """Brings every slot back."""
-        self._envs.restore(seed, history)
+    def restore(self, lane: int, seed: int, history: History) -> None:
+        """Brings a lane back."""
+        self._envs.restore(lane, seed, history)
 
     def send(self, action: NDArray[Any], lane: int) -> None:
         """Steps a lane, perhaps after a delay."""

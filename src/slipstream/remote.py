@@ -30,7 +30,7 @@ import safetensors.torch
 from slipstream import process
 from slipstream.collector import Collected, Stopped
 from slipstream.envs import EnvOptions
-from slipstream.envs.rows import EnvError
+from slipstream.envs.rows import EnvError, EnvFailure
 from slipstream.nets.policy import Policy
 from slipstream.process import Child, ChildDied, ChildFailed
 from slipstream.remote_process import Setup, Shared, Status
@@ -41,7 +41,7 @@ from slipstream.weights import Ring
 _SLICE_SECONDS = 0.5
 _GRACE_SECONDS = 1.0  # for an answer after `stop`
 _ACTION_SECONDS = 1.0  # allowed for every action that is played again, beside the time limit
-_ERRORS = {kind.__name__: kind for kind in (EnvError, ImportError, ValueError)}
+_ERRORS = {kind.__name__: kind for kind in (EnvError, EnvFailure, ImportError, ValueError)}
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Work:
         every_row: Whether to take over new weights before every row, rather than before every unroll.
         graphs: Whether forwards make graphs, as those that are kept do.
         delay: Longest random delay before a lane is stepped, in seconds.
-        recorded: Whether to remember how slots came to where they are.
+        restarts: How often in a row a lane that has failed may be brought back.
     """
 
     env: str | Callable[[], Any]
@@ -78,7 +78,7 @@ class Work:
     every_row: bool = False
     graphs: bool = False
     delay: float = 0.0
-    recorded: bool = False
+    restarts: int = 0
 
 
 class Remotes:
@@ -126,7 +126,7 @@ class Remotes:
                     graphs=work.graphs,
                     layout=layout,
                     delay=work.delay,
-                    recorded=work.recorded,
+                    restarts=work.restarts,
                 )
                 children.append(process.start("slipstream.remote_process", _pickled(setup), memory))
                 timeout = work.options.timeout_seconds
@@ -157,7 +157,7 @@ class Remotes:
         return [slot for collector, part in zip(self.collectors, parts, strict=True) for slot in collector.lost(part)]
 
     def state(self) -> Standing:
-        """Where all slots stand; to be called between two unrolls, of `recorded` work."""
+        """Where all slots stand; to be called between two unrolls, if they can be brought back."""
         return Standing.join([collector.state() for collector in self.collectors])
 
     def close(self) -> None:

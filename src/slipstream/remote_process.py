@@ -53,7 +53,7 @@ class Setup:
         graphs: Whether forwards make graphs, as those that are kept do.
         layout: Of the shared memory, from `layout`.
         delay: Longest random delay before a lane is stepped, in seconds.
-        recorded: Whether to remember how slots came to where they are.
+        restarts: How often in a row a lane that has failed may be brought back.
     """
 
     index: int
@@ -69,7 +69,7 @@ class Setup:
     graphs: bool
     layout: Tree
     delay: float
-    recorded: bool
+    restarts: int
 
 
 class Shared(NamedTuple):
@@ -162,11 +162,10 @@ class WatchedEnvs:
         self._status.set(-1, 0)
         self._envs.reset(seed)
 
-    def restore(self, seed: int, history: History) -> None:
-        """Brings every slot back."""
-        self._counts = [0] * self.spec.lanes
-        self._status.set(-1, 0)
-        self._envs.restore(seed, history)
+    def restore(self, lane: int, seed: int, history: History) -> None:
+        """Brings a lane back."""
+        self._status.set(lane, self._counts[lane])
+        self._envs.restore(lane, seed, history)
 
     def send(self, action: NDArray[Any], lane: int) -> None:
         """Steps a lane.
@@ -235,7 +234,7 @@ class _Actor:
             raise EnvError(f"{spec.id}: in a collector process the environments are {envs.spec}, in the driver {spec}")
         if setup.delay:
             self._envs = JitteredEnvs(self._envs, Jitter(setup.delay))
-        self._recorded = RecordedEnvs(self._envs) if setup.recorded else None
+        self._recorded = RecordedEnvs(self._envs, setup.restarts) if spec.seeded_every else None
         self._envs = self._recorded or self._envs
 
     def obey(self, command: dict[str, Any], more: BinaryIO) -> bytes | None:

@@ -136,10 +136,16 @@ class Envs(Protocol):
         """
         ...
 
-    def restore(self, seed: int, history: History) -> None:
-        """Brings every slot to where its history under `reset(seed)` led, in place of `reset`.
+    def restore(self, lane: int, seed: int, history: History) -> None:
+        """Brings the slots of `lane` to where their histories under `reset(seed)` led, whatever has happened to them.
 
-        The rows that it shows then are collected with `recv`. Only where `spec.seeded_every` is positive.
+        In place of a `reset`, or after the lane has failed, in which case whatever is broken is made anew. The row that
+        the lane shows then is collected with `recv`. Only where `spec.seeded_every` is positive.
+
+        Args:
+            lane: The lane.
+            seed: That of the run.
+            history: Of the lane's slots.
         """
         ...
 

@@ -53,6 +53,7 @@ class Shut(Gate):
 def training(schedule: str, env: type[Gate] = Gate, **settings: object) -> Training:
     algo = "appo" if schedule == "async" else "ppo"
     size = {"num_envs": 4, "lanes": 2, "unroll": 8, "schedule": schedule, "algo.batch_size": 16, "algo.epochs": 1}
+    size |= {"placement.restarts": 0}
     return Training(configure(algo, "callable:gate", {**size, "total_steps": 10_000, **settings}), env)
 
 

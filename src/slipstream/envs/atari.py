@@ -89,12 +89,11 @@ class AtariEnvs:
             self._receivers.settle(number)
             lane.reset(seed, self._random_starts(seed, self._spec.slots(number)))
 
-    def restore(self, seed: int, history: History) -> None:
-        """Plays what every slot has played since it was last seeded; all games of a lane play at once."""
-        for number, lane in enumerate(self._lanes):
-            self._receivers.settle(number)
-            columns, slots = self._spec.columns(number), self._spec.slots(number)
-            lane.restore(seed, history.part(columns), self._random_starts(seed, slots), self._actions)
+    def restore(self, lane: int, seed: int, history: History) -> None:
+        """Plays what every slot of `lane` has played since it was last seeded, all of them at once."""
+        self._receivers.settle(lane)
+        random = self._random_starts(seed, self._spec.slots(lane))
+        self._lanes[lane].restore(seed, history, random, self._actions)
 
     def send(self, action: NDArray[np.int64], lane: int) -> None:
         """Hands the actions of `lane` to its threads.

@@ -107,7 +107,7 @@ class EnvPoolEnvs:
         for lane in self._lanes:
             lane.start(seed, self._decorrelate_steps)
 
-    def restore(self, seed: int, history: History) -> None:
+    def restore(self, lane: int, seed: int, history: History) -> None:
         """Not possible: episodes after a slot's first have no seeds of their own."""
         raise NotImplementedError(f"{self._spec.id} can't be brought back to where it was")
 

@@ -59,16 +59,14 @@ class GymEnvs:
         for slot in self._slots:
             slot.reset(seed)
 
-    def restore(self, seed: int, history: History) -> None:
-        """Plays every slot's episode as far as it had come.
+    def restore(self, lane: int, seed: int, history: History) -> None:
+        """Plays the episodes of the lane's slots as far as they had come.
 
         Raises:
-            EnvError: As `send`.
+            EnvError: As `send`, or an environment could not be made anew.
         """
-        self._counts = [0] * self._spec.lanes
-        for slot in self._slots:
-            actions = history.of(slot.column)
-            slot.restore(seed, int(history.start[slot.column]), self._actions.encode_all(actions))
+        for column, slot in enumerate(self._slots[self._spec.columns(lane)]):
+            slot.restore(seed, int(history.start[column]), self._actions.encode_all(history.of(column)))
 
     def send(self, action: NDArray[Any], lane: int) -> None:
         """Steps the slots of `lane`, here and now.

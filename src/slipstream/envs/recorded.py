@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import time
 import zlib
 from collections.abc import Sequence
 from typing import Any
@@ -10,10 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slipstream import tree
+from slipstream.envs.rows import EnvFailure
 from slipstream.history import History
 from slipstream.types import Envs, EnvSpec, EnvStep
 
+_log = logging.getLogger(__name__)
+
 _ROWS = 256  # room at first
+_PROGRESS = 100  # rows without a failure after which the count begins anew
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0  # seconds before a lane is brought back
 
 Sums = NDArray[np.int64]
 
@@ -21,13 +28,23 @@ Sums = NDArray[np.int64]
 class RecordedEnvs:
     """Environments whose actions are kept, slot by slot, since the slot's last keyed start; `Envs` in everything else.
 
+    Where an environment raises, or its process dies or hangs, its lane is played back to where it was and the step is
+    tried again, so that nothing is lost and no bit changes. It ends where the same error comes again at the same place,
+    or once a lane has failed so often in a row, with less than 100 rows between, as it may.
+
     Args:
         envs: The environments; their `spec.seeded_every` is positive.
+        restarts: How often in a row a lane may be brought back; 0 for never.
+
+    Attributes:
+        restarted: How often lanes have been brought back.
     """
 
-    def __init__(self, envs: Envs) -> None:
-        self._envs = envs
+    def __init__(self, envs: Envs, restarts: int = 0) -> None:
+        self._envs, self._restarts = envs, restarts
+        self._seed = 0
         self._lanes = [_Lane(envs.spec) for _ in range(envs.spec.lanes)]
+        self.restarted = 0
 
     @property
     def spec(self) -> EnvSpec:
@@ -36,29 +53,49 @@ class RecordedEnvs:
 
     def reset(self, seed: int) -> None:
         """Starts every slot, its history empty."""
+        self._seed = seed
         self._lanes = [_Lane(self.spec) for _ in range(self.spec.lanes)]
         self._envs.reset(seed)
 
-    def restore(self, seed: int, history: History) -> None:
-        """Brings every slot to where its history leads."""
-        self._envs.restore(seed, history)
-        for number, lane in enumerate(self._lanes):
-            lane.restore(history.part(self.spec.columns(number)))
+    def restore(self, lane: int, seed: int, history: History) -> None:
+        """Brings a lane to where its histories lead."""
+        self._seed = seed
+        self._lanes[lane].restore(history)
+        self._envs.restore(lane, seed, history)
 
     def send(self, action: NDArray[Any], lane: int) -> None:
         """Steps a lane."""
-        self._lanes[lane].sent(action)
-        self._envs.send(action, lane)
+        record = self._lanes[lane]
+        record.sent(action)
+        try:
+            self._envs.send(action, lane)
+        except EnvFailure as failure:
+            record.failure = failure  # for `recv` to mend, where the lane is waited for anyway
 
     def wait(self, lanes: Sequence[int]) -> list[int]:
         """Waits for any of several lanes."""
-        return self._envs.wait(lanes)
+        return [lane for lane in lanes if self._lanes[lane].failure] or self._envs.wait(lanes)
 
     def recv(self, lane: int) -> EnvStep:
-        """Waits for a lane."""
-        step = self._envs.recv(lane)
-        self._lanes[lane].received(step)
-        return step
+        """Waits for a lane.
+
+        Raises:
+            EnvError: As of the environments, if it does not help to try again.
+        """
+        record = self._lanes[lane]
+        while True:
+            failure, record.failure = record.failure, None
+            if failure is not None:
+                self._require_hope(lane, failure)
+            try:
+                if failure is not None:
+                    self._try_again(lane)
+                step = self._envs.recv(lane)
+            except EnvFailure as again:
+                record.failure = again
+                continue
+            record.received(step)
+            return step
 
     def close(self) -> None:
         """Releases what the environments hold."""
@@ -72,10 +109,29 @@ class RecordedEnvs:
         """Check sums of the observations received last, int64 `[B]`."""
         return np.concatenate([lane.seen() for lane in self._lanes])
 
+    def _require_hope(self, lane: int, failure: EnvFailure) -> None:
+        """Raises the failure again if the lane has failed there before, or too often; waits a little otherwise."""
+        attempt = self._lanes[lane].fail(failure)
+        if attempt is None or attempt > self._restarts:
+            raise failure
+        self.restarted += 1
+        said = str(failure).partition("\n")[0]
+        _log.warning("%s; it is brought back to where it was (%d of %d)", said, attempt, self._restarts)
+        time.sleep(min(_FIRST_PAUSE * 2 ** (attempt - 1), _LONGEST_PAUSE))
+
+    def _try_again(self, lane: int) -> None:
+        """Brings a lane to where it was, and sends what it was sent last."""
+        history, action = self._lanes[lane].before()
+        self._envs.restore(lane, self._seed, history)
+        if action is not None:
+            self._envs.recv(lane)
+            self._envs.send(action, lane)
+
 
 def bring_back(envs: RecordedEnvs, seed: int, history: History, seen: Sums) -> list[int]:
     """Brings all slots to where their histories lead, and returns those that show something else there than `seen`."""
-    envs.restore(seed, history)
+    for lane in range(envs.spec.lanes):
+        envs.restore(lane, seed, history.part(envs.spec.columns(lane)))
     for lane in range(envs.spec.lanes):
         envs.recv(lane)
     return [envs.spec.first_slot + int(column) for column in np.flatnonzero(envs.seen() != seen)]
@@ -92,6 +148,8 @@ class _Lane:
         self._start = np.zeros(self._size, np.int64)
         self._dead = np.zeros(self._size, np.bool_)
         self._step: EnvStep | None = None
+        self.failure: EnvFailure | None = None
+        self._rows, self._failed_at, self._in_a_row, self._said = 0, -_PROGRESS, 0, set[str]()
 
     def sent(self, action: NDArray[Any]) -> None:
         if self._action is None:
@@ -100,6 +158,7 @@ class _Lane:
             self._make_room(self._action)
         self._action[self._sent] = action
         self._sent += 1
+        self._rows += 1
         self._step = None
 
     def received(self, step: EnvStep) -> None:
@@ -112,12 +171,30 @@ class _Lane:
         self._dead = step.ended.copy()
         self._step = step
 
-    def history(self) -> History:
-        count = self._sent - self._first
+    def history(self, last: int = 0) -> History:
+        """That of all rows but the `last`."""
+        stop = self._sent - last
         if self._action is None:
-            return History(self._start.copy(), count, np.zeros((0,), np.int64))
-        kept = [self._action[first : self._sent, column] for column, first in enumerate(self._first)]
-        return History(self._start.copy(), count, np.concatenate(kept))
+            return History(self._start.copy(), stop - self._first, np.zeros((0,), np.int64))
+        kept = [self._action[first:stop, column] for column, first in enumerate(self._first)]
+        return History(self._start.copy(), stop - self._first, np.concatenate(kept))
+
+    def before(self) -> tuple[History, NDArray[Any] | None]:
+        """The history before what was sent last, and that; all of it and None if its answer has come."""
+        if self._step is not None or self._action is None:
+            return self.history(), None
+        return self.history(last=1), self._action[self._sent - 1]
+
+    def fail(self, failure: EnvFailure) -> int | None:
+        """Notes a failure; returns how many there have been in a row, None if it is the same at the same place."""
+        said = str(failure).partition("\n")[0]
+        if self._rows != self._failed_at:
+            self._in_a_row = 0 if self._rows - self._failed_at >= _PROGRESS else self._in_a_row
+            self._failed_at, self._said = self._rows, set()
+        self._in_a_row += 1
+        same = said in self._said
+        self._said.add(said)
+        return None if same else self._in_a_row
 
     def restore(self, history: History) -> None:
         self._start, self._sent = history.start.copy(), int(history.count.max())

@@ -25,6 +25,10 @@ class EnvError(RuntimeError):
     """
 
 
+class EnvFailure(EnvError):  # noqa: N818 - one kind of error, not another
+    """An environment raised, or its process died or hangs: it may go well if it is tried again."""
+
+
 @dataclass(frozen=True)
 class Rows:
     """One row for `B` slots, see `EnvStep` for shapes and meaning; `score` is there even if nothing writes it."""

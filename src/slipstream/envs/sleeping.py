@@ -78,11 +78,10 @@ class SleepingEnvs:
         for number, lane in enumerate(self._lanes):
             self._due[number] = time.monotonic() + lane.reset(seed)
 
-    def restore(self, seed: int, history: History) -> None:
-        """Brings every slot to where its history leads, without taking the time for it."""
-        for number, lane in enumerate(self._lanes):
-            lane.restore(seed, history.part(self._spec.columns(number)))
-            self._due[number] = 0.0
+    def restore(self, lane: int, seed: int, history: History) -> None:
+        """Brings the slots of `lane` to where their histories lead, without taking the time for it."""
+        self._lanes[lane].restore(seed, history)
+        self._due[lane] = 0.0
 
     def send(self, action: NDArray[np.int64], lane: int) -> None:
         """Starts the lane's step and returns at once."""

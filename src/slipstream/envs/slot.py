@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from slipstream import dice
 from slipstream.envs import spaces
-from slipstream.envs.rows import EnvError, Rows
+from slipstream.envs.rows import EnvError, EnvFailure, Rows
 from slipstream.ops.spaces import allowed
 
 RAISED = (Exception, SystemExit)
@@ -97,37 +98,48 @@ class Slot:
         self._rows = rows
         self._write = spaces.observation_writer(env.observation_space, rows.obs)
         self._seed = self._episode = self._step = 0
-        self._ended = False
+        self._ended = self._broken = False
 
     def reset(self, seed: int) -> None:
         """Starts episode 0 of run `seed` and writes the first row, after the random steps of decorrelation."""
-        self._seed, self._episode, self._step = seed, -1, 0
+        self._seed, self._episode = seed, -1
         obs = self._begin()
         if self._source.decorrelate_steps:
             obs = self._decorrelate(obs)
         self._put(obs, 0.0, False, False, 0.0)
 
     def restore(self, seed: int, start: int, actions: NDArray[Any]) -> None:
-        """Plays episode `start` of run `seed` as far as `actions` lead, and writes the row that they end at."""
+        """Plays episode `start` of run `seed` as far as `actions` lead, and writes the row that they end at.
+
+        An environment that has raised is made anew first.
+        """
+        if self._broken:
+            self._renew()
         if start == 0:
             self.reset(seed)
         else:
-            self._seed, self._episode, self._step = seed, start - 1, 0
+            self._seed, self._episode = seed, start - 1
             self._put(self._begin(), 0.0, False, False, 0.0)
         for action in actions:
             self.step(action)
 
     def step(self, action: Any) -> None:
         """Writes the row that `action` caused, or the reset if the episode had ended."""
-        self._step += 1
         if self._ended:
             self._put(self._begin(), 0.0, False, False, 0.0)
             return
+        self._step += 1
         self._put(*self._play(action))
 
     def close(self) -> None:
         """Closes the environment."""
         self._env.close()
+
+    def _renew(self) -> None:
+        with suppress(*RAISED):
+            self._env.close()
+        self._env = self._source.make(self._index)
+        self._broken = False
 
     def _put(self, obs: Any, reward: float, terminated: bool, truncated: bool, score: float) -> None:
         rows, column = self._rows, self.column
@@ -141,14 +153,15 @@ class Slot:
         rows.ended[column] = self._ended = terminated or truncated
 
     def _begin(self) -> Any:
-        self._episode += 1
+        self._episode, self._step = self._episode + 1, 0
         return self._reset(dice.env_seed(self._seed, "env", self._index, self._episode))
 
     def _reset(self, seed: int) -> Any:
         try:
             answer = self._env.reset(seed=seed)
         except RAISED as error:
-            raise EnvError(f"{self._place()}: reset raised {error_line(error)}") from error
+            self._broken = True
+            raise EnvFailure(f"{self._place()}: reset raised {error_line(error)}") from error
         if not isinstance(answer, tuple) or len(answer) != 2:
             raise EnvError(f"{self._place()}: reset must return (observation, info), got {type(answer).__name__}")
         return answer[0]
@@ -157,7 +170,8 @@ class Slot:
         try:
             answer = self._env.step(action)
         except RAISED as error:
-            raise EnvError(f"{self._place()}: step({action}) raised {error_line(error)}") from error
+            self._broken = True
+            raise EnvFailure(f"{self._place()}: step({action}) raised {error_line(error)}") from error
         if not isinstance(answer, tuple) or len(answer) != 5:
             got = f"{len(answer)} values" if isinstance(answer, tuple) else type(answer).__name__
             raise EnvError(

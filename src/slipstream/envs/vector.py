@@ -95,7 +95,7 @@ class VectorEnvs:
         for lane in self._lanes:
             lane.reset(seed)
 
-    def restore(self, seed: int, history: History) -> None:
+    def restore(self, lane: int, seed: int, history: History) -> None:
         """Not possible: episodes after a slot's first have no seeds of their own."""
         raise NotImplementedError(f"{self._spec.id} can't be brought back to where it was")
 

@@ -8,6 +8,9 @@ Who waits for whom: `recv` waits for the answers of its own lane and, at the sam
 with a time limit (where the kernel refuses pidfds: only of those whose answers are due). Workers wait for commands
 only. If the driver dies, the kernel kills the workers and what they started (`process`); if a worker dies, `recv`
 raises at once; `close` takes seconds at most.
+
+A worker that has died or hung has failed in all lanes, whoever noticed; each lane raises that until it is restored. The
+first that is starts the worker anew.
 """
 
 from __future__ import annotations
@@ -17,9 +20,10 @@ import select
 import time
 import weakref
 from collections.abc import Sequence
-from contextlib import closing
-from dataclasses import dataclass, replace
-from typing import Any
+from contextlib import closing, suppress
+from dataclasses import dataclass, field, replace
+from threading import Lock, RLock
+from typing import Any, NamedTuple
 
 import cloudpickle
 import numpy as np
@@ -27,7 +31,7 @@ from numpy.typing import NDArray
 
 from slipstream import process
 from slipstream.envs.gym import as_step, source_spec
-from slipstream.envs.rows import EnvError, check_row
+from slipstream.envs.rows import EnvError, EnvFailure, check_row
 from slipstream.envs.shared import map_shared
 from slipstream.envs.slot import Source
 from slipstream.envs.spaces import Actions
@@ -50,7 +54,8 @@ class WorkerEnvs:
         num_envs: Slots.
         lanes: Lanes; divides `num_envs`.
         workers: Processes; those that would have no slot are not started.
-        timeout_seconds: How long resetting or stepping a lane may take before the run is given up.
+        timeout_seconds: How long resetting or stepping a lane may take before the workers that do not answer are given
+            up.
         first_slot: Slot of column 0.
 
     Raises:
@@ -76,24 +81,25 @@ class WorkerEnvs:
         self._counts = [0] * lanes
         self._patience = [timeout_seconds] * lanes
         self._due: list[_Due] = [{} for _ in range(lanes)]
+        self._failed: list[EnvFailure | None] = [None] * lanes
         self._workers: list[_Worker] = []
-        self._finalizer = weakref.finalize(self, _stop, self._workers)
+        self._changing = RLock()  # of workers: their children, and what has failed
+        self._graves: list[_Grave] = []
         members = [columns for columns in _spread(self._spec, workers) if any(columns)]
-        memory = process.anonymous_file()
+        self._memory = process.anonymous_file()
+        self._finalizer = weakref.finalize(self, _stop, self._workers, self._graves, self._memory)
         try:
             like = np.zeros(self._actions.shape[1:], self._actions.dtype)
-            self._shared = map_shared(memory, env.observation_space, like, num_envs, len(members))
+            self._shared = map_shared(self._memory, env.observation_space, like, num_envs, len(members))
             for index, columns in enumerate(members):
                 setup = Setup(source, env.observation_space, like, num_envs, first_slot, len(members), index, columns)
-                child = process.start("slipstream.envs.worker_process", cloudpickle.dumps(setup), memory, lanes)
-                self._workers.append(_Worker(index, columns, child))
-            due = {worker.child.answers[0]: worker for worker in self._workers}
-            self._read([due], max(timeout_seconds, process.START_SECONDS))
+                content = cloudpickle.dumps(setup)
+                self._workers.append(_Worker(index, columns, content, self._start(content)))
+            for worker in self._workers:
+                self._await_made(worker)
         except BaseException:
             self.close()
             raise
-        finally:
-            os.close(memory)
         self._lane_workers = [[w for w in self._workers if w.columns[lane]] for lane in range(lanes)]
         scored = bool(source.score_key)
         parts = [self._shared.rows.part(self._spec.columns(lane)) for lane in range(lanes)]
@@ -111,15 +117,29 @@ class WorkerEnvs:
             self._counts[lane] = 0
             self._command(lane, RESET, seed)
 
-    def restore(self, seed: int, history: History) -> None:
-        """Has the workers play every slot's episode as far as it had come; returns at once."""
+    def restore(self, lane: int, seed: int, history: History) -> None:
+        """Has the workers play the episodes of the lane's slots as far as they had come.
+
+        Waits for answers that are still due, and for workers that have to be started anew.
+
+        Raises:
+            EnvError: A worker could not make its environments, or one of those that are not broken has died.
+        """
+        self._require_open()
+        while self._due[lane]:
+            try:
+                self._read([lane])
+            except EnvFailure:
+                continue  # restored as well
+        with self._changing:
+            for worker in self._lane_workers[lane]:
+                if worker.failure is not None:
+                    self._renew(worker)
+            self._failed[lane] = None
+            _leave(self._graves, lane)
         history = replace(history, action=self._actions.encode_all(history.action))
-        for lane in range(self._spec.lanes):
-            self._settle(lane)
-            self._counts[lane] = 0
-            part = history.part(self._spec.columns(lane))
-            self._command(lane, RESTORE, seed, part.dump())
-            self._patience[lane] = self._timeout + _ACTION_SECONDS * float(part.count.sum())
+        self._command(lane, RESTORE, seed, history.dump())
+        self._patience[lane] = self._timeout + _ACTION_SECONDS * float(history.count.sum())
 
     def send(self, action: NDArray[Any], lane: int) -> None:
         """Hands the actions to the workers and returns at once.
@@ -134,18 +154,15 @@ class WorkerEnvs:
         self._command(lane, STEP)
 
     def wait(self, lanes: Sequence[int]) -> list[int]:
-        """Waits until at least one of `lanes` has the answers of all its workers.
-
-        Raises:
-            EnvError: An environment of one of the lanes raised, or a worker died or hangs.
-        """
+        """Waits until at least one of `lanes` has the answers of all its workers, or has failed."""
         self._require_open()
-        due = [self._due[lane] for lane in lanes]
-        self._read(due, max(self._patience[lane] for lane in lanes))
-        return [lane for lane, missing in zip(lanes, due, strict=True) if not missing]
+        if not any(self._failed[lane] for lane in lanes):
+            with suppress(EnvFailure):  # `recv` raises it again
+                self._read(lanes)
+        return [lane for lane in lanes if not self._due[lane] or self._failed[lane]]
 
     def recv(self, lane: int) -> EnvStep:
-        """Waits for the workers' answers to the lane's last `reset` or `send`.
+        """Waits for the workers' answers to the lane's last `reset`, `restore` or `send`.
 
         Raises:
             EnvError: An environment raised (with the worker's traceback), a worker died or hangs, or a reward or
@@ -160,89 +177,189 @@ class WorkerEnvs:
         """Ends the workers: asks, then SIGTERM, then SIGKILL; the second call does nothing."""
         self._finalizer()
 
+    def _start(self, setup: bytes) -> Child:
+        return process.start("slipstream.envs.worker_process", setup, self._memory, self._spec.lanes)
+
+    def _renew(self, worker: _Worker) -> None:
+        """Starts a worker anew in place of one that has died."""
+        child = self._start(worker.setup)
+        # Threads of other lanes may still wait for the old one: its descriptors are closed when all have turned away.
+        lanes = {lane for lane, columns in enumerate(worker.columns) if columns}
+        self._graves.append(_Grave(worker.child, lanes))
+        for lane in lanes:
+            self._failed[lane] = worker.failure
+        worker.child, worker.failure = child, None
+        self._await_made(worker)
+
+    def _await_made(self, worker: _Worker) -> None:
+        """Waits until a worker that has been started has made its environments."""
+        child, timeout = worker.child, max(self._timeout, process.START_SECONDS)
+        poll = select.poll()
+        for fd in (child.answers[0], child.pidfd):
+            if fd is not None:
+                poll.register(fd, select.POLLIN)
+        ready = [fd for fd, _ in poll.poll(timeout * 1000.0)]
+        if not ready:
+            raise self._hang([(worker, child)], timeout)
+        if child.answers[0] not in ready:
+            raise self._death(worker, child)
+        self._check(worker, child, child.answers[0])
+
     def _command(self, lane: int, what: int, seed: int = 0, more: bytes = b"") -> None:
         self._patience[lane] = self._timeout
         message = COMMAND.pack(what, lane, seed, len(more)) + more
-        self._due[lane] = {worker.child.answers[lane]: worker for worker in self._lane_workers[lane]}
-        for worker in self._lane_workers[lane]:
+        told = [(worker, worker.child) for worker in self._lane_workers[lane]]
+        self._due[lane] = {child.answers[lane]: (worker, child) for worker, child in told}
+        for worker, child in told:
             try:
-                worker.child.tell(message)
+                with worker.telling:
+                    child.tell(message)
             except ChildDied:
-                raise self._death(worker) from None
+                raise self._death(worker, child) from None
 
     def _settle(self, lane: int) -> None:
         """Waits for the answers that are still due to `lane`."""
         self._require_open()
-        self._read([self._due[lane]], self._patience[lane])
+        failure = self._failed[lane]
+        if failure is not None:
+            raise failure
+        self._read([lane])
 
     def _require_open(self) -> None:
         if not self._workers:
             raise EnvError(f"{self._spec.id}: the environments are closed")
 
-    def _read(self, due: list[_Due], timeout: float) -> None:
-        """Reads answers until one of `due` is empty, or raises if any worker at all dies meanwhile."""
+    def _read(self, lanes: Sequence[int]) -> None:
+        """Reads answers until one of `lanes` has none due, or raises if one of their workers dies meanwhile.
+
+        An answer that is an error, and those of workers that died or were given up, are due no more.
+        """
+        due = [self._due[lane] for lane in lanes]
         if not all(due):
             return
-        home = {fd: lane for lane in due for fd in lane}
+        home = {fd: lane for lane in lanes for fd in self._due[lane]}
+        timeout = max(self._patience[lane] for lane in lanes)
         deadline = time.monotonic() + timeout
+        watched = [(worker, worker.child) for lane in lanes for worker in self._lane_workers[lane]]
+        watched += [pair for lane in due for pair in lane.values()]  # some may have been replaced
+        deaths = {child.pidfd: (worker, child) for worker, child in watched if child.pidfd is not None}
         poll = select.poll()
-        for fd in home:
+        for fd in (*home, *deaths):
             poll.register(fd, select.POLLIN)
-        for worker in self._workers:
-            if worker.child.pidfd is not None:
-                poll.register(worker.child.pidfd, select.POLLIN)
         while all(due):
             ready = [fd for fd, _ in poll.poll(max(0.0, deadline - time.monotonic()) * 1000.0)]
             if not ready:
-                late = {worker.index: worker for lane in due for worker in lane.values()}
+                late = {worker.index: (worker, child) for missing in due for worker, child in missing.values()}
+                for missing in due:
+                    missing.clear()
                 raise self._hang(list(late.values()), timeout)
             for fd in ready:
                 if fd in home:
-                    self._check(home[fd].pop(fd), fd)
+                    lane = home[fd]
+                    worker, child = self._due[lane].pop(fd)
                     poll.unregister(fd)
-            for worker in self._workers:
-                if worker.child.pidfd in ready:
-                    raise self._death(worker)
+                    try:
+                        self._check(worker, child, fd)
+                    except EnvFailure as failure:
+                        self._failed[lane] = failure
+                        raise
+            for fd in ready:
+                if fd in deaths:
+                    worker, child = deaths[fd]
+                    for missing in due:
+                        for answer in [answer for answer, (_, whose) in missing.items() if whose is child]:
+                            del missing[answer]
+                    raise self._death(worker, child)
 
-    def _check(self, worker: _Worker, fd: int) -> None:
+    def _check(self, worker: _Worker, child: Child, fd: int) -> None:
         """Reads one answer, and raises what it reports."""
         try:
-            worker.child.read(fd)
+            child.read(fd)
         except ChildDied:
-            raise self._death(worker) from None
+            raise self._death(worker, child) from None
         except ChildFailed as error:
-            raise EnvError(f"{error}\n\nin worker process {worker.child.pid}:\n{error.traceback}") from None
+            kind = EnvFailure if error.kind == EnvFailure.__name__ else EnvError
+            raise kind(f"{error}\n\nin worker process {child.pid}:\n{error.traceback}") from None
 
-    def _death(self, worker: _Worker) -> EnvError:
+    def _death(self, worker: _Worker, child: Child) -> EnvFailure:
         """What to say about a worker that ended without being told to."""
-        how, stack = worker.child.obituary()
-        text = f"{self._spec.id}: worker process {worker.child.pid} {how} while busy with {self._place(worker)}"
-        return EnvError(f"{text}\n\n{stack}" if stack else text)
+        with self._changing:
+            return self._fail(worker, child, None)
 
-    def _hang(self, workers: list[_Worker], timeout: float) -> EnvError:
-        """What to say about workers that don't answer: where, and their Python stacks."""
+    def _hang(self, late: Sequence[tuple[_Worker, Child]], timeout: float) -> EnvFailure:
+        """Gives workers up that don't answer; says where they are, and their Python stacks."""
         texts = [f"{self._spec.id}: no answer within {timeout:g} seconds"]
-        for worker in workers:
-            stack = worker.child.stack_now()
-            texts.append(f"worker process {worker.child.pid}, busy with {self._place(worker)}:\n{stack}")
-        return EnvError("\n\n".join(texts))
+        with self._changing:
+            for worker, child in late:
+                if child is not worker.child or worker.failure is not None:
+                    return self._fail(worker, child, None)  # another lane was faster
+                texts.append(f"worker process {child.pid}, busy with {self._place(worker)}:\n{child.stack_now()}")
+            failure = EnvFailure("\n\n".join(texts))
+            for worker, child in late:
+                child.kill_group()
+                self._fail(worker, child, failure)
+        return failure
+
+    def _fail(self, worker: _Worker, child: Child, failure: EnvFailure | None) -> EnvFailure:
+        """Notes that a worker has died, of what if that is known, and returns what to say of it in any lane."""
+        if child is not worker.child:  # and has been started anew since
+            lanes = [failed for failed in self._failed if failed is not None]
+            return lanes[0] if lanes else EnvFailure(f"{self._spec.id}: worker process {child.pid} was replaced")
+        if worker.failure is None:
+            if failure is None:
+                how, stack = child.obituary()
+                text = f"{self._spec.id}: worker process {child.pid} {how} while busy with {self._place(worker)}"
+                failure = EnvFailure(f"{text}\n\n{stack}" if stack else text)
+            worker.failure = failure
+            for lane, columns in enumerate(worker.columns):
+                if columns:
+                    self._failed[lane] = failure
+        return worker.failure
 
     def _place(self, worker: _Worker) -> str:
         column = int(self._shared.busy[worker.index])
         return f"slot {self._spec.first_slot + column}, step {self._counts[column // self._spec.lane_size]}"
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Worker:
-    """A worker process and its columns, by lane."""
+    """A worker process and its columns, by lane.
+
+    Attributes:
+        index: Its number.
+        columns: Its columns, by lane.
+        setup: What it is told once.
+        child: The process.
+        failure: Why it is no more, until it is started anew.
+        telling: Held while a command is written.
+    """
 
     index: int
     columns: tuple[tuple[int, ...], ...]
+    setup: bytes
     child: Child
+    failure: EnvFailure | None = None
+    telling: Lock = field(default_factory=Lock)
 
 
-_Due = dict[int, _Worker]
-"""Workers whose answers to a lane are due, by the descriptor that they come from."""
+class _Grave(NamedTuple):
+    """A process that has died, and the lanes whose threads may still wait for it."""
+
+    child: Child
+    lanes: set[int]
+
+
+_Due = dict[int, tuple[_Worker, Child]]
+"""Whose answers to a lane are due, by the descriptor that they come from."""
+
+
+def _leave(graves: list[_Grave], lane: int) -> None:
+    """Says that `lane` waits for none of the dead any more; closes the descriptors of those for whom nobody does."""
+    for grave in list(graves):
+        grave.lanes.discard(lane)
+        if not grave.lanes:
+            graves.remove(grave)
+            process.stop([grave.child])
 
 
 def _spread(spec: EnvSpec, workers: int) -> list[tuple[tuple[int, ...], ...]]:
@@ -255,7 +372,9 @@ def _spread(spec: EnvSpec, workers: int) -> list[tuple[tuple[int, ...], ...]]:
     ]
 
 
-def _stop(workers: list[_Worker]) -> None:
+def _stop(workers: list[_Worker], graves: list[_Grave], memory: int) -> None:
     """Ends the processes within a bounded time."""
-    process.stop([worker.child for worker in workers])
+    process.stop([worker.child for worker in workers] + [grave.child for grave in graves])
     workers.clear()
+    graves.clear()
+    os.close(memory)

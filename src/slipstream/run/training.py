@@ -226,9 +226,9 @@ class Training:
             threads=place.env_threads,
         )
         envs = envs if jitter is None else JitteredEnvs(envs, jitter)
-        if config.schedule == "async" or not envs.spec.seeded_every:
+        if not envs.spec.seeded_every:
             return envs
-        self._recorded = RecordedEnvs(envs)
+        self._recorded = RecordedEnvs(envs, place.restarts)
         return self._recorded
 
     def _work(self, env: str | EnvMaker, jitter: Jitter | None) -> Work:
@@ -248,7 +248,7 @@ class Training:
             every_row=_every_row(config),
             graphs=config.reuses_forward,
             delay=0.0 if jitter is None else jitter.seconds,
-            recorded=self.resumes_exactly,
+            restarts=config.placement.restarts,
         )
 
     def _bulletin(self) -> Bulletin | None:
