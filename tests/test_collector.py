@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
-import numpy as np
 import pytest
 import torch
 
@@ -12,8 +12,10 @@ from slipstream.envs import EnvOptions, make_envs
 from slipstream.nets.actor_critic import ActorCritic, make_actor_critic
 from slipstream.nets.trunk import Network
 from slipstream.types import Envs, Episode, Place, Trajectory
+from tests.draws import Telling, Wide, drawn
 
 COLUMNS, ROWS, SLABS = 12, 7, 3
+Core = Literal["none", "lstm", "gru"]
 SCRIPT = [(3, "t"), (5, "c"), (2, "t")]
 
 
@@ -35,7 +37,7 @@ def fill(collector: Collector, lanes: int, index: int = 0) -> Collected:
     return collector.collect(home(collector.lanes, COLUMNS // lanes, index))
 
 
-def policy_for(envs: Envs, core: str = "none") -> ActorCritic:
+def policy_for(envs: Envs, core: Core = "none") -> ActorCritic:
     return make_actor_critic(envs.spec, Network(hidden=(5,), core=core, core_size=4), None, 2)
 
 
@@ -107,7 +109,7 @@ def test_episodes_carry_over_slabs(lanes: int) -> None:
     ]
 
 
-def filled(core: str, lanes: int, order: list[int]) -> list[Trajectory]:
+def filled(core: Core, lanes: int, order: list[int]) -> list[Trajectory]:
     """Copies of two slabs collected with the lanes in the given order."""
     envs = counter(lanes)
     policy = policy_for(envs, core)
@@ -120,7 +122,7 @@ def filled(core: str, lanes: int, order: list[int]) -> list[Trajectory]:
 
 
 @pytest.mark.parametrize("core", ["none", "lstm", "gru"])
-def test_lanes_in_any_order_give_the_same_bits(core: str) -> None:
+def test_lanes_in_any_order_give_the_same_bits(core: Core) -> None:
     for one, other in zip(filled(core, 4, [0, 1, 2, 3]), filled(core, 4, [2, 0, 3, 1]), strict=True):
         assert torch.equal(one.action, other.action)
         assert torch.equal(one.log_prob, other.log_prob)
@@ -128,7 +130,7 @@ def test_lanes_in_any_order_give_the_same_bits(core: str) -> None:
 
 
 @pytest.mark.parametrize("core", ["lstm", "gru"])
-def test_unrolling_the_stored_rows_repeats_what_acting_computed(core: str) -> None:
+def test_unrolling_the_stored_rows_repeats_what_acting_computed(core: Core) -> None:
     """Values of all rows, row T and the last observations of episodes included, with the state carried over slabs."""
     envs = counter(2)
     policy = policy_for(envs, core)
@@ -145,15 +147,20 @@ def test_unrolling_the_stored_rows_repeats_what_acting_computed(core: str) -> No
         torch.testing.assert_close(log_prob, trajectory.log_prob, rtol=1e-5, atol=1e-6)
 
 
-def test_actions_depend_on_slot_and_row_alone() -> None:
-    """The same slab, collected after a resume at its row, has the same dice; another seed has others."""
-    envs = counter(1)
-    policy = policy_for(envs)
-    keys = dice.keys(5, "act", range(COLUMNS))
-    straight = dice.uniform(keys, 0, 2 * ROWS, policy.dice_width)
-    resumed = dice.uniform(keys, ROWS, ROWS, policy.dice_width)
-    assert np.array_equal(straight[ROWS:], resumed)
-    assert not np.array_equal(straight, dice.uniform(dice.keys(6, "act", range(COLUMNS)), 0, 2 * ROWS, 1))
+@pytest.mark.parametrize("row", [0, 35])
+def test_every_draw_is_that_of_its_slot_and_row(row: int) -> None:
+    """Slabs number on, row T of one being row 0 of the next; nobody draws what another slot or another row drew."""
+    envs = make_envs(Wide, COLUMNS, 3, EnvOptions())
+    envs.reset(5)
+    policy = Telling(envs.spec)
+    trajectory = slab.allocate(envs.spec, policy, ROWS)
+    parts = [Collector(Assignment(envs, own, policy, [trajectory], 5, int, row=row)) for own in ([2, 0], [1])]
+    for number in range(SLABS):
+        for part in parts:
+            fill(part, 3)
+        assert torch.equal(trajectory.extras["dice"], drawn(5, range(COLUMNS), row + number * ROWS, ROWS))
+    everything = drawn(5, range(COLUMNS), row, SLABS * ROWS)
+    assert everything.flatten(0, 1).unique(dim=0).shape[0] == (SLABS * ROWS + 1) * COLUMNS
 
 
 def test_an_unroll_goes_where_it_is_told() -> None:

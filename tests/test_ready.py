@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -13,12 +13,15 @@ from torch import Tensor, nn
 from slipstream import slab, tree
 from slipstream.collector import Assignment, Collected, Collector, Stopped, home
 from slipstream.envs import EnvOptions, make_envs
+from slipstream.history import History
 from slipstream.nets.actor_critic import ActorCritic, make_actor_critic
 from slipstream.nets.trunk import Network
 from slipstream.ready import ReadyCollector, group_that_holds, make_collector
 from slipstream.types import Act, Envs, EnvSpec, EnvStep, Place, Trajectory
+from tests.draws import Telling, Wide, drawn
 
 ROWS, SLABS, SEED = 7, 3, 5
+Core = Literal["none", "lstm", "gru"]
 
 
 class Shuffled:
@@ -35,6 +38,9 @@ class Shuffled:
 
     def reset(self, seed: int) -> None:
         self._envs.reset(seed)
+
+    def restore(self, seed: int, history: History) -> None:
+        self._envs.restore(seed, history)
 
     def send(self, action: NDArray[Any], lane: int) -> None:
         self._envs.send(action, lane)
@@ -57,7 +63,7 @@ def counter(lanes: int, columns: int = 12, order: int = 0) -> Shuffled:
     return envs
 
 
-def policy_for(envs: Envs, core: str = "none") -> ActorCritic:
+def policy_for(envs: Envs, core: Core = "none") -> ActorCritic:
     return make_actor_critic(envs.spec, Network(hidden=(5,), core=core, core_size=4), None, 2)
 
 
@@ -67,7 +73,10 @@ Made = Callable[[Envs, list[int], ActorCritic, list[Trajectory]], Collector | Re
 
 
 def by_group(group: int) -> Made:
-    return lambda *given: ReadyCollector(Assignment(*given, SEED, int), group)
+    def made(envs: Envs, lanes: list[int], policy: ActorCritic, slabs: list[Trajectory]) -> ReadyCollector:
+        return ReadyCollector(Assignment(envs, lanes, policy, slabs, SEED, int), group)
+
+    return made
 
 
 def in_turn(envs: Envs, lanes: list[int], policy: ActorCritic, slabs: list[Trajectory]) -> Collector:
@@ -82,7 +91,7 @@ def fields(trajectory: Trajectory) -> list[Tensor]:
 
 
 def collected(
-    lanes: int, made: Made, core: str = "none", order: int = 0, shares: int = 1, group: int = 1
+    lanes: int, made: Made, core: Core = "none", order: int = 0, shares: int = 1, group: int = 1
 ) -> tuple[list[list[Tensor]], list[Any], int]:
     """Slabs, episodes and steps of the Counter, with `shares` collectors that own whole groups."""
     envs = counter(lanes, order=order)
@@ -111,20 +120,20 @@ def assert_same(
 
 @pytest.mark.parametrize("core", ["none", "lstm", "gru"])
 @pytest.mark.parametrize("lanes", [3, 12])
-def test_with_one_lane_per_forward_it_is_the_collector(lanes: int, core: str) -> None:
+def test_with_one_lane_per_forward_it_is_the_collector(lanes: int, core: Core) -> None:
     """The slow twin takes the lanes in turn; here they answer in any order, at rows of their own."""
     assert_same(collected(lanes, by_group(1), core), collected(lanes, in_turn, core))
 
 
 @pytest.mark.parametrize("core", ["none", "lstm", "gru"])
-def test_one_lane_of_all_slots_is_a_group_of_lanes_that_answer_together(core: str) -> None:
+def test_one_lane_of_all_slots_is_a_group_of_lanes_that_answer_together(core: Core) -> None:
     """The forward has the same shape, so the bits are those of PAAC, whoever is ready when."""
     assert_same(collected(12, by_group(12), core, group=12), collected(1, in_turn, core))
 
 
 @pytest.mark.parametrize("core", ["none", "lstm"])
 @pytest.mark.parametrize(("lanes", "group"), [(12, 4), (6, 3), (4, 2)])
-def test_neither_order_nor_shares_change_a_bit(lanes: int, group: int, core: str) -> None:
+def test_neither_order_nor_shares_change_a_bit(lanes: int, group: int, core: Core) -> None:
     one = collected(lanes, by_group(group), core, group=group)
     assert_same(collected(lanes, by_group(group), core, order=1, group=group), one)
     assert_same(collected(lanes, by_group(group), core, order=2, shares=2, group=group), one)
@@ -139,6 +148,22 @@ def test_lanes_do_run_at_rows_of_their_own() -> None:
     )
     collector.collect(home(range(12), 1, 0))
     assert envs.waits > ROWS
+
+
+@pytest.mark.parametrize("row", [0, 35])
+@pytest.mark.parametrize("group", [1, 3])
+def test_every_draw_is_that_of_its_slot_and_row(group: int, row: int) -> None:
+    """Slabs number on, row T of one being row 0 of the next, though the lanes are never at the same row."""
+    envs = Shuffled(make_envs(Wide, 12, 6, EnvOptions()), 1)
+    envs.reset(SEED)
+    policy = Telling(envs.spec)
+    trajectory = slab.allocate(envs.spec, policy, ROWS)
+    given = [Assignment(envs, own, policy, [trajectory], SEED, int, row=row) for own in ([3, 5, 4], [0, 1, 2])]
+    parts = [ReadyCollector(each, group) for each in given]
+    for number in range(SLABS):
+        for part in parts:
+            part.collect(home(part.lanes, 2, 0))
+        assert torch.equal(trajectory.extras["dice"], drawn(SEED, range(12), row + number * ROWS, ROWS))
 
 
 def test_an_unroll_goes_where_it_is_told() -> None:
@@ -192,7 +217,7 @@ def test_forwards_read_aligned_memory() -> None:
     collector = ReadyCollector(
         Assignment(envs, range(12), policy, [slab.allocate(envs.spec, policy, ROWS)], SEED, int), 2
     )
-    for inputs in (collector._shown, collector._drawn, collector._states):
+    for inputs in (collector._shown, collector._drawn, collector._states):  # pyright: ignore[reportPrivateUsage]
         assert len(inputs) == 6
         assert all(leaf.data_ptr() % 64 == 0 for group in inputs for leaf in tree.leaves(group))
 

@@ -1,8 +1,13 @@
 from __future__ import annotations
 
+import os
 import threading
+import time
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -43,11 +48,11 @@ class Planted(gymnasium.Env[NDArray[np.float32], np.int64]):
         self.action_space = spaces.Discrete(2)
         self._steps = 0
 
-    def reset(self, *, seed: int | None = None, options: dict[str, object] | None = None):
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
         return np.zeros(2, np.float32), {}
 
-    def step(self, action: np.int64):
+    def step(self, action: np.int64) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         self._steps += 1
         seen = float(self._steps >= 8 and not in_main_thread())
         return np.array([0.5, seen], np.float32), 0.0, False, False, {}
@@ -137,17 +142,57 @@ def test_loaders_are_delayed_too() -> None:
         def __call__(self) -> None:
             where.add(in_main_thread())
 
-    place = {"placement.collectors": "thread", "placement.workers": 1}
+    place: dict[str, Any] = {"placement.collectors": "thread", "placement.workers": 1}
     for loaders in (0, 1):
         where.clear()
-        with closing(Training(config(**place, **{"placement.loaders": loaders}), jitter=Noted(DELAY))) as training:
+        settings = config("toy:catch", "sync", **place | {"placement.loaders": loaders})
+        with closing(Training(settings, jitter=Noted(DELAY))) as training:
             next(iter(training))
         assert where == ({True} if loaders == 0 else {True, False})
 
 
+def test_environments_are_delayed_too() -> None:
+    """All lanes are sent to and received from in 50 rows; acting and learning are 20 tasks or so."""
+    calls = 0
+
+    class Counted(Jitter):
+        def __call__(self) -> None:
+            nonlocal calls
+            calls += 1
+
+    place: dict[str, Any] = {"placement.collectors": "thread", "placement.workers": 1, "placement.loaders": 0}
+    settings = config("toy:catch", "sync", unroll=50, **place | {"algo.batch_size": 150})
+    with closing(Training(settings, jitter=Counted(DELAY))) as training:
+        next(iter(training))
+    assert calls > 2 * 3 * 50
+
+
 class Quiet(Planted):
-    def step(self, action: np.int64):
+    def step(self, action: np.int64) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         return np.array([0.5, float(action)], np.float32), float(action), False, False, {}
+
+
+def sleepless(folder: Path, driver: int) -> gymnasium.Env[Any, Any]:
+    """In another process than the driver, whoever sleeps only writes down for how long, in a file of the process."""
+
+    def note(seconds: float, /) -> None:
+        with (folder / str(os.getpid())).open("a") as file:
+            file.write(f"{seconds}\n")
+
+    if os.getpid() != driver:
+        time.sleep = note
+    return gymnasium.wrappers.TimeLimit(Quiet(), 4)
+
+
+def test_collector_processes_are_delayed_too(tmp_path: Path) -> None:
+    """Every lane is stepped 189 times, with a delay in one of four calls: none at all has a chance of 1e-40."""
+    delayed = Own(env=partial(sleepless, tmp_path, os.getpid()))
+    long = config("callable:sleepless", "sync", unroll=63, **{"algo.batch_size": 189})
+    outcomes = list(verify(long, UPDATES, ("process:2",), DELAY, delayed))
+    assert [(outcome.difference, outcome.refused) for outcome in outcomes] == [(None, None)] * 2
+    written = [[float(line) for line in file.read_text().split()] for file in tmp_path.iterdir()]
+    assert len(written) == 2
+    assert all(0.0 <= seconds <= DELAY for delays in written for seconds in delays)
 
 
 def test_async_is_refused() -> None:
