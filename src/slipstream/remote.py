@@ -40,6 +40,7 @@ from slipstream.weights import Ring
 
 _SLICE_SECONDS = 0.5
 _GRACE_SECONDS = 1.0  # for an answer after `stop`
+_MENDING = 10  # times the time limit are allowed while environments that failed are brought back
 _ACTION_SECONDS = 1.0  # allowed for every action that is played again, beside the time limit
 _ERRORS = {kind.__name__: kind for kind in (EnvError, EnvFailure, ImportError, ValueError)}
 
@@ -110,7 +111,8 @@ class Remotes:
             shared.status[:] = Status.EMPTY
             self.slabs: list[Trajectory] = shared.slabs
             self.ring: Ring = shared.ring
-            fate = _Fate([Status(cells) for cells in shared.status])
+            self._statuses = [Status(cells) for cells in shared.status]
+            fate = _Fate(self._statuses)
             for index, lanes in enumerate(shares):
                 setup = Setup(
                     index=index,
@@ -129,7 +131,8 @@ class Remotes:
                     restarts=work.restarts,
                 )
                 children.append(process.start("slipstream.remote_process", _pickled(setup), memory))
-                timeout = work.options.timeout_seconds
+                # Environments in processes of their own have this limit already, and may be brought back.
+                timeout = work.options.timeout_seconds * (1.5 if work.workers else 1.0)
                 self.collectors.append(RemoteCollector(children[-1], fate, index, setup.spec, lanes, timeout))
             for collector in self.collectors:
                 collector.ready()
@@ -159,6 +162,11 @@ class Remotes:
     def state(self) -> Standing:
         """Where all slots stand; to be called between two unrolls, if they can be brought back."""
         return Standing.join([collector.state() for collector in self.collectors])
+
+    @property
+    def restarted(self) -> int:
+        """How often environments have been brought back after a failure."""
+        return sum(status.restarted for status in self._statuses)
 
     def close(self) -> None:
         """Ends the processes within a few seconds; the second call does nothing."""
@@ -311,7 +319,7 @@ class RemoteCollector:
             now = time.monotonic()
             if status.beats != beats:
                 beats, moved = status.beats, now
-            elif now - moved > timeout:
+            elif now - moved > timeout * (_MENDING if status.mending else 1):
                 raise self._fate.fail(self._hang(timeout))
             if status.stop:
                 stopped = stopped or now

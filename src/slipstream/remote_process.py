@@ -78,7 +78,7 @@ class Shared(NamedTuple):
     Attributes:
         slabs: As `Parts.slabs`.
         ring: Weights; the driver publishes.
-        status: int64 `[P, 4]`, one row per process, see `Status`.
+        status: int64 `[P, 6]`, one row per process, see `Status`.
     """
 
     slabs: list[Trajectory]
@@ -106,10 +106,10 @@ class Status:
     """A process's row of shared numbers: whether it should stop, that it lives, and what it is doing.
 
     Args:
-        cells: int64 `[4]`: stop (the driver's to set), beats, lane, step of the lane.
+        cells: int64 `[6]`: stop (the driver's to set), beats, lane, step of the lane, restarts, mending.
     """
 
-    EMPTY = (0, 0, -1, 0)
+    EMPTY = (0, 0, -1, 0, 0, 0)
 
     def __init__(self, cells: NDArray[np.int64]) -> None:
         self._cells = cells
@@ -128,6 +128,25 @@ class Status:
     def place(self) -> tuple[int, int]:
         """Lane and step that it is busy with."""
         return int(self._cells[2]), int(self._cells[3])
+
+    @property
+    def restarted(self) -> int:
+        """How often environments have been brought back after a failure."""
+        return int(self._cells[4])
+
+    @restarted.setter
+    def restarted(self, count: int) -> None:
+        self._cells[4] = count
+
+    @property
+    def mending(self) -> bool:
+        """Whether environments that failed are being brought back."""
+        return bool(self._cells[5])
+
+    def mend(self, begun: bool) -> None:
+        """Notes that this begins or is done."""
+        self._cells[5] = begun
+        self._cells[1] += 1
 
     @property
     def stop(self) -> bool:
@@ -234,7 +253,7 @@ class _Actor:
             raise EnvError(f"{spec.id}: in a collector process the environments are {envs.spec}, in the driver {spec}")
         if setup.delay:
             self._envs = JitteredEnvs(self._envs, Jitter(setup.delay))
-        self._recorded = RecordedEnvs(self._envs, setup.restarts) if spec.seeded_every else None
+        self._recorded = RecordedEnvs(self._envs, setup.restarts, self._status.mend) if spec.seeded_every else None
         self._envs = self._recorded or self._envs
 
     def obey(self, command: dict[str, Any], more: BinaryIO) -> bytes | None:
@@ -290,6 +309,9 @@ class _Actor:
 
     def _collect(self, places: Sequence[Place]) -> bytes:
         try:
-            return json.dumps(asdict(self._collector.collect(places))).encode()
+            collected = self._collector.collect(places)
         except Stopped:
             return b""
+        if self._recorded is not None:
+            self._status.restarted = self._recorded.restarted
+        return json.dumps(asdict(collected)).encode()

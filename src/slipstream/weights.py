@@ -11,12 +11,11 @@ from slipstream.nets.policy import Policy
 from slipstream.tree import Tree
 from slipstream.types import Weights
 
-_KEPT = 2
 _RING = 3  # snapshots in shared memory
 
 
 class Bulletin:
-    """The newest snapshots, for readers in any thread of this process.
+    """The newest snapshot, for readers in any thread of this process.
 
     A snapshot is never written to, and a reader takes the whole of it by one reference: it can't be torn.
 
@@ -25,12 +24,12 @@ class Bulletin:
     """
 
     def __init__(self, mirrors: Sequence[Callable[[Weights], None]] = ()) -> None:
-        self._snapshots: tuple[Weights, ...] = ()
+        self._newest: Weights | None = None
         self._mirrors = mirrors
 
     def publish(self, weights: Weights) -> None:
-        """Makes `weights` the newest; the one before it is kept as well."""
-        self._snapshots = (*self._snapshots[1 - _KEPT :], weights)
+        """Makes `weights` the newest."""
+        self._newest = weights
         for mirror in self._mirrors:
             mirror(weights)
 
@@ -40,20 +39,9 @@ class Bulletin:
         Raises:
             LookupError: Nothing has been published.
         """
-        if not self._snapshots:
+        if self._newest is None:
             raise LookupError("no weights have been published")
-        return self._snapshots[-1]
-
-    def version(self, number: int) -> Weights:
-        """One of the two newest snapshots.
-
-        Raises:
-            LookupError: It is not one of them.
-        """
-        for weights in self._snapshots:
-            if weights.version == number:
-                return weights
-        raise LookupError(f"weights {number} are not kept; there are {[kept.version for kept in self._snapshots]}")
+        return self._newest
 
 
 class Replica:

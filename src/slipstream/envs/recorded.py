@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,13 +35,14 @@ class RecordedEnvs:
     Args:
         envs: The environments; their `spec.seeded_every` is positive.
         restarts: How often in a row a lane may be brought back; 0 for never.
+        mending: Told when that begins, and when it is done.
 
     Attributes:
         restarted: How often lanes have been brought back.
     """
 
-    def __init__(self, envs: Envs, restarts: int = 0) -> None:
-        self._envs, self._restarts = envs, restarts
+    def __init__(self, envs: Envs, restarts: int = 0, mending: Callable[[bool], object] = bool) -> None:
+        self._envs, self._restarts, self._mending = envs, restarts, mending
         self._seed = 0
         self._lanes = [_Lane(envs.spec) for _ in range(envs.spec.lanes)]
         self.restarted = 0
@@ -91,6 +92,8 @@ class RecordedEnvs:
                 if failure is not None:
                     self._try_again(lane)
                 step = self._envs.recv(lane)
+                if failure is not None:
+                    self._mending(False)
             except EnvFailure as again:
                 record.failure = again
                 continue
@@ -114,6 +117,7 @@ class RecordedEnvs:
         attempt = self._lanes[lane].fail(failure)
         if attempt is None or attempt > self._restarts:
             raise failure
+        self._mending(True)
         self.restarted += 1
         said = str(failure).partition("\n")[0]
         _log.warning("%s; it is brought back to where it was (%d of %d)", said, attempt, self._restarts)

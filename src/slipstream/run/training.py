@@ -127,8 +127,6 @@ class Training:
         bulletin = self._bulletin()
         tapes = self._tapes()
         collectors = self._begin(bulletin, tapes)
-        if bulletin is not None and self._barrier.behaviour is not None:
-            bulletin.publish(self._barrier.behaviour)
         delayed = config.algo.correction == "delayed_gradient" and config.schedule != "sync" and not tapes
         parts = Parts(
             actors=self._actors,
@@ -143,6 +141,7 @@ class Training:
             stale=config.stale,
             tapes=tapes,
             barrier=self._barrier,
+            restarted=self._restarted,
         )
         self._running = SCHEDULES[config.schedule](parts)
         yield from self._running
@@ -289,6 +288,11 @@ class Training:
                 first, size = collector.lanes[0], self.spec.lane_size
                 collector.load(standing.slots.part(slice(first * size, (first + len(collector.lanes)) * size)))
         return self._collectors
+
+    def _restarted(self) -> int:
+        if self._remotes is not None:
+            return self._remotes.restarted
+        return 0 if self._recorded is None else self._recorded.restarted
 
     def _warn_of(self, lost: Sequence[int]) -> None:
         if lost:

@@ -224,7 +224,8 @@ def _cells(tensor: Tensor, dims: int) -> NDArray[np.uint64]:
 
 
 def _bytes(tensor: Tensor) -> bytes:
-    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+    flat = tensor.detach().cpu().contiguous().view(-1)
+    return flat.view(torch.uint8).numpy().tobytes() if len(flat) else b""  # PyTorch does not view nothing as bytes
 
 
 def _digest(print_: Fingerprint) -> str:

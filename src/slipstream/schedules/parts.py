@@ -48,11 +48,13 @@ class Parts:
         slabs: Those that the collectors know by their place in this sequence.
         bulletin: Where the collectors find new weights; None if they act with the learner's own policy.
         behaviour: Memory for the policy that acted, if the algorithm evaluates its gradient there.
-        tapes: For each slab, who acts there and what is kept of it, if the algorithm reuses the forwards of acting.
         lane_size: Slots per lane.
         total_steps: Agent decisions, counted over the whole run (a resumed run starts with what it had).
         max_lag: Updates by which rows may be older than the learner (`async`).
         stale: What happens to rows that would be older (`async`).
+        tapes: For each slab, who acts there and what is kept of it, if the algorithm reuses the forwards of acting.
+        barrier: Set before every report; what a run that goes on begins with.
+        restarted: How often environments have been brought back after a failure.
     """
 
     actors: Crew
@@ -67,6 +69,7 @@ class Parts:
     stale: Stale = "wait"
     tapes: Sequence[Tape] = ()
     barrier: Barrier = field(default_factory=Barrier)
+    restarted: Callable[[], int] = int
 
 
 def publish(parts: Parts, index: int = 0) -> None:
@@ -144,7 +147,9 @@ def behaviour_weights(parts: Parts, index: int) -> Weights | None:
         return Weights(version, parts.tapes[index].policy.state_dict())
     if parts.behaviour is None or parts.bulletin is None:
         return None
-    return parts.bulletin.version(version)
+    weights = parts.bulletin.latest()
+    assert weights.version == version, "the slab was filled with what was published before the update"
+    return weights
 
 
 def report(
@@ -181,6 +186,7 @@ def report(
             "lag/max": float(lag.max()) if len(lag) else 0.0,
             "wait/env": env / max(env + infer, 1e-9),
             "wait/learner": collect / max(collect + learn, 1e-9),
+            "faults/restarts": float(parts.restarted()),
         },
         episodes=tuple(sorted(episodes, key=lambda episode: (episode.row, episode.slot))),
         seconds={"collect": collect, "learn": learn, "env": env, "infer": infer},
