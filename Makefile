@@ -9,7 +9,7 @@ ALGO  = ppo
 ENV   = ALE/Pong-v5
 FLAGS =
 
-.PHONY: train test test-slow lint format grf bench lock clean
+.PHONY: train test test-slow lint format grf bench chaos lock clean
 
 train: $(VENV)/.installed
 	$(BIN)/slipstream train $(ALGO) --env $(ENV) $(FLAGS)
@@ -47,6 +47,10 @@ grf: $(VENV)/.installed
 bench: $(VENV)/.installed-dev
 	$(BIN)/slipstream bench ppo a2c impala appo --env ALE/Pong-v5 --net.torso nature_cnn \
 		--schedules sync concurrent async --output benchmarks/results/bench.json
+
+# Runs that are killed twenty times each and resumed, beside runs that are not: half an hour on two cores.
+chaos: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/chaos.py --output benchmarks/results/chaos.json
 
 # The newest versions that the ranges of pyproject.toml admit, frozen into constraints.txt.
 lock:

@@ -46,6 +46,7 @@ Cell = dict[str, Any]
 
 ENVS, UNROLLS, LANE_SIZES = (4, 16, 64), (1, 4, 16, 64, 128), (1, 4, 16)
 LENGTH, SEED, WARM_UP = 1000, 7, 2
+COLLECTORS = 4  # under `async`
 HIDDEN = (32,)  # small, so that inference takes little of a step
 
 # Efficiency of lanes of one slot, by number of environments and T: SYSTEMS.md C.2.
@@ -123,12 +124,16 @@ def training(algo: str, n: int, name: str, unroll: int, mean_ms: float, updates:
     """Trains for so many updates after the first and takes the time."""
     lanes = 1 if name == "sync" else n
     schedule = {"sync": "sync", "sync, lanes of one": "sync"}.get(name, name)
+    # One collector waits for all of its lanes at the end of an unroll: under `async` several, which do not wait for
+    # each other.
+    collectors = COLLECTORS if schedule == "async" else 1
     settings = {
         "placement.device": "cpu",
         "schedule": schedule,
         "num_envs": n,
         "lanes": lanes,
-        "group": lanes,
+        "group": lanes // collectors,
+        "placement.workers": collectors if collectors > 1 else 0,
         "shards": 2,
         "unroll": unroll,
         "total_steps": 10**9,

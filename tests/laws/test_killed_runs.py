@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
-import torch
 
-from slipstream.run import checkpoint, metrics
+from slipstream.run import checkpoint
 from slipstream.run.directory import RunDirectory
 from slipstream.run.progress import Progress
+from slipstream.run.remains import differences
+from slipstream.run.settings import ConfigError
 from slipstream.types import Report
 from tests.run.runs import resume, train
 
@@ -27,32 +32,12 @@ CASES: dict[str, dict[str, Any]] = {
     "a2c": {"algo": "a2c", "schedule": "concurrent"},
     "dqn": {"algo": "dqn", **REPLAY},
     "rainbow": {"algo": "rainbow", "schedule": "concurrent", **REPLAY},
-    "sac": {"algo": "sac", "env": "Pendulum-v1", **REPLAY},
+    "sac": {"algo": "sac", "env": "Pendulum-v1", "algo__replay__ratio": 0.25, **REPLAY},
 }
 
 
 class Killed(BaseException):
     """Nothing in a run knows of it, as of SIGKILL."""
-
-
-def contents(run: RunDirectory) -> tuple[list[dict[str, Any]], dict[str, torch.Tensor], Any, list[str]]:
-    """What a run leaves, but for the clock."""
-    saved = checkpoint.newest(run.checkpoints, replay=True)
-    rows = [
-        {key: value for key, value in row.items() if key in COUNTERS or not key.startswith(metrics.CLOCK)}
-        for row in metrics.read(run.metrics)
-    ]
-    facts = saved.facts()
-    facts["progress"].pop("seconds")
-    for told in facts["training"].get("ahead", ()):
-        told.pop("env_seconds")
-        told.pop("infer_seconds")
-    sums = {name: value for name, value in facts["metrics"]["sums"].items() if not name.startswith(metrics.CLOCK)}
-    facts["metrics"]["sums"] = sums
-    return rows, saved.tensors(), facts, sorted(path.name for path in run.checkpoints.glob("replay/*"))
-
-
-COUNTERS = ("time/steps", "time/frames", "time/updates", "time/episodes")
 
 
 @pytest.mark.parametrize("moment", [7, 12])
@@ -61,7 +46,7 @@ def test_it_ends_as_if_it_had_not_been_killed(
     case: str, moment: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     changes = {**SMALL, "log__checkpoint_every": 96, "log__metrics_every": 40, "total_steps": 600, **CASES[case]}
-    whole = contents(train(tmp_path / "whole", **changes).run)
+    whole = train(tmp_path / "whole", **changes).run.path
     original = Progress.__call__
 
     def killed(self: Progress, report: Report) -> None:
@@ -75,10 +60,59 @@ def test_it_ends_as_if_it_had_not_been_killed(
     monkeypatch.setattr(Progress, "__call__", original)
     (path,) = (tmp_path / "killed").iterdir()
     assert 0 < checkpoint.newest(RunDirectory(path).checkpoints).steps < moment * 32
-    rows, tensors, facts, segments = contents(resume(path).run)
-    assert rows == whole[0]
-    assert facts == whole[2]
-    assert tensors.keys() == whole[1].keys()
-    for name, value in tensors.items():
-        assert torch.equal(value, whole[1][name]), name
-    assert segments == whole[3]
+    assert list(differences(whole, resume(path).run.path)) == []
+
+
+def test_what_differs_is_named(tmp_path: Path) -> None:
+    changes = {**SMALL, "env": "Pendulum-v1", "algo__batch_size": 16, "total_steps": 200, "log__metrics_every": 40}
+    one, other = (train(tmp_path / name, **{**changes, "seed": seed}).run.path for name, seed in (("a", 3), ("b", 4)))
+    found = list(differences(one, other))
+    assert any(line.startswith("metrics at step") and "train/value_loss" in line for line in found)
+    assert any(line.startswith("tensor policy.") for line in found)
+    assert "fact training.env_seed" in found
+
+
+WORDS = (
+    "--num-envs 4 --lanes 2 --schedule concurrent --placement.env-workers 1 --log.checkpoint-every 512 "
+    "--log.metrics-every 1000 --log.no-tensorboard"
+)
+
+
+def test_sigkill(tmp_path: Path) -> None:
+    """With worker processes, between two checkpoints, twice; `make chaos` does it for every algorithm."""
+    words = f"ppo --env CartPole-v1 --total-steps 4000 {WORDS}".split()
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert _slipstream("train", *words, "--log.dir", str(whole)).wait() == 0
+    attempt = ["train", *words, "--log.dir", str(killed)]
+    for least in (512, 2000):
+        driver = _slipstream(*attempt)
+        while driver.poll() is None and _newest(killed) < least:
+            time.sleep(0.002)  # nothing tells of a new directory
+        children = psutil.Process(driver.pid).children(recursive=True)
+        driver.kill()
+        driver.wait()
+        assert children
+        assert not psutil.wait_procs(children, timeout=2.0)[1]
+        attempt = ["resume", str(next(killed.iterdir()))]
+    assert _newest(killed) < _newest(whole)
+    assert _slipstream(*attempt).wait() == 0
+    assert list(differences(next(whole.iterdir()), next(killed.iterdir()))) == []
+
+
+def _slipstream(*words: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-m", "slipstream", *words], stdout=subprocess.DEVNULL)
+
+
+def _newest(folder: Path) -> int:
+    return max((int(path.name) for path in folder.glob("*/checkpoints/[0-9]*")), default=-1)
+
+
+def test_an_edited_configuration_is_refused(tmp_path: Path) -> None:
+    run = train(tmp_path, **{**SMALL, "algo__batch_size": 16, "total_steps": 200}).run
+    config = run.path / "config.yaml"
+    text = config.read_text()
+    config.write_text(text.replace("  gamma: ", "  gamma: 0.5  # ").replace("workers: 1", "workers: 2"))
+    with pytest.raises(ConfigError, match=r"yaml has been edited: algo.gamma was 0\.9\d*, is 0\.5\. Put that back"):
+        resume(run.path, 400)
+    config.write_text(text.replace("workers: 1", "workers: 2"))
+    assert resume(run.path, 400).progress.steps >= 400

@@ -38,13 +38,16 @@ from slipstream.run.metrics import Metrics
 from slipstream.run.presets import spelled_out
 from slipstream.run.progress import Observer, Progress
 from slipstream.run.segments import Listed, Segments
-from slipstream.run.settings import ConfigError
+from slipstream.run.settings import ConfigError, flatten, plain
 from slipstream.run.signals import Interrupted, Signals
 from slipstream.run.training import Training
 from slipstream.run.unused import warn_unlearned, warn_unused
 from slipstream.types import Envs, EnvSpec, Report
 
 EnvFactory = Callable[[], gymnasium.Env[Any, Any]]
+
+_FREE = ("total_steps", "stop_at_return", "placement.", "log.")
+"""Beginnings of settings that may change from one part of a run to the next, as its `env` may."""
 
 _FAILURES = 3
 """Checkpoints in a row that may fail to be written before the run gives up."""
@@ -130,6 +133,9 @@ def resume(path: Path, own: Own, total_steps: int | None, console: Console, env:
         tensors, facts = saved.tensors(), saved.facts()
         if "training" not in facts:
             raise ConfigError(f"{path} holds a saved agent, not a run: there is no optimiser state to train on with")
+        _require_same(config, facts.get("config", {}), path)  # older checkpoints have none
+        if config.env != saved.manifest["env"]:
+            facts["training"].pop("env_seed", None)  # it can't be played back on another
         if total_steps is not None:
             config = replace(config, total_steps=total_steps, stop_at_return=None)
         _require_unsolved(config, facts["progress"], path)
@@ -245,7 +251,8 @@ def _drive(this: _Run, saved: Checkpoint | None) -> Trained:
 
         def state() -> tuple[dict[str, Any], dict[str, Any]]:
             tensors, own = training.state()
-            return tensors, {"training": own, "progress": progress.state(), "metrics": rows.state()}
+            more = {"progress": progress.state(), "metrics": rows.state(), "config": plain(config)}
+            return tensors, {"training": own, **more}
 
         windows = training.learner.windows
         segments = None
@@ -260,6 +267,8 @@ def _drive(this: _Run, saved: Checkpoint | None) -> Trained:
             display.say(replay_line(config, windows.rows))
         if not training.spec.deterministic:
             display.say(f"{training.spec.id} is not deterministic: the same seed will not give the same run.")
+        elif not training.resumes_exactly:
+            display.say("After a stop, `slipstream resume` starts new episodes here: bits will differ (see README).")
         signals = stack.enter_context(Signals(display.say))
         progress.start()
         try:
@@ -281,6 +290,21 @@ def _drive(this: _Run, saved: Checkpoint | None) -> Trained:
         if signals.received is not None and not progress.finished:
             raise Interrupted(signals.received, run.path)
     return Trained(run, training.spec, training.policy, progress)
+
+
+def _require_same(config: Config, before: Mapping[str, Any], path: Path) -> None:
+    """Refuses a configuration that has been edited where that would make another run of it."""
+    was, now = flatten(before), flatten(plain(config))
+    changed = [
+        f"{name} was {was[name]}, is {now[name]}"
+        for name in was.keys() & now.keys()
+        if was[name] != now[name] and name != "env" and not name.startswith(_FREE)
+    ]
+    if changed:
+        raise ConfigError(
+            f"{path / 'config.yaml'} has been edited: {'; '.join(sorted(changed))}. Put that back to resume, or start "
+            f"a new run with it: slipstream train --config {path}"
+        )
 
 
 def _require_unsolved(config: Config, facts: Mapping[str, Any], path: Path) -> None:

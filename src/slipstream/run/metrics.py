@@ -46,8 +46,8 @@ from slipstream.run.machine import cores
 from slipstream.run.progress import Mark, Meter, Progress, spread
 from slipstream.types import Report
 
-CLOCK = ("time/", "wait/", "limit/")
-"""Prefixes of what depends on the machine's speed; `time/` has the counters as well, which do not."""
+CLOCK = ("time/", "wait/", "limit/", "faults/")
+"""Prefixes of what depends on the machine; `time/` has the counters as well, which do not."""
 
 _GREATEST = ("/max", "_max", "/dropped_steps", "/gradient_steps", "/restarts")
 """Endings of metrics of which a row has the greatest value (that of counters is the last); of others the mean."""

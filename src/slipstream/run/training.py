@@ -297,8 +297,8 @@ class Training:
     def _warn_of(self, lost: Sequence[int]) -> None:
         if lost:
             warnings.warn(
-                f"{self.spec.id} is not deterministic: after the same actions, slots {lost} show something else than "
-                "before the run was stopped. It goes on from there; bits will differ",
+                f"after the same actions, slots {lost} show something else than before the run was stopped: "
+                f"{self.spec.id} is not deterministic, or not what it was. It goes on from there; bits will differ",
                 stacklevel=2,
             )
 
