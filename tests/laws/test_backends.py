@@ -38,7 +38,7 @@ def train(
     try:
         for report in training:
             digest = hashlib.sha256(repr(report.episodes).encode())
-            for name, tensor in sorted(training.state()[0].items()):
+            for name, tensor in sorted(training.learner.state()[0].items()):
                 digest.update(name.encode() + tensor.detach().contiguous().numpy().tobytes())
             hashes.append(digest.hexdigest())
             reports.append(report)

@@ -58,9 +58,14 @@ PROCESSES = [
 
 
 def hashes(
-    algo: str, env: str, settings: dict[str, Any], placement: dict[str, Any], saved: tuple[Any, Any] | None = None
+    algo: str,
+    env: str,
+    settings: dict[str, Any],
+    placement: dict[str, Any],
+    saved: tuple[Any, Any] | None = None,
+    learner: bool = False,
 ) -> list[str]:
-    """One hash of all parameters, buffers, optimiser state and episodes per update, from `saved` on."""
+    """One hash per update, from `saved` on, of all that a resume needs, or of what the learner has; and of episodes."""
     where = {f"placement.{key}": value for key, value in placement.items()}
     training = Training(configure(algo, env, {**SIZE, **settings, **where}))
     if saved is not None:
@@ -70,7 +75,8 @@ def hashes(
     try:
         for report in training:
             digest = hashlib.sha256(repr(report.episodes).encode())
-            for name, tensor in sorted(training.state()[0].items()):
+            state = training.learner.state() if learner else training.state()
+            for name, tensor in sorted(state[0].items()):
                 digest.update(name.encode() + tensor.detach().contiguous().numpy().tobytes())
             found.append(digest.hexdigest())
             if len(found) == UPDATES:

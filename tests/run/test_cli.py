@@ -337,7 +337,7 @@ def test_a_failing_environment_is_the_last_line(
     lines = capsys.readouterr().err.splitlines()
     problem = "RuntimeError: Chaos was told to raise"
     assert re.fullmatch(
-        rf"slipstream: error: toy:chaos: slot \d, step 3, episode 0: step\(\d\) raised {problem}", lines[-1]
+        rf"slipstream: error: toy:chaos: slot \d, step \d, episode 0: step\(\d\) raised {problem}", lines[-1]
     )
     assert (problem in lines[:-1]) == (workers > 0)
     (run,) = tmp_path.iterdir()
@@ -413,7 +413,7 @@ def test_a_second_signal_while_saving_leaves_the_older_checkpoint(
     _interrupt_at(monkeypatch, Progress, "__call__", 4)
     owner: dict[str, tuple[Any, str, int]] = {
         "fsync": (os, "fsync", 11),  # three files and two directories each
-        "rename": (checkpoint, "_sync_directory", 5),
+        "rename": (checkpoint, "flush_directory", 5),
         "rmtree": (checkpoint, "prune", 3),
         "facts": (checkpoint, "save", 3),
     }

@@ -201,8 +201,8 @@ def test_a_run_that_ends_before_its_first_gradient_step_is_said(tmp_path: Path) 
             trained = act()
         return [str(each.message) for each in caught], trained
 
-    def train(starts: int) -> tuple[list[str], Trained]:
-        config = configure("dqn", "toy:catch", {**small, "algo.replay.learning_starts": starts})
+    def train(starts: int, **more: Any) -> tuple[list[str], Trained]:
+        config = configure("dqn", "toy:catch", {**small, "algo.replay.learning_starts": starts, **more})
         return said(lambda: loop.train(config, Own(), [], Console(quiet=True)))
 
     def resume(run: RunDirectory, total_steps: int) -> list[str]:
@@ -218,6 +218,7 @@ def test_a_run_that_ends_before_its_first_gradient_step_is_said(tmp_path: Path) 
     lines, trained = train(50)
     assert lines == []
     assert metrics.read(trained.run.metrics)[-1]["train/gradient_steps"] > 0
+    _, trained = train(50, **{"log.save_replay": False})
     (line,) = resume(trained.run, 90)
     assert line.startswith("nothing will be learned up to total_steps=90: the next gradient step is due at step 11")
     assert resume(trained.run, 150) == []
