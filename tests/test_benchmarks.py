@@ -33,8 +33,8 @@ def benchmark_module(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleT
         ("slipstream train ppo --log.dir /home/me/runs --seed 2", "slipstream train ppo --seed 2"),
         ("slipstream train ppo --log.dir=runs", "slipstream train ppo"),
         (
-            "python benchmarks/schedules.py --output benchmarks/results/a.json",
-            "python benchmarks/schedules.py --output benchmarks/results/a.json",
+            "python benchmarks/replay.py --output benchmarks/results/a.json",
+            "python benchmarks/replay.py --output benchmarks/results/a.json",
         ),
         ("benchmarks/learning.py ppo CartPole-v1", "python benchmarks/learning.py ppo CartPole-v1"),
         (
