@@ -58,6 +58,7 @@ def test_loaders_change_no_bit_of_replayed_unrolls(loaders: int) -> None:
 
 def test_schedule_is_part_of_the_result() -> None:
     """The first slab has lag 0 in both schedules; from the second on, concurrent learns from older rows."""
-    together, apart = (hashes(*CASES[case], {}, learner=True) for case in ("appo, sync", "appo, concurrent"))
+    chosen = [CASES[case] for case in ("appo, sync", "appo, concurrent")]
+    together, apart = (hashes(algo, "CartPole-v1", settings, {}, learner=True) for algo, settings in chosen)
     assert together[0] == apart[0]
     assert not set(together[1:]) & set(apart[1:])
