@@ -146,7 +146,8 @@ class _Lane:
 
     def __init__(self, spec: EnvSpec) -> None:
         self._size, self._every = spec.lane_size, spec.seeded_every
-        self._action: NDArray[Any] | None = None
+        space = spec.action_space
+        self._action: NDArray[Any] = np.zeros((_ROWS, self._size, *(space.shape or ())), space.dtype)
         self._sent = 0  # rows kept
         self._first = np.zeros(self._size, np.int64)  # of each slot
         self._start = np.zeros(self._size, np.int64)
@@ -156,10 +157,8 @@ class _Lane:
         self._rows, self._failed_at, self._in_a_row, self._said = 0, -_PROGRESS, 0, set[str]()
 
     def sent(self, action: NDArray[Any]) -> None:
-        if self._action is None:
-            self._action = np.zeros((_ROWS, *action.shape), action.dtype)
         if self._sent == len(self._action):
-            self._make_room(self._action)
+            self._make_room()
         self._action[self._sent] = action
         self._sent += 1
         self._rows += 1
@@ -178,14 +177,12 @@ class _Lane:
     def history(self, last: int = 0) -> History:
         """That of all rows but the `last`."""
         stop = self._sent - last
-        if self._action is None:
-            return History(self._start.copy(), stop - self._first, np.zeros((0,), np.int64))
         kept = [self._action[first:stop, column] for column, first in enumerate(self._first)]
         return History(self._start.copy(), stop - self._first, np.concatenate(kept))
 
     def before(self) -> tuple[History, NDArray[Any] | None]:
         """The history before what was sent last, and that; all of it and None if its answer has come."""
-        if self._step is not None or self._action is None:
+        if self._step is not None or not self._sent:
             return self.history(), None
         return self.history(last=1), self._action[self._sent - 1]
 
@@ -204,7 +201,7 @@ class _Lane:
         self._start, self._sent = history.start.copy(), int(history.count.max())
         self._first = self._sent - history.count
         room = max(_ROWS, 2 * self._sent)
-        self._action = np.zeros((room, self._size, *history.action.shape[1:]), history.action.dtype)
+        self._action = np.zeros((room, *self._action.shape[1:]), self._action.dtype)
         for column, first in enumerate(self._first):
             self._action[first : self._sent, column] = history.of(column)
         self._dead[:] = False
@@ -215,9 +212,9 @@ class _Lane:
         leaves = tree.leaves(self._step.obs)
         return np.array([_sum([leaf[column] for leaf in leaves]) for column in range(self._size)], np.int64)
 
-    def _make_room(self, action: NDArray[Any]) -> None:
+    def _make_room(self) -> None:
         """Drops what no slot needs any more, or doubles the memory if that is little."""
-        gone = int(self._first.min())
+        action, gone = self._action, int(self._first.min())
         if gone < len(action) // 2:
             self._action = np.concatenate([action, np.zeros_like(action)])
             return

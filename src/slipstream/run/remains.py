@@ -25,7 +25,7 @@ def differences(one: Path, other: Path) -> Iterator[str]:
         ConfigError: If one is no run.
     """
     runs = RunDirectory(one), RunDirectory(other)
-    yield from _unequal_rows(*([_timeless(row) for row in metrics.read(run.metrics)] for run in runs))
+    yield from _unequal_rows(*([timeless(row) for row in metrics.read(run.metrics)] for run in runs))
     saved = [checkpoint.newest(run.checkpoints, replay=True) for run in runs]
     if saved[0].steps != saved[1].steps:
         yield f"the newest checkpoints are of steps {saved[0].steps} and {saved[1].steps}"
@@ -52,7 +52,8 @@ def _unequal_rows(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> Ite
             yield f"metrics at step {left['time/steps']}: {', '.join(names)}"
 
 
-def _timeless(row: Mapping[str, Any]) -> dict[str, Any]:
+def timeless(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of metrics without what depends on the clock."""
     return {name: value for name, value in row.items() if name in COUNTERS or not name.startswith(metrics.CLOCK)}
 
 
@@ -60,7 +61,7 @@ def _timeless_facts(facts: dict[str, Any]) -> dict[str, Any]:
     """The facts as one flat mapping, without those of the clock."""
     del facts["config"]  # it names places
     facts["progress"].pop("seconds")
-    facts["metrics"]["sums"] = _timeless(facts["metrics"]["sums"])
+    facts["metrics"]["sums"] = timeless(facts["metrics"]["sums"])
     for told in facts["training"].get("ahead", ()):
         told.pop("env_seconds")
         told.pop("infer_seconds")

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from slipstream.replay.rows import needed
 from slipstream.replay.windows import Windows
-from slipstream.run.files import CheckpointError, flush_directory, free, listed, read_listed, write_flushed
+from slipstream.run.files import flush_directory, listed, read_listed, write_flushed, writing
 
 FOLDER = "replay"
 """Of the segments, beside the checkpoints."""
@@ -49,15 +49,10 @@ class Segments:
         """
         state = self._windows.state()
         kept = [segment for segment in self._listed if needed(torch.tensor(segment["end"]), state["oldest"])]
-        try:
+        with writing(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
             kept += [self._write(tensors) for tensors in self._windows.since(self._mark)]
             flush_directory(self._folder)
-        except OSError as error:
-            reason = error.strerror or error
-            raise CheckpointError(
-                f"cannot write the replay in {self._folder}: {reason} ({free(self._folder)})"
-            ) from error
         self._listed, self._mark = kept, state["head"]
         return state, kept
 
