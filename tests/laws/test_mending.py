@@ -20,7 +20,6 @@ SETTINGS = {
     "net.hidden": [8],
     "total_steps": 10_000,
     "placement.restarts": 99,
-    "env_options.timeout_seconds": 3.0,
 }
 UPDATES = 6
 
@@ -29,6 +28,7 @@ def run(fault: str, schedule: str, placement: dict[str, Any]) -> tuple[list[str]
     """A hash of everything after every update, and how often environments were brought back."""
     where = {f"placement.{key}": value for key, value in placement.items()}
     chaos = {"env_options.kwargs": {"fault": fault, "at": 29, "length": 5}}
+    chaos |= {"env_options.timeout_seconds": 3.0 if fault == "hang" else 60.0}
     training = Training(configure("ppo", "toy:chaos", {**SETTINGS, **chaos, **where, "schedule": schedule}))
     found: list[str] = []
     try:
