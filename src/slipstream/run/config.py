@@ -142,6 +142,8 @@ class Config:
         refresh: When collectors take over new weights, before every unroll or before every row; for schedule async.
         reward: Transform of the reward that is learned from (clip: to [-1, 1]; sign; scale: by the running deviation of
             the return). Reported returns are always raw.
+        skip_gradients: How many gradient steps in a row may be left out because the gradient is not finite; one more
+            ends the run. What they came from is written to `faults/` in the run's directory.
         net: Network.
         autoencoder: Reconstruction of images beside the loss of an actor-critic.
         env_options: Options of the environment.
@@ -164,6 +166,7 @@ class Config:
     stale: Stale = "wait"
     refresh: Literal["unroll", "row"] = "unroll"
     reward: RewardTransform = "raw"
+    skip_gradients: int = 0
     net: Network = field(default_factory=Network)
     autoencoder: AutoEncoder = field(default_factory=AutoEncoder)
     env_options: EnvOptions = field(default_factory=EnvOptions)
@@ -171,7 +174,7 @@ class Config:
     log: Log = field(default_factory=Log)
 
     def __post_init__(self) -> None:
-        _at_least(self, 0, "seed", "shards")
+        _at_least(self, 0, "seed", "shards", "skip_gradients")
         _at_least(self, 1, "total_steps", "num_envs", "unroll", "lanes", "group", "max_lag")
         _divides(self, "lanes", "num_envs")
         _divides(self, "group", "lanes")

@@ -9,6 +9,7 @@ It is `runs/{env}__{algo}__{seed}__{stamp}/`:
     metrics.jsonl   one JSON object per row, keyed by step
     tensorboard/    the same for TensorBoard
     checkpoints/    see checkpoint.py
+    faults/         what gradients that were not finite came from
     videos/         what `slipstream watch` records
 """
 
@@ -25,7 +26,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
+import safetensors.torch
 import yaml
+from torch import Tensor
 
 from slipstream.run.config import Config, from_plain
 from slipstream.run.files import writing
@@ -34,6 +37,10 @@ from slipstream.run.settings import ConfigError, plain
 
 if sys.platform != "win32":
     import fcntl
+
+
+_KEPT = 10
+"""Files of `faults/`, so that they don't fill the disk."""
 
 
 def _stamp(name: str) -> str:
@@ -98,6 +105,20 @@ class RunDirectory:
         with writing(self.path / "config.yaml"):
             temporary.write_text(to_yaml(config))
             temporary.replace(self.path / "config.yaml")
+
+    def keep(self, name: str, tensors: Mapping[str, Tensor]) -> str:
+        """Writes `tensors` to `faults/`, unless there are ten already; returns a sentence that says where they are."""
+        folder = self.path / "faults"
+        kept = len(list(folder.glob("*.safetensors")))
+        if kept >= _KEPT:
+            return f"what the gradient came from was not kept: {folder} has {kept} files already"
+        place = folder / f"{name}-{kept}.safetensors"
+        try:
+            folder.mkdir(exist_ok=True)
+            place.write_bytes(safetensors.torch.save({name: value.cpu().clone() for name, value in tensors.items()}))
+        except OSError as error:
+            return f"what the gradient came from can't be written to {place}: {error.strerror or error}"
+        return f"what the gradient came from: {place}"
 
     def lock(self) -> RunLock:
         """Keeps a second trainer out of this directory for as long as the lock is held."""

@@ -46,8 +46,9 @@ from slipstream.types import Envs, EnvSpec, Report
 
 EnvFactory = Callable[[], gymnasium.Env[Any, Any]]
 
-_FREE = ("total_steps", "stop_at_return", "placement.", "log.")
-"""Beginnings of settings that may change from one part of a run to the next, as its `env` may."""
+_FREE = ("total_steps", "stop_at_return", "placement.", "log.", "skip_gradients", "env_options.non_finite")
+"""Beginnings of settings that may change from one part of a run to the next, as its `env` may: what a run that met no
+fault does not depend on."""
 
 _FAILURES = 3
 """Checkpoints in a row that may fail to be written before the run gives up."""
@@ -241,6 +242,7 @@ def _drive(this: _Run, saved: Checkpoint | None) -> Trained:
     if saved and facts:
         progress.load(facts["progress"])
         metrics.truncate(run.metrics, saved.steps)
+    training.learner.rejects.keep = run.keep
     with ExitStack() as stack:
         rows = Metrics(
             run.metrics, run.tensorboard if config.log.tensorboard else None, progress, config.log.metrics_every
