@@ -327,12 +327,19 @@ def test_a_checkpoint_that_cannot_be_written_is_a_warning_and_three_in_a_row_the
 
 @pytest.mark.parametrize("full_at", [3, 10], ids=["between two checkpoints", "at the last checkpoint"])
 def test_a_full_disk_is_what_the_error_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full_at: int) -> None:
-    original = Progress.__call__
+    original, prune, saved = Progress.__call__, checkpoint.prune, threading.Event()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def told(*arguments: Any) -> None:
+        prune(*arguments)
+        saved.set()
+
+    monkeypatch.setattr(checkpoint, "prune", told)
 
     def fill_the_disk(self: Progress, report: Any) -> None:
         original(self, report)
         if report.update == full_at:
+            assert saved.wait(10)
             resource.setrlimit(resource.RLIMIT_FSIZE, (50, hard))
 
     monkeypatch.setattr(Progress, "__call__", fill_the_disk)

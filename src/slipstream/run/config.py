@@ -97,6 +97,7 @@ class Log:
             Ctrl-C.
         keep_last: Newest checkpoints to keep; the best one is kept beside them: by its evaluation, or by the mean
             return of the last 100 training episodes in a run that does not evaluate.
+        keep_every: Distance in steps at which checkpoints are kept for good, without their replays; 0 for none.
         save_replay: Whether checkpoints hold the replay: each writes what is new since the last one, and the disk holds
             as many bytes as the memory. Without it a resumed run fills a new one.
         eval_every: Steps between two evaluations; 0 for none.
@@ -109,12 +110,13 @@ class Log:
     console_every: int = 0
     checkpoint_every: int = 50_000
     keep_last: int = 2
+    keep_every: int = 0
     save_replay: bool = True
     eval_every: int = 0
     eval_episodes: int = 10
 
     def __post_init__(self) -> None:
-        _at_least(self, 0, "console_every", "eval_every", prefix="log.")
+        _at_least(self, 0, "console_every", "keep_every", "eval_every", prefix="log.")
         _at_least(self, 1, "metrics_every", "checkpoint_every", "keep_last", "eval_episodes", prefix="log.")
 
 

@@ -43,9 +43,21 @@ _KEPT = 10
 """Files of `faults/`, so that they don't fill the disk."""
 
 
-def _stamp(name: str) -> str:
-    """The time in the name of a run directory."""
-    return name.rpartition("__")[2]
+def latest(root: Path) -> Path:
+    """The run in `root` that was started last, by the time in its name.
+
+    Raises:
+        ConfigError: If there is none.
+    """
+    found = _newest(root)
+    if found is None:
+        raise ConfigError(f"there is no run in {root}; start one: slipstream train ALGO --env ENV --log.dir {root}")
+    return found
+
+
+def _newest(root: Path) -> Path | None:
+    runs = sorted(child.parent for child in root.glob("*/config.yaml"))
+    return max(runs, key=lambda path: path.name.rpartition("__")[2], default=None)
 
 
 class RunDirectory:
@@ -62,8 +74,8 @@ class RunDirectory:
         if not path.is_dir():
             raise ConfigError(f"{path} {'is a file, not a run directory' if path.exists() else 'does not exist'}")
         if not (path / "config.yaml").is_file():
-            inside = sorted(child.parent.name for child in path.glob("*/config.yaml"))
-            hint = f"; the newest run in it is {path / max(inside, key=_stamp)}" if inside else ""
+            inside = _newest(path)
+            hint = f"; the newest run in it is {inside}" if inside else ""
             raise ConfigError(f"{path} is not a run directory: it has no config.yaml{hint}")
         self.path = path
 

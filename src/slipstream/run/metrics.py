@@ -1,8 +1,8 @@
 """Metrics on disk: one JSON object per row in metrics.jsonl, keyed by step, and the same numbers for TensorBoard.
 
 Names follow Stable-Baselines3 where it has one. A *step* is one agent decision, a *frame* one emulator frame. The clock
-enters into `time/*`, `wait/*` and `limit/*` and nothing else: two runs with one seed have the same rows but for these
-(under the schedule `async`, which is not deterministic, all differ).
+enters into `time/*`, `wait/*`, `limit/*` and `faults/*` and nothing else: two runs with one seed have the same rows but
+for these (under the schedule `async`, which is not deterministic, all differ).
 
     time/steps, time/frames, time/updates, time/episodes      counters
     time/seconds                                              wall-clock of training, summed over resumed parts
