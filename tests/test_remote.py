@@ -21,7 +21,7 @@ import pytest
 import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from slipstream import slab, tree
+from slipstream import process, slab, tree
 from slipstream.collector import Assignment, Collected, Collector, Stopped
 from slipstream.envs import EnvError, EnvOptions, make_envs
 from slipstream.envs.make import env_spec
@@ -165,6 +165,10 @@ def test_environments_in_processes_of_the_collectors_own() -> None:
         pids = [child.pid for part in remotes.collectors for child in psutil.Process(part.pid).children()]
         assert len(pids) == 2
         assert_equal(remote(remotes, job, 11, 0, [1, 2]), inline(job, 11, 0, [1, 2], workers=1))
+        step, start, mend = remotes.collectors[0]._limits  # longer than what its own workers are given
+        assert step > job.options.timeout_seconds + process.CLOSE_SECONDS
+        assert start >= 2 * process.START_SECONDS
+        assert mend > step + start
     finally:
         remotes.close()
     assert gone(pids)
@@ -309,14 +313,14 @@ def test_a_lost_process_is_noticed_at_once_and_leaves_nothing(
     gc.collect()
     fds, job = psutil.Process().num_fds(), work("toy:counter")
     remotes = Remotes(replace(job, workers=1, restarts=1), [range(0, 3)])
-    (process,) = remotes.collectors
-    pids = [process.pid, *(child.pid for child in psutil.Process(process.pid).children())]
+    (collector,) = remotes.collectors
+    pids = [collector.pid, *(child.pid for child in psutil.Process(collector.pid).children())]
     try:
         before = inline(job, 11, 0, [1, 2], workers=1)
         os.kill(pids[0], signal.SIGKILL)
         killed = time.monotonic()
         assert_equal(remote(remotes, job, 11, 0, [1, 2]), before)
-        pids.append(process.pid)
+        pids.append(collector.pid)
     finally:
         remotes.close()
     assert noticed[0] - killed < 1.0
@@ -327,7 +331,7 @@ def test_a_lost_process_is_noticed_at_once_and_leaves_nothing(
     assert said.endswith("resetting its environments; it is brought back to where it was (1 of 1)")
     assert len(set(pids)) == 3
     assert gone(pids)
-    del remotes, process
+    del remotes, collector
     gc.collect()
     assert psutil.Process().num_fds() == fds
 

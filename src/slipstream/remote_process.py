@@ -256,6 +256,7 @@ class _Actor:
         spec = setup.spec
         self._setup, self._shared = setup, Shared.over(fds.memory, setup.layout)
         self._status = Status(self._shared.status[setup.index])
+        self._slots, self._seen = self._shared.slots.part(setup.columns), self._shared.seen.numpy()[setup.columns]
         self._replica = RingReplica(setup.policy if setup.graphs else packed(setup.policy), self._shared.ring)
         envs = make_envs(
             setup.env,
@@ -324,7 +325,6 @@ class _Actor:
         except Stopped:
             return b""
         if self._recorded is not None:
-            columns = self._setup.columns
-            self._shared.slots.part(columns).copy_(self._collector.state())
-            self._shared.seen.numpy()[columns] = self._recorded.seen()
+            self._slots.copy_(self._collector.state())
+            self._seen[:] = self._recorded.seen()
         return json.dumps(asdict(collected)).encode()

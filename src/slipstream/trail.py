@@ -29,7 +29,9 @@ class Trail:
 
     def __init__(self, setup: Setup, shared: Shared, seed: int, row: int, standing: Standing | None = None) -> None:
         spec = setup.spec
-        self._setup, self._shared, self._seed, self._row = setup, shared, seed, row
+        self._spec, self._seed, self._row = spec, seed, row
+        self._columns = [(slab.action.numpy(), slab.valid.numpy()) for slab in shared.slabs]
+        self._noted = shared.slots.part(setup.columns), shared.seen[setup.columns]
         self._past = Past(spec.num_envs, spec.action_space, spec.seeded_every)
         self._slots: SlotState | None = None
         self.rows = 0
@@ -49,16 +51,17 @@ class Trail:
 
     def add(self, places: Sequence[Place]) -> None:
         """Goes on by the unroll that the process has just answered for; call before anybody else writes to `places`."""
-        slabs, size, columns = self._shared.slabs, self._setup.spec.lane_size, self._setup.columns
-        self.rows += slabs[0].rows
-        if not self._setup.spec.seeded_every:
+        parts = [
+            (self._columns[place.slab], slice(place.column, place.column + self._spec.lane_size)) for place in places
+        ]
+        self.rows += len(parts[0][0][0])
+        if not self._spec.seeded_every:
             return
-        parts = [(slabs[place.slab], slice(place.column, place.column + size)) for place in places]
-        action = np.concatenate([slab.action.numpy()[:, part] for slab, part in parts], axis=1)
-        dead = np.concatenate([~slab.valid.numpy()[:, part] for slab, part in parts], axis=1)
-        self._past.add(action, dead)
-        self._slots = self._shared.slots.part(columns).clone()
-        self._seen = self._shared.seen[columns].clone()
+        action = np.concatenate([action[:, part] for (action, _), part in parts], axis=1)
+        valid = np.concatenate([valid[:, part] for (_, valid), part in parts], axis=1)
+        self._past.add(action, ~valid)
+        slots, seen = self._noted
+        self._slots, self._seen = slots.clone(), seen.clone()
 
     def command(self) -> tuple[dict[str, object], bytes]:
         """What takes a process there, and what goes with it."""

@@ -18,7 +18,7 @@ enters into `time/*`, `wait/*` and `limit/*` and nothing else: two runs with one
     queue/depth                                               slabs that are full and wait for the learner (async)
     wait/env, wait/learner                                    shares of time spent on waiting for environments, for rows
     wait/collectors_seconds, wait/loader_seconds              per update: collectors for places, the learner for batches
-    faults/restarts                                           environments brought back, since the start or resume
+    faults/restarts                                           environments, processes brought back since start or resume
     limit/cpu_seconds_per_step                                of all threads and processes; a GPU's work does not count
     limit/steps_per_second                                    cores / that: the speed if no core ever waited
     limit/efficiency                                          speed over that limit: the share of the cores kept busy
