@@ -21,14 +21,16 @@ import pytest
 import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from slipstream import slab, tree
+from slipstream import process, slab, tree
 from slipstream.collector import Assignment, Collected, Collector, Stopped
 from slipstream.envs import EnvError, EnvOptions, make_envs
 from slipstream.envs.make import env_spec
 from slipstream.envs.toy import Chaos, Counter
 from slipstream.nets.actor_critic import ActorCritic, make_actor_critic
 from slipstream.nets.trunk import Network
-from slipstream.remote import RemoteCollector, Remotes, Work
+from slipstream.patience import Patience
+from slipstream.remote import Remotes, Work
+from slipstream.remote_collector import RemoteCollector
 from slipstream.run import training
 from slipstream.run.config import ConfigError
 from slipstream.run.presets import configure
@@ -163,6 +165,10 @@ def test_environments_in_processes_of_the_collectors_own() -> None:
         pids = [child.pid for part in remotes.collectors for child in psutil.Process(part.pid).children()]
         assert len(pids) == 2
         assert_equal(remote(remotes, job, 11, 0, [1, 2]), inline(job, 11, 0, [1, 2], workers=1))
+        step, start, mend = remotes.collectors[0]._limits  # longer than what its own workers are given
+        assert step > job.options.timeout_seconds + process.CLOSE_SECONDS
+        assert start >= 2 * process.START_SECONDS
+        assert mend > step + start
     finally:
         remotes.close()
     assert gone(pids)
@@ -250,6 +256,84 @@ def test_a_hang_is_the_end_after_the_time_limit() -> None:
     assert f"collector process {pids[1]} (slots 4 to 5) has done nothing for 0.5 seconds" in message
     assert "toy.py" in message
     assert seconds < LIMIT
+
+
+def test_what_cannot_be_brought_back_ends_at_once() -> None:
+    def factory() -> SyncVectorEnv:
+        return SyncVectorEnv([lambda: Chaos("kill", 4)] * 2, autoreset_mode=AutoresetMode.SAME_STEP)
+
+    remotes = Remotes(replace(work(factory), restarts=3), SHARES)
+    try:
+        remotes.begin(11, 0)
+        remotes.ring.publish(weights(work(factory).policy, 0))
+        with pytest.raises(EnvError, match="was killed by SIGKILL while busy with slots 4 to 5, step 4"):
+            remotes.collectors[1].collect([Place(0, 4)])
+        assert remotes.restarted == 0
+    finally:
+        remotes.close()
+
+
+def test_stop_ends_the_pause_before_a_process_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    pausing = threading.Event()
+
+    def pause(*failure: Any) -> float:
+        pausing.set()
+        return 1000.0
+
+    monkeypatch.setattr(Patience, "pause", pause)
+    job = replace(work(lambda: Faulty("kill", 2)), restarts=3)
+    remotes = Remotes(job, SHARES)
+    pids = [collector.pid for collector in remotes.collectors]
+    try:
+        remotes.begin(11, 0)
+        remotes.ring.publish(weights(job.policy, 0))
+        with ThreadPoolExecutor() as pool:
+            task = pool.submit(remotes.collectors[1].collect, [Place(0, 4)])
+            assert pausing.wait(LIMIT)
+            remotes.collectors[1].stop()
+            assert isinstance(task.exception(LIMIT), Stopped)
+        assert remotes.collectors[1].pid == pids[1]
+        assert remotes.restarted == 0
+    finally:
+        remotes.close()
+    assert gone(pids)
+
+
+def test_a_lost_process_is_noticed_at_once_and_leaves_nothing(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noticed: list[float] = []
+    ask = Patience.pause
+
+    def pause(*failure: Any) -> float:
+        noticed.append(time.monotonic())
+        return ask(*failure)
+
+    monkeypatch.setattr(Patience, "pause", pause)
+    gc.collect()
+    fds, job = psutil.Process().num_fds(), work("toy:counter")
+    remotes = Remotes(replace(job, workers=1, restarts=1), [range(0, 3)])
+    (collector,) = remotes.collectors
+    pids = [collector.pid, *(child.pid for child in psutil.Process(collector.pid).children())]
+    try:
+        before = inline(job, 11, 0, [1, 2], workers=1)
+        os.kill(pids[0], signal.SIGKILL)
+        killed = time.monotonic()
+        assert_equal(remote(remotes, job, 11, 0, [1, 2]), before)
+        pids.append(collector.pid)
+    finally:
+        remotes.close()
+    assert noticed[0] - killed < 1.0
+    (said,) = caplog.messages
+    assert said.startswith(
+        f"toy:counter: collector process {pids[0]} (slots 0 to 5) was killed by SIGKILL while making"
+    )
+    assert said.endswith("resetting its environments; it is brought back to where it was (1 of 1)")
+    assert len(set(pids)) == 3
+    assert gone(pids)
+    del remotes, collector
+    gc.collect()
+    assert psutil.Process().num_fds() == fds
 
 
 def test_stop_does_not_wait_for_a_process_that_hangs() -> None:
@@ -346,7 +430,7 @@ def test_what_cannot_travel_is_refused() -> None:
 
 
 @pytest.mark.parametrize(("algo", "schedule"), [("a2c", "sync"), ("a2c", "concurrent"), ("impala", "async")])
-def test_a_dead_collector_ends_the_run(algo: str, schedule: str) -> None:
+def test_a_dead_collector_ends_the_run_without_restarts(algo: str, schedule: str) -> None:
     settings = {
         "num_envs": 4,
         "lanes": 2,
@@ -355,6 +439,7 @@ def test_a_dead_collector_ends_the_run(algo: str, schedule: str) -> None:
         "schedule": schedule,
         "placement.collectors": "process",
         "placement.workers": 2,
+        "placement.restarts": 0,
     }
     run = Training(configure(algo, "toy:catch", settings))
     try:

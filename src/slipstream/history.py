@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from gymnasium import Space
 from numpy.typing import NDArray
+
+_ROWS = 256  # room at first
 
 
 @dataclass(frozen=True)
@@ -54,3 +57,80 @@ class History:
         told = json.loads(head)
         start, count = (np.array(told[name], np.int64) for name in ("start", "count"))
         return History(start, count, np.frombuffer(actions, told["dtype"]).reshape(told["shape"]))
+
+
+class Past:
+    """The actions of slots that go on row by row together, as far back as it takes to bring them back.
+
+    Args:
+        slots: How many, B.
+        space: Of one slot's actions.
+        every: Rows of a slot after which its next reset is a keyed start.
+    """
+
+    def __init__(self, slots: int, space: Space[Any], every: int) -> None:
+        self._every = every
+        self._action: NDArray[Any] = np.zeros((_ROWS, slots, *(space.shape or ())), space.dtype)
+        self._sent = 0  # rows kept
+        self._first = np.zeros(slots, np.int64)  # of each slot
+        self._start = np.zeros(slots, np.int64)
+
+    @property
+    def last(self) -> NDArray[Any] | None:
+        """The actions sent last, `[B, *A]`; None if there are none."""
+        return self._action[self._sent - 1] if self._sent else None
+
+    @property
+    def actions(self) -> int:
+        """How many are kept, of all slots together."""
+        return int((self._sent - self._first).sum())
+
+    def sent(self, action: NDArray[Any]) -> None:
+        """Takes in a row of actions, `[B, *A]`."""
+        self._make_room(1)
+        self._action[self._sent] = action
+        self._sent += 1
+
+    def reset(self, dead: NDArray[np.bool_]) -> None:
+        """Says which slots were reset by the row sent last, `[B]`."""
+        if dead.any():
+            begun = dead & (self._sent - self._first >= self._every)
+            self._start += begun
+            self._first[begun] = self._sent
+
+    def add(self, action: NDArray[Any], dead: NDArray[np.bool_]) -> None:
+        """Takes in many rows at once: their actions, `[T, B, *A]`, and the slots that each reset, `[T, B]`."""
+        rows = len(action)
+        self._make_room(rows)
+        self._action[self._sent : self._sent + rows] = action
+        for row, slot in np.argwhere(dead):
+            after = self._sent + int(row) + 1
+            if after - self._first[slot] >= self._every:
+                self._start[slot] += 1
+                self._first[slot] = after
+        self._sent += rows
+
+    def history(self, but: int = 0) -> History:
+        """That of all rows but the last few."""
+        stop = self._sent - but
+        kept = [self._action[first:stop, slot] for slot, first in enumerate(self._first)]
+        return History(self._start.copy(), stop - self._first, np.concatenate(kept))
+
+    def load(self, history: History) -> None:
+        """Goes on from there."""
+        self._start, self._sent = history.start.copy(), int(history.count.max())
+        self._first = self._sent - history.count
+        self._action = np.zeros((max(_ROWS, 2 * self._sent), *self._action.shape[1:]), self._action.dtype)
+        for slot, first in enumerate(self._first):
+            self._action[first : self._sent, slot] = history.of(slot)
+
+    def _make_room(self, rows: int) -> None:
+        """Drops what no slot needs any more once there is no room for `rows` more, and leaves as much free again."""
+        if self._sent + rows <= len(self._action):
+            return
+        gone = int(self._first.min())
+        kept = self._action[gone : self._sent]
+        self._action = np.zeros((max(_ROWS, 2 * (len(kept) + rows)), *kept.shape[1:]), kept.dtype)
+        self._action[: len(kept)] = kept
+        self._sent -= gone
+        self._first -= gone

@@ -24,6 +24,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from threading import Lock
 
 CLOSE_SECONDS = 1.5
 """For children to end by themselves, and again after SIGTERM."""
@@ -132,7 +133,9 @@ class Child:
         return read_file(self.stack)[before:].decode(errors="replace")
 
     def kill_group(self) -> None:
-        """Kills every process of the child's group that is left."""
+        """Kills every process of the child's group that is left; nobody's once the child has been waited for."""
+        if self.process.returncode is not None:
+            return  # its number may be another's by now
         try:
             os.killpg(self.pid, signal.SIGKILL)
         except (ProcessLookupError, PermissionError):
@@ -191,13 +194,52 @@ def stop(children: Sequence[Child]) -> None:
             if not child.ended(max(0.0, deadline - time.monotonic())):
                 os.killpg(child.pid, number)
     for child in children:
-        if child.process.returncode is None:
-            child.kill_group()  # processes that an environment started and forgot
-            child.process.wait()
+        child.kill_group()  # processes that an environment started and forgot
+        child.process.wait()
         for fd in (child.lifeline, child.stack, *child.answers):
             os.close(fd)
         if child.pidfd is not None:
             os.close(child.pidfd)
+
+
+class Children:
+    """Children that share memory and end together, each of which may be replaced; to be used by any thread.
+
+    Args:
+        module: As for `start`.
+        memory: File that all map; closed with them.
+    """
+
+    def __init__(self, module: str, memory: int) -> None:
+        self._module, self._memory = module, memory
+        self._living: list[Child] = []
+        self._open = True
+        self._changing = Lock()
+
+    def start(self, setup: bytes, instead: Child | None = None) -> Child:
+        """Starts a child, with what it is told once, in place of one that is killed with its group if it lives yet.
+
+        Raises:
+            ChildDied: They have been closed.
+        """
+        with self._changing:
+            if not self._open:
+                raise ChildDied
+            if instead is not None:
+                instead.kill_group()
+                self._living.remove(instead)
+                stop([instead])
+            child = start(self._module, setup, self._memory)
+            self._living.append(child)
+            return child
+
+    def close(self) -> None:
+        """Ends them within a bounded time; the second call does nothing."""
+        with self._changing:
+            if self._open:
+                self._open = False
+                stop(self._living)
+                os.close(self._memory)
 
 
 @dataclass(frozen=True)

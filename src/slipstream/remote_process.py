@@ -1,7 +1,7 @@
 """The life of a collector process: its own environments, its own policy, the same collector as everywhere.
 
-Commands and answers are lines of JSON on pipes; where slots stand goes with them as safetensors. Rows, weights and the
-state of affairs are in shared memory.
+Commands and answers are lines of JSON on pipes; where slots are to be brought goes with them as safetensors. Rows,
+weights, where slots stand after an unroll, and the state of affairs are in shared memory.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from slipstream import memory, process, slab
+from slipstream import memory, process, slab, tree
 from slipstream.collector import Assignment, Stands, Stopped
 from slipstream.envs import EnvOptions, make_envs
 from slipstream.envs.recorded import RecordedEnvs, bring_back
@@ -29,7 +29,7 @@ from slipstream.jitter import Jitter, JitteredEnvs
 from slipstream.nets.policy import Policy
 from slipstream.nets.trunk import packed
 from slipstream.ready import make_collector
-from slipstream.standing import Standing
+from slipstream.standing import SlotState, Standing
 from slipstream.tree import Tree
 from slipstream.types import Envs, EnvSpec, EnvStep, Place, Trajectory
 from slipstream.weights import Ring, RingReplica
@@ -71,6 +71,11 @@ class Setup:
     delay: float
     restarts: int
 
+    @property
+    def columns(self) -> slice:
+        """Its slots among the run's."""
+        return slice(self.spec.first_slot, self.spec.first_slot + self.spec.num_envs)
+
 
 class Shared(NamedTuple):
     """What driver and collector processes both see.
@@ -79,11 +84,15 @@ class Shared(NamedTuple):
         slabs: As `Parts.slabs`.
         ring: Weights; the driver publishes.
         status: int64 `[P, 6]`, one row per process, see `Status`.
+        slots: Where the run's slots stood at the end of the last unroll; each process writes its own.
+        seen: int64 `[B]`, check sums of what they showed there.
     """
 
     slabs: list[Trajectory]
     ring: Ring
     status: NDArray[np.int64]
+    slots: SlotState
+    seen: Tensor
 
     @staticmethod
     def layout(spec: EnvSpec, policy: Policy, rows: int, slabs: int, processes: int) -> Tree:
@@ -92,6 +101,8 @@ class Shared(NamedTuple):
             "slabs": (slab.layout(spec, policy, rows),) * slabs,
             "ring": Ring.layout(policy),
             "status": torch.empty(processes, len(Status.EMPTY), dtype=torch.int64, device="meta"),
+            "slots": SlotState.layout(spec.num_envs, tree.leaves(policy.initial_state(1))),
+            "seen": torch.empty(spec.num_envs, dtype=torch.int64, device="meta"),
         }
 
     @staticmethod
@@ -99,7 +110,8 @@ class Shared(NamedTuple):
         """Maps the file."""
         mapped = memory.share(fd, layout)
         status: Tensor = mapped["status"]
-        return Shared([Trajectory(**part) for part in mapped["slabs"]], Ring(mapped["ring"]), status.numpy())
+        slabs, ring = [Trajectory(**part) for part in mapped["slabs"]], Ring(mapped["ring"])
+        return Shared(slabs, ring, status.numpy(), SlotState(*mapped["slots"]), mapped["seen"])
 
 
 class Status:
@@ -134,19 +146,21 @@ class Status:
         """How often environments have been brought back after a failure."""
         return int(self._cells[4])
 
-    @restarted.setter
-    def restarted(self, count: int) -> None:
-        self._cells[4] = count
-
     @property
     def mending(self) -> bool:
-        """Whether environments that failed are being brought back."""
+        """Whether environments that failed are being brought back; whoever sees the end of it sees a beat, too."""
         return bool(self._cells[5])
 
     def mend(self, begun: bool) -> None:
         """Notes that this begins or is done."""
-        self._cells[5] = begun
+        self._cells[4] += begun
         self._cells[1] += 1
+        self._cells[5] = begun
+
+    def renew(self) -> None:
+        """Forgets what the process did; beats, restarts and `stop` are kept for the one that takes its place."""
+        self._cells[2:4] = self.EMPTY[2:4]
+        self._cells[5] = False
 
     @property
     def stop(self) -> bool:
@@ -168,16 +182,20 @@ class WatchedEnvs:
 
     def __init__(self, envs: Envs, status: Status) -> None:
         self._envs, self._status = envs, status
-        self._counts = [0] * envs.spec.lanes
+        self.count_from(0)
 
     @property
     def spec(self) -> EnvSpec:
         """Spaces, slots and lanes."""
         return self._envs.spec
 
+    def count_from(self, step: int) -> None:
+        """Says how many steps every lane has had."""
+        self._counts = [step] * self.spec.lanes
+
     def reset(self, seed: int) -> None:
         """Starts every slot."""
-        self._counts = [0] * self.spec.lanes
+        self.count_from(0)
         self._status.set(-1, 0)
         self._envs.reset(seed)
 
@@ -238,6 +256,7 @@ class _Actor:
         spec = setup.spec
         self._setup, self._shared = setup, Shared.over(fds.memory, setup.layout)
         self._status = Status(self._shared.status[setup.index])
+        self._slots, self._seen = self._shared.slots.part(setup.columns), self._shared.seen.numpy()[setup.columns]
         self._replica = RingReplica(setup.policy if setup.graphs else packed(setup.policy), self._shared.ring)
         envs = make_envs(
             setup.env,
@@ -248,7 +267,7 @@ class _Actor:
             threads=setup.threads,
             first_slot=spec.first_slot,
         )
-        self._envs = WatchedEnvs(envs, self._status)
+        self._envs = self._watched = WatchedEnvs(envs, self._status)
         if envs.spec != spec:
             raise EnvError(f"{spec.id}: in a collector process the environments are {envs.spec}, in the driver {spec}")
         if setup.delay:
@@ -261,10 +280,8 @@ class _Actor:
         if "begin" in command:
             return self._begin(**command["begin"])
         if "restore" in command:
-            seed, size = command["restore"]["seed"], command["restore"]["bytes"]
-            return self._restore(seed, Standing.of(safetensors.torch.load(more.read(size))))
-        if "state" in command:
-            return self._state()
+            seed, step, size = (command["restore"][name] for name in ("seed", "step", "bytes"))
+            return self._restore(seed, step, Standing.of(safetensors.torch.load(more.read(size))))
         return self._collect([Place(*place) for place in command["collect"]])
 
     def close(self) -> None:
@@ -278,19 +295,14 @@ class _Actor:
         self._envs.reset(seed)
         self._collector = self._make_collector(row)
 
-    def _restore(self, seed: int, standing: Standing) -> bytes:
-        """Brings the slots back; answers which of them show something else than then."""
+    def _restore(self, seed: int, step: int, standing: Standing) -> bytes:
+        """Brings the slots back, where they have `step` steps; answers which of them show something else than then."""
         assert self._recorded is not None
+        self._watched.count_from(step)
         lost = bring_back(self._recorded, seed, standing.history, standing.seen.numpy())
         self._collector = self._make_collector(0)
         self._collector.load(standing.slots)
         return json.dumps(lost).encode()
-
-    def _state(self) -> bytes:
-        assert self._recorded is not None
-        recorded = self._recorded
-        standing = Standing(self._collector.state(), recorded.history(), torch.from_numpy(recorded.seen()))
-        return safetensors.torch.save(standing.tensors())
 
     def _make_collector(self, row: int) -> Stands:
         assert self._envs is not None
@@ -313,5 +325,6 @@ class _Actor:
         except Stopped:
             return b""
         if self._recorded is not None:
-            self._status.restarted = self._recorded.restarted
+            self._slots.copy_(self._collector.state())
+            self._seen[:] = self._recorded.seen()
         return json.dumps(asdict(collected)).encode()

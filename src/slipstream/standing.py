@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from slipstream import tree
 from slipstream.history import History
 
 
@@ -29,10 +30,29 @@ class SlotState(NamedTuple):
     length: Tensor
     memory: tuple[Tensor, ...]
 
+    @staticmethod
+    def layout(slots: int, memory: Sequence[Tensor]) -> SlotState:
+        """Tensors without memory for as many slots, with recurrent state like the leaves `memory`, `[1, ...]`."""
+
+        def meta(*shape: int, dtype: torch.dtype) -> Tensor:
+            return torch.empty(slots, *shape, dtype=dtype, device="meta")
+
+        whole, real = torch.int64, torch.float64
+        leaves = tuple(meta(*leaf.shape[1:], dtype=leaf.dtype) for leaf in memory)
+        return SlotState(meta(dtype=whole), meta(dtype=real), meta(dtype=real), meta(dtype=whole), leaves)
+
     def part(self, columns: slice) -> SlotState:
-        """That of neighbours."""
+        """That of neighbours, the same memory."""
         row, reward, shaped, length = (cell[columns] for cell in self[:4])
         return SlotState(row, reward, shaped, length, tuple(leaf[columns] for leaf in self.memory))
+
+    def clone(self) -> SlotState:
+        """The same in memory of its own."""
+        return SlotState(*tree.map(Tensor.clone, self))
+
+    def copy_(self, other: SlotState) -> None:
+        """Overwrites it with another."""
+        tree.map(Tensor.copy_, self, other)
 
     @staticmethod
     def join(parts: Sequence[SlotState]) -> SlotState:

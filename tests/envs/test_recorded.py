@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from slipstream import tree
-from slipstream.envs import EnvError, EnvOptions, atari, make_envs, recorded
+from slipstream import patience, tree
+from slipstream.envs import EnvError, EnvOptions, atari, make_envs
 from slipstream.envs.options import AtariOptions
 from slipstream.envs.recorded import RecordedEnvs, bring_back
 from slipstream.envs.rows import EnvFailure
@@ -122,7 +122,7 @@ FAULTS = [("raise", 0), ("raise", 2), ("kill", 2), ("exit", 2), ("segfault", 1),
 
 @pytest.mark.parametrize(("fault", "workers"), FAULTS)
 def test_a_failure_changes_no_row(fault: str, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recorded, "_FIRST_PAUSE", 0.0)
+    monkeypatch.setattr(patience, "_FIRST_PAUSE", 0.0)
 
     def options(fault: str) -> EnvOptions:
         return EnvOptions(kwargs={"fault": fault, "at": 13, "length": 5}, timeout_seconds=1.0)
@@ -151,7 +151,7 @@ def test_the_same_error_at_the_same_place_is_raised_at_once() -> None:
 
 @pytest.mark.parametrize("restarts", [0, 2])
 def test_no_more_restarts_than_are_allowed(restarts: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recorded, "_FIRST_PAUSE", 0.0)
+    monkeypatch.setattr(patience, "_FIRST_PAUSE", 0.0)
     options = EnvOptions(kwargs={"fault": "kill", "at": 3})
     failing = RecordedEnvs(make_envs("toy:chaos", 2, 1, options, workers=1), restarts=restarts)
     played = Play(lambda: failing)

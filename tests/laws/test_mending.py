@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from slipstream.envs import recorded
+from slipstream import patience
 from slipstream.run.presets import configure
 from slipstream.run.training import Training
 
@@ -57,7 +57,7 @@ def run(fault: str, schedule: str, placement: dict[str, Any]) -> tuple[list[str]
 def test_faults_change_no_bit(
     fault: str, schedule: str, placement: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recorded, "_FIRST_PAUSE", 0.0)
+    monkeypatch.setattr(patience, "_FIRST_PAUSE", 0.0)
     found, restarts = run(fault, schedule, placement)
     assert restarts >= 1
     assert found == run("none", schedule, {"workers": 1})[0]

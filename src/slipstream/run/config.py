@@ -65,9 +65,9 @@ class Placement:
         env_workers: Processes that step environments of this machine's Python; 0 to step them where they are acted in.
             Collector processes share them out, and have one each at least.
         env_threads: Threads of native environments (ALE, EnvPool), per lane; 0 lets them choose.
-        restarts: How often in a row, with less than 100 rows between, environments that raised, died or hung are made
-            anew and brought back to where they were, which changes no bit of the result; 0 ends the run at once, as
-            does an environment that raises the same again.
+        restarts: How often in a row, with less than 100 rows between, environments that raised, died or hung, or took
+            their collector process with them, are made anew and brought back to where they were, which changes no bit
+            of the result; 0 ends the run at once, as does one that fails the same way at the same place again.
         device: Where networks run; auto is the GPU if there is one.
     """
 

@@ -18,7 +18,7 @@ for these (under the schedule `async`, which is not deterministic, all differ).
     queue/depth                                               slabs that are full and wait for the learner (async)
     wait/env, wait/learner                                    shares of time spent on waiting for environments, for rows
     wait/collectors_seconds, wait/loader_seconds              per update: collectors for places, the learner for batches
-    faults/restarts                                           environments brought back, since the start or resume
+    faults/restarts                                           environments, processes brought back since start or resume
     faults/skipped_gradients                                  those that were not finite, since the start or resume
     faults/mended_rows                                        rows that were not finite, since the row before
     limit/cpu_seconds_per_step                                of all threads and processes; a GPU's work does not count

@@ -54,7 +54,7 @@ class Parts:
         stale: What happens to rows that would be older (`async`).
         tapes: For each slab, who acts there and what is kept of it, if the algorithm reuses the forwards of acting.
         barrier: Set before every report; what a run that goes on begins with.
-        restarted: How often environments have been brought back after a failure.
+        restarted: How often environments or collector processes have been brought back after a failure.
     """
 
     actors: Crew

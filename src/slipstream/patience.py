@@ -1,0 +1,55 @@
+"""What has failed may go well when it is tried again: how often that is worth it, and after which pause."""
+
+from __future__ import annotations
+
+import logging
+from typing import Generic, TypeVar
+
+Failure = TypeVar("Failure", bound=Exception)
+
+_log = logging.getLogger(__name__)
+
+_PROGRESS = 100  # rows without a failure after which the count begins anew
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0  # seconds
+
+
+class Patience(Generic[Failure]):
+    """With something that goes from row to row and fails now and then.
+
+    It ends where the same failure comes again at the same row, a bug, or once there have been more in a row, with less
+    than 100 rows between, than are allowed.
+
+    Args:
+        restarts: How many in a row are allowed; 0 for none.
+    """
+
+    def __init__(self, restarts: int) -> None:
+        self._restarts = restarts
+        self._row = -_PROGRESS
+        self._in_a_row: list[Failure] = []
+        self._here: dict[str, Failure] = {}
+
+    def pause(self, failure: Failure, kind: str, row: int) -> float:
+        """Seconds to wait before it is tried again; a line in the log says that it is.
+
+        Args:
+            failure: What happened; the log has its first line.
+            kind: Failures of a kind are the same.
+            row: Rows that have gone well; more with every call, or as many.
+
+        Raises:
+            Failure: There is no hope: the first in a row, or the first of its kind at this row.
+        """
+        if row != self._row:
+            self._in_a_row = [] if row - self._row >= _PROGRESS else self._in_a_row
+            self._row, self._here = row, {}
+        self._in_a_row.append(failure)
+        if kind in self._here:
+            raise self._here[kind]
+        self._here[kind] = failure
+        attempt = len(self._in_a_row)
+        if attempt > self._restarts:
+            raise self._in_a_row[0]
+        said = str(failure).partition("\n")[0]
+        _log.warning("%s; it is brought back to where it was (%d of %d)", said, attempt, self._restarts)
+        return min(_FIRST_PAUSE * 2 ** (attempt - 1), _LONGEST_PAUSE)
