@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
+import gymnasium
 import pytest
 import safetensors.torch
+from gymnasium.vector import SyncVectorEnv
 
+from slipstream.run.config import CALLABLE
 from slipstream.run.presets import configure
 from slipstream.run.training import Training
 
@@ -47,14 +51,38 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "step times": ("ppo", "toy:step_time", {**PPO, "env_options.kwargs": {"mean_ms": 0.01, "length": 5}}),
 }
 
+
+def vector() -> SyncVectorEnv:
+    return SyncVectorEnv([lambda: gymnasium.make("CartPole-v1")] * 2)  # resets its environments itself
+
+
+EXACT: dict[str, tuple[str, Any, dict[str, Any]]] = {
+    "EnvPool": ("ppo", "envpool:CartPole-v1", PPO),
+    "EnvPool, concurrent": ("ppo", "envpool:CartPole-v1", {**PPO, "schedule": "concurrent"}),
+    "EnvPool, recurrent and concurrent": (
+        "impala",
+        "envpool:CartPole-v1",
+        {"net.core": "gru", "schedule": "concurrent"},
+    ),
+    "EnvPool, dqn": ("dqn", "envpool:CartPole-v1", {**REPLAY, "schedule": "concurrent"}),
+    "vector": ("a2c", vector, {"reward": "scale", "schedule": "concurrent"}),
+    "vector, forwards reused": ("a2c", vector, {"schedule": "concurrent", "algo.reuse_forward": True}),
+}
+
 Saved = tuple[bytes, str, list[bytes]]
 
 
-def run(case: str, placement: dict[str, Any], updates: int, saved: Saved | None = None) -> tuple[list[str], Saved]:
-    """A hash of everything after each update up to number `updates`, from `saved` on, and what to go on from."""
-    algo, env, settings = CASES[case]
+def run(
+    case: str, placement: dict[str, Any], updates: int, saved: Saved | None = None, checkpoints: Sequence[int] = ()
+) -> tuple[list[str], Saved]:
+    """A hash of everything after each update up to number `updates`, from `saved` on, and what to go on from.
+
+    After the updates `checkpoints` the environments start anew.
+    """
+    algo, env, settings = (CASES | EXACT)[case]
     where = {f"placement.{key}": value for key, value in placement.items()}
-    training = Training(configure(algo, env, {**SIZE, **settings, **where}))
+    name = env if isinstance(env, str) else f"{CALLABLE}vector"
+    training = Training(configure(algo, name, {**SIZE, **settings, **where}), None if env is name else env)
     if saved is not None:
         segments = [safetensors.torch.load(segment) for segment in saved[2]]
         training.load(safetensors.torch.load(saved[0]), json.loads(saved[1]), segments or None)
@@ -70,6 +98,8 @@ def run(case: str, placement: dict[str, Any], updates: int, saved: Saved | None 
             for _, tensor in sorted(state.items()):
                 digest.update(tensor.numpy().tobytes())
             found.append(digest.hexdigest())
+            if report.update in checkpoints:
+                training.restart()
             if report.update == updates:
                 segments = windows.since() if windows is not None else ()
                 kept = [safetensors.torch.save(segment) for segment in segments]
@@ -105,3 +135,20 @@ def test_a_run_may_go_on_in_another_placement(case: str, before: dict[str, Any],
     first, saved = run(case, before, 3)
     rest, _ = run(case, after, UPDATES, saved)
     assert first + rest == uninterrupted(case)
+
+
+@pytest.mark.parametrize(
+    "placement", [{"workers": 1}, {"collectors": "process", "workers": 2}], ids=["here", "process"]
+)
+@pytest.mark.parametrize("case", EXACT)
+def test_environments_that_cannot_be_brought_back_start_anew_at_every_checkpoint(
+    case: str, placement: dict[str, Any]
+) -> None:
+    """With `exact_resume`, in the run that is not stopped too, so that both are the same run."""
+    EXACT[case][2]["exact_resume"] = True
+    whole, _ = run(case, placement, 7, checkpoints=(2, 5))
+    first, saved = run(case, {"workers": 2}, 2)
+    second, saved = run(case, placement, 5, saved)
+    rest, _ = run(case, placement, 7, saved)
+    assert first + second + rest == whole
+    assert run(case, {"workers": 2}, 4)[0] != whole[:4], "something else than without a new start"

@@ -146,6 +146,10 @@ class Config:
             the return). Reported returns are always raw.
         skip_gradients: How many gradient steps in a row may be left out because the gradient is not finite; one more
             ends the run. What they came from is written to `faults/` in the run's directory.
+        exact_resume: Whether environments that can't be brought back to where they were (EnvPool, vector environments
+            of your own) start new episodes at every checkpoint, so that a run that is stopped and resumed is the run
+            that was not. No episode is longer than `log.checkpoint_every / num_envs` steps then, and a run that is told
+            to stop goes on from its last checkpoint. Others go on exactly anyway.
         net: Network.
         autoencoder: Reconstruction of images beside the loss of an actor-critic.
         env_options: Options of the environment.
@@ -169,6 +173,7 @@ class Config:
     refresh: Literal["unroll", "row"] = "unroll"
     reward: RewardTransform = "raw"
     skip_gradients: int = 0
+    exact_resume: bool = False
     net: Network = field(default_factory=Network)
     autoencoder: AutoEncoder = field(default_factory=AutoEncoder)
     env_options: EnvOptions = field(default_factory=EnvOptions)
@@ -273,6 +278,8 @@ def _covers(config: Config) -> None:
         raise ConfigError(
             f"autoencoder.weight is for actor-critics (ppo, a2c, impala, appo), not for {name}; set it to 0"
         )
+    if config.exact_resume and config.schedule == "async":
+        raise ConfigError("exact_resume: under schedule=async no two runs are the same; use sync or concurrent")
     if config.reuses_forward:
         if config.group > 1:
             raise ConfigError("algo.reuse_forward keeps the forwards of lanes, not of groups of them: use --group 1")

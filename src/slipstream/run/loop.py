@@ -54,6 +54,10 @@ _PATIENCE = 2.0
 """Seconds for the checkpoint that is being written when a run is to end at once."""
 
 
+_CHECKPOINTS = ("log.checkpoint_every", "log.eval_every")
+"""What checkpoints depend on, and so do the bits where environments start anew at every one."""
+
+
 @dataclass(frozen=True)
 class Trained:
     """What a finished run hands back.
@@ -204,7 +208,8 @@ def _drive(this: _Run, saved: Checkpoint | None) -> Trained:
         segments = None
         if windows is not None and config.log.save_replay:
             segments = Segments(run.checkpoints, windows, saved.segments if saved else ())
-        checkpoints = Checkpoints(run, config.log, progress, training.spec, state, segments, training.resumes)
+        then = training.restart if training.starts_anew else None
+        checkpoints = Checkpoints(run, config.log, progress, training.spec, state, segments, training.resumes, then)
         stack.push(_finishing(checkpoints))
         evaluators = _evaluators(this)
         stack.callback(lambda: [evaluator.close() for evaluator in evaluators])
@@ -219,10 +224,11 @@ def _drive(this: _Run, saved: Checkpoint | None) -> Trained:
         progress.start()
         try:
             _loop(training, [progress, *evaluators, rows, checkpoints, display], progress, signals)
-            checkpoints.save()
+            if progress.finished or not training.starts_anew:
+                checkpoints.save()
         except EnvError as error:
             # Environments fail while acting, when the learner is between two updates: what it has learned is whole.
-            if progress.steps:
+            if progress.steps and not training.starts_anew:
                 with suppress(CheckpointError):
                     checkpoints.save()
             _leave_note(error, run)
@@ -235,17 +241,19 @@ def _drive(this: _Run, saved: Checkpoint | None) -> Trained:
             stop.add_note(_what_is_saved(run))
             raise
         if signals.received is not None and not progress.finished:
-            raise Interrupted(signals.received, run.path)
+            checkpoints.close()
+            raise Interrupted(signals.received, run.path, _what_is_saved(run))
     return Trained(run, training.spec, training.policy, progress)
 
 
 def _require_same(config: Config, before: Mapping[str, Any], path: Path) -> None:
     """Refuses a configuration that has been edited where that would make another run of it."""
     was, now = flatten(before), flatten(plain(config))
+    fixed = _CHECKPOINTS if config.exact_resume else ()
     changed = [
         f"{name} was {was[name]}, is {now[name]}"
         for name in was.keys() & now.keys()
-        if was[name] != now[name] and name != "env" and not name.startswith(_FREE)
+        if was[name] != now[name] and name != "env" and (not name.startswith(_FREE) or name in fixed)
     ]
     if changed:
         raise ConfigError(

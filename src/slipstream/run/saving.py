@@ -48,6 +48,7 @@ class Checkpoints:
         state: Everything that must be saved but the replay: tensors and facts.
         segments: Saves the replay; None if there is none, or it is not to be saved.
         resumes: How the run can be resumed, for the manifests.
+        then: Called when the state of a checkpoint has been copied; None for nothing.
     """
 
     def __init__(
@@ -59,10 +60,13 @@ class Checkpoints:
         state: State,
         segments: Segments | None = None,
         resumes: str = "",
+        then: Callable[[], None] | None = None,
     ) -> None:
-        self._root, self._log, self._segments, self._resumes = run.checkpoints, log, segments, resumes
+        self._root, self._log, self._segments = run.checkpoints, log, segments
+        self._resumes, self._then = resumes, then
         self._progress, self._spec, self._state = progress, spec, state
         self._failures, self._begun = 0, False
+        self._writer: threading.Thread | None = None
         self._written = threading.Event()  # a join that a signal interrupts takes the thread for ended (bpo-45274)
         self._written.set()
         self._error: BaseException | None = None
@@ -104,6 +108,8 @@ class Checkpoints:
         tensors, facts = self._state()
         tensors, steps, score = copies(tensors), self._progress.steps, self._progress.score
         facts = json.loads(json.dumps(facts))  # a copy too
+        if self._then is not None:
+            self._then()
         finish, first = None, not self._root.is_dir()
         if self._segments is not None:
             replay, finish = self._segments.begin()
@@ -123,7 +129,8 @@ class Checkpoints:
 
         self._begun = True
         self._written.clear()
-        threading.Thread(target=write, name="checkpoint", daemon=True).start()
+        self._writer = threading.Thread(target=write, name="slipstream-checkpoint")
+        self._writer.start()
 
     def _warn_of_space(self, each: int) -> None:
         """Warns, at the first checkpoint, if the disk has less room than those of this run will take."""
@@ -147,6 +154,8 @@ class Checkpoints:
     def _wait(self, seconds: float | None = None) -> None:
         if not self._written.wait(seconds):
             return
+        if self._writer is not None:
+            self._writer.join()  # it has nothing left to do
         error, self._error = self._error, None
         begun, self._begun = self._begun, False
         if error is not None:

@@ -14,15 +14,15 @@ _ENDING = [number for number in signal.Signals if number.name in ("SIGINT", "SIG
 
 
 class Interrupted(KeyboardInterrupt):
-    """A run that was told to stop, and has saved where it was.
+    """A run that was told to stop, and has saved where it was if it goes on from there.
 
     Attributes:
         signal: Number of the signal.
         run: The run directory.
     """
 
-    def __init__(self, number: int, run: Path) -> None:
-        super().__init__(f"stopped by {signal.Signals(number).name}; a checkpoint is in {run}")
+    def __init__(self, number: int, run: Path, saved: str) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}; {saved}")
         self.signal, self.run = number, run
 
 

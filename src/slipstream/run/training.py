@@ -88,11 +88,12 @@ class Training:
             )
         self._remotes: Remotes | None = None
         self._recorded: RecordedEnvs | None = None
-        self._collectors: Sequence[Stands] = ()  # those in this process
+        self._collectors: list[Stands] = []  # those in this process
         self._running: Generator[Report] | None = None
         self._barrier = Barrier()
         self._env_seed = config.seed
         self._standing: Standing | None = None  # to go on from
+        self._standing_anew = self._cut = False
         self.envs: Envs | None = None if remote else self._make_envs(env, jitter)
         inline, workers = place.collectors == "inline", place.workers or cores()
         self._crew = Crew(1 if inline else workers, before=jitter)
@@ -144,31 +145,55 @@ class Training:
             restarted=self._restarted,
         )
         self._running = SCHEDULES[config.schedule](parts)
-        yield from self._running
+        try:
+            for report in self._running:
+                if self._cut:  # what was ahead has been learned from
+                    self.learner.restart_episodes()
+                    self._cut = False
+                yield report
+                if self._standing_anew:
+                    self._collectors_anew(bulletin, tapes)
+        finally:
+            self._running.close()
+
+    def restart(self) -> None:
+        """Has all slots start new episodes before the next unroll, as a run does that goes on from `state` here."""
+        self._standing_anew = True
 
     @property
-    def resumes_exactly(self) -> bool:
+    def plays_back(self) -> bool:
         """Whether the environments can be brought back to where they were at a checkpoint."""
         return self._config.schedule != "async" and self.spec.seeded_every > 0
 
     @property
+    def starts_anew(self) -> bool:
+        """Whether the environments are to start anew at every checkpoint, since they can't be brought back."""
+        return self._config.exact_resume and not self.plays_back
+
+    @property
     def resumes(self) -> str:
         """How a run that was stopped goes on, in a sentence."""
-        if self.resumes_exactly:
+        if self.plays_back:
             return "exact; environments are played back to where they were"
+        if self.starts_anew:
+            return "exact; environments start new episodes at every checkpoint, in runs that are not stopped too"
         if self._config.schedule == "async":
             return "with new episodes; under async no two runs are the same"
-        return f"with new episodes, so that bits will differ; {self.spec.id} can't be brought back to where it was"
+        return (
+            f"with new episodes, so that bits will differ; {self.spec.id} can't be brought back to where it was "
+            "(--exact-resume has it start anew at every checkpoint)"
+        )
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All that must be saved for a resume but the replay; to be called between two updates."""
         tensors, facts = self.learner.state()
         facts["device"] = self.device.type
         barrier = self._barrier
-        if not (self.resumes_exactly and barrier.at_rest):
+        if not ((self.plays_back or self.starts_anew) and barrier.at_rest):
             return tensors, facts
-        tensors |= _named("standing.", self._where_slots_stand().tensors())
-        facts["env_seed"] = self._env_seed
+        if self.plays_back:
+            tensors |= _named("standing.", self._where_slots_stand().tensors())
+            facts["env_seed"] = self._env_seed
         if barrier.ahead is not None:
             tensors |= _named("ahead.", dict(tree.items(vars(self.slabs[barrier.ahead]))))
             facts["ahead"] = [asdict(collected) for collected in barrier.collected]
@@ -198,11 +223,12 @@ class Training:
             windows.load(under("replay.", tensors), replay)
         self.learner.load(tensors, facts)
         version = self.learner.version
-        self._env_seed = dice.env_seed(self._config.seed, "resume", version) if version else self._config.seed
-        if "env_seed" not in facts or not self.resumes_exactly:
+        self._env_seed = self._seed_anew() if version else self._config.seed
+        if self.plays_back and "env_seed" in facts:
+            self._env_seed = int(facts["env_seed"])
+            self._standing = Standing.of(under("standing.", tensors))
+        elif not self.starts_anew:
             return
-        self._env_seed = int(facts["env_seed"])
-        self._standing = Standing.of(under("standing.", tensors))
         if "ahead" in facts:
             for name, leaf in tree.items(vars(self.slabs[0])):
                 leaf.copy_(tensors[f"ahead.{name}"])
@@ -278,7 +304,7 @@ class Training:
         """The collectors, with all environments reset, or brought back to where they were."""
         seed, standing = self._env_seed, self._standing
         if standing is None:
-            self.learner.restart_episodes()
+            self._restart_episodes()
         if self._remotes is not None:
             if standing is None:
                 self._remotes.begin(seed, self._first_row())
@@ -297,6 +323,28 @@ class Training:
                 first, size = collector.lanes[0], self.spec.lane_size
                 collector.load(standing.slots.part(slice(first * size, (first + len(collector.lanes)) * size)))
         return self._collectors
+
+    def _collectors_anew(self, bulletin: Bulletin | None, tapes: Sequence[Tape]) -> None:
+        """Has all slots start anew, as after a resume."""
+        self._standing_anew, self._env_seed = False, self._seed_anew()
+        self._restart_episodes()
+        if self._remotes is not None:
+            self._remotes.begin(self._env_seed, self._first_row())
+            return
+        assert self.envs is not None
+        self.envs.reset(self._env_seed)
+        self._collectors[:] = [self._collector(self.envs, lanes, bulletin, tapes) for lanes in self._shares()]
+
+    def _seed_anew(self) -> int:
+        """For environments that start anew at this version."""
+        return dice.env_seed(self._config.seed, "resume", self.learner.version)
+
+    def _restart_episodes(self) -> None:
+        """Tells the learner that all slots start an episode: after the slab that is ahead, if there is one."""
+        if self._barrier.ahead is None:
+            self.learner.restart_episodes()
+        else:
+            self._cut = True
 
     def _restarted(self) -> int:
         if self._remotes is not None:
@@ -343,7 +391,7 @@ class Training:
         Under `async` lanes are uneven and rows are dropped, so that a slot may have had more than `unroll` a version.
         """
         unroll = 1 << 32 if self._config.schedule == "async" else self._config.unroll
-        return self.learner.version * unroll
+        return (self.learner.version + (self._barrier.ahead is not None)) * unroll
 
     def _shares(self) -> list[range]:
         """Lanes of each collector: neighbours in whole groups, shared out as evenly as possible."""

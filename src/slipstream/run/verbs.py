@@ -106,7 +106,7 @@ def run(words: Sequence[str]) -> int:
         try:
             return _dispatch(words)
         except Interrupted as stop:
-            _error.print(f"slipstream: {stop}\nresume:  slipstream resume {stop.run}")
+            _error.print(f"slipstream: {stop}")
             return 128 + stop.signal
         except KeyboardInterrupt as stop:
             _error.print("\n".join(["slipstream: interrupted", *getattr(stop, "__notes__", [])]))
