@@ -108,7 +108,8 @@ class RunLock:
     """Context manager: an advisory lock that dies with its process, so a kill leaves nothing stale.
 
     Raises:
-        ConfigError: On entry, if another process is training in this directory.
+        ConfigError: On entry, if another process is training in this directory, or a file in it is a link to one that
+            may lie elsewhere, which training would write to.
     """
 
     def __init__(self, path: Path) -> None:
@@ -116,6 +117,9 @@ class RunLock:
         self._file: TextIO | None = None
 
     def __enter__(self) -> RunLock:
+        for path in self._path.rglob("*"):
+            if path.is_symlink():
+                raise ConfigError(f"{path} is a symbolic link, and training writes to it: put what it stands for there")
         self._file = (self._path / ".lock").open("w")
         if sys.platform != "win32":
             try:
