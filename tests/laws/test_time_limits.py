@@ -29,7 +29,8 @@ REPLAY = {**SIZE, "unroll": 5, "algo.batch_size": 32, "algo.replay.capacity": 25
 REPLAY |= {"algo.replay.ratio": 0.5}
 Q = {**REPLAY, "algo.target_every": 10, "algo.tau": 0.5}
 ATOMS = {"algo.v_min": 0.0, "algo.v_max": 20.0, "algo.n_step": 1}
-ACTOR = {**REPLAY, "algo.tau": 0.1}
+WINDOWS = {"unroll": 11, "algo.replay.capacity": 2_048, "algo.length": 11, "algo.burn_in": 0}
+ACTOR = {**REPLAY, "algo.tau": 0.2}
 CASES: dict[str, tuple[int, dict[str, Any]]] = {
     "ppo": (6_000, {**SLAB, "algo.batch_size": 44, "algo.epochs": 4}),
     "a2c": (6_000, {**SLAB, "algo.optimizer": "adam"}),
@@ -39,9 +40,12 @@ CASES: dict[str, tuple[int, dict[str, Any]]] = {
     "c51": (800, {**Q, **ATOMS}),
     "qrdqn": (800, Q),
     "rainbow": (800, {**Q, **ATOMS, "algo.sigma0": 0.0}),
-    "r2d2": (1_200, {**Q, "unroll": 11, "algo.length": 11, "algo.burn_in": 0, "net.core_size": 8}),
-    "sac": (800, {**ACTOR, "algo.alpha": 1e-6, "algo.adapt_alpha": False}),
-    "td3": (800, ACTOR),
+    "r2d2": (
+        1_200,
+        {**Q, "unroll": 11, "algo.replay.capacity": 2_048, "algo.length": 11, "algo.burn_in": 0, "net.core_size": 8},
+    ),
+    "sac": (1_600, {**ACTOR, "algo.alpha": 1e-6, "algo.adapt_alpha": False}),
+    "td3": (1_600, ACTOR),
     "ddpg": (800, ACTOR),
 }
 QUICK = ("a2c", "dqn", "ddpg")
