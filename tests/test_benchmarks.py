@@ -11,6 +11,7 @@ from types import ModuleType
 import pytest
 
 import slipstream
+from slipstream.envs import recorded
 from slipstream.run.machine import surroundings
 from slipstream.run.presets import configure
 from slipstream.run.record import made
@@ -90,10 +91,14 @@ def test_every_driver_that_is_compared_exists(benchmark_module: Callable[[str], 
                 configure(algo, env, dict(word.split("=", 1) for word in rest[1::2]))
 
 
-def test_a_soak_sees_every_fault_and_nothing_grows(benchmark_module: Callable[[str], ModuleType]) -> None:
+def test_a_soak_sees_every_fault_and_nothing_grows(
+    benchmark_module: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The first three faults, at most 240 steps apart; `make soak` goes on for minutes."""
+    monkeypatch.setattr(recorded, "_FIRST_PAUSE", 0.0)
     soak = benchmark_module("soak")
-    samples = soak.soak(60.0, steps=900, every=0.0, rows=60)
+    monkeypatch.setitem(soak.SETTINGS, "env_options.timeout_seconds", 1.0)
+    samples = soak.soak(60.0, steps=700, every=0.0, rows=60)
     assert samples[-1].restarts >= 3
     found, _ = soak.judge(samples)
     assert found["descriptors"]["greatest"] <= found["descriptors"]["least"] + 20  # those of the dead go with a lane
