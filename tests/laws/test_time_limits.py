@@ -40,10 +40,7 @@ CASES: dict[str, tuple[int, dict[str, Any]]] = {
     "c51": (800, {**Q, **ATOMS}),
     "qrdqn": (800, Q),
     "rainbow": (800, {**Q, **ATOMS, "algo.sigma0": 0.0}),
-    "r2d2": (
-        1_200,
-        {**Q, "unroll": 11, "algo.replay.capacity": 2_048, "algo.length": 11, "algo.burn_in": 0, "net.core_size": 8},
-    ),
+    "r2d2": (1_200, {**Q, **WINDOWS, "net.core_size": 8, "algo.rescale": 0.0}),
     "sac": (1_600, {**ACTOR, "algo.alpha": 1e-6, "algo.adapt_alpha": False}),
     "td3": (1_600, ACTOR),
     "ddpg": (800, ACTOR),
