@@ -16,6 +16,7 @@ from slipstream.algos.algorithm import Batch, Evaluate, Evaluation, Prepared, Sl
 from slipstream.crew import Crew
 from slipstream.nets.actor_critic import ActorCritic, make_actor_critic
 from slipstream.nets.trunk import Network
+from slipstream.rejects import Rejects
 from slipstream.slab import allocate
 from slipstream.types import EnvSpec, Trajectory
 from tests.algos import rows
@@ -206,6 +207,35 @@ def test_non_finite_gradient_is_refused_and_parameters_stay(crew: Callable[[int]
     with pytest.raises(FloatingPointError, match="gradient of update 1 is not finite"):
         learner(A2C(), policy, crew(1)).step(slab)
     assert torch.equal(parameters(policy), before)
+
+
+def test_as_many_gradients_in_a_row_as_may_be_are_left_out(crew: Callable[[int], Crew]) -> None:
+    """What they came from is kept, and tells where it went wrong; a step that is taken begins the count anew."""
+    policy = rows.policy()
+    student = learner(A2C(), policy, crew(1), shards=2)
+    student.rejects = Rejects(2)
+    kept: dict[str, dict[str, Tensor]] = {}
+    student.rejects.keep = lambda name, tensors: kept.setdefault(name, dict(tensors)) and "it is there"
+    good, bad = rows.trajectory(policy), rows.trajectory(policy)
+    bad.reward[0, 1] = torch.inf
+
+    for slab, count in ((bad, 1), (bad, 2), (good, 2), (bad, 3), (bad, 4)):
+        before = parameters(policy)
+        metrics = student.step(slab)
+        assert metrics["faults/skipped_gradients"] == count
+        assert torch.equal(parameters(policy), before) == (slab is bad)
+        assert metrics["train/minibatches"] == float(slab is good)
+    state = student.state()[0]
+    with pytest.raises(FloatingPointError, match="gradient of update 6 is not finite") as caught:
+        student.step(bad)
+    assert caught.value.__notes__ == ["it is there"]
+    for name, value in student.state()[0].items():
+        assert torch.equal(value, state[name]), name
+    assert list(kept) == ["update-1", "update-2", "update-4", "update-5", "update-6"]
+    found = kept["update-6"]
+    assert torch.isinf(found["batch.0.columns.return"]).any()
+    assert torch.isfinite(found["batch.1.columns.return"]).all()
+    assert {name.removeprefix("at.") for name in found if name.startswith("at.")} == set(policy.state_dict())
 
 
 class Watched(APPO):

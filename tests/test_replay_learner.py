@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from slipstream import slab
 from slipstream.algos import DQN, SAC, TD3, Rainbow
@@ -19,6 +20,7 @@ from slipstream.algos.replaying import Networks, ReplayAlgorithm
 from slipstream.crew import Crew
 from slipstream.loader import Loader
 from slipstream.nets.trunk import Network
+from slipstream.rejects import Rejects
 from slipstream.replay import rows
 from slipstream.replay.options import ReplayOptions
 from slipstream.replay.windows import Windows
@@ -333,6 +335,23 @@ def test_a_gradient_that_is_not_finite_is_refused(
         assert torch.equal(found[name], value), name
     assert np.array_equal(priorities(student), priorities(twin))
     assert len(set(priorities(twin).tolist())) > 10, "errors have told them apart"
+
+
+def test_a_gradient_that_is_not_finite_may_be_left_out(learner: Callable[..., ReplayLearner]) -> None:
+    """Parameters and priorities are as before; the gradient step counts as taken, so that the ratio holds."""
+    student = learner(DQN(batch_size=64, lr=1e-3, replay=replace(SMALL, alpha=0.6, learning_starts=60)))
+    student.rejects = Rejects(1000)
+    kept: list[dict[str, Tensor]] = []
+    student.rejects.keep = lambda name, tensors: str(kept.append(dict(tensors)))
+    *good, bad = slabs(student, 9)
+    bad.reward.fill_(float("nan"))
+    for each in good:
+        student.step(each)
+    before, taken = parameters(student), student.state()[1]["gradient_steps"]
+    metrics = student.step(bad)
+    assert torch.equal(parameters(student), before)
+    assert metrics["faults/skipped_gradients"] == len(kept) == student.state()[1]["gradient_steps"] - taken > 0
+    assert torch.isnan(kept[0]["batch.0.items.reward"]).any()
 
 
 def test_rewards_are_transformed_when_they_are_drawn(learner: Callable[..., ReplayLearner]) -> None:

@@ -33,18 +33,21 @@ class Collected:
         episodes: Episodes that ended.
         env_seconds: Time spent sending to and waiting for environments.
         infer_seconds: Time spent in the policy and in writing its answers.
+        mended: Rows whose numbers were not finite, and were mended.
     """
 
     steps: int
     episodes: tuple[Episode, ...]
     env_seconds: float
     infer_seconds: float
+    mended: int = 0
 
     @staticmethod
     def of(told: Mapping[str, Any]) -> Collected:
         """What `asdict` made of one, by way of JSON."""
         episodes = tuple(Episode(**episode) for episode in told["episodes"])
-        return Collected(told["steps"], episodes, told["env_seconds"], told["infer_seconds"])
+        mended = told.get("mended", 0)  # older checkpoints have none
+        return Collected(told["steps"], episodes, told["env_seconds"], told["infer_seconds"], mended)
 
 
 class Stopped(Exception):  # noqa: N818 - nothing went wrong
@@ -190,6 +193,7 @@ class Collector:
             episodes=tuple(episode for lane in self._lanes for episode in lane.episodes.ended),
             env_seconds=env_seconds,
             infer_seconds=infer_seconds,
+            mended=sum(lane.episodes.mended for lane in self._lanes),
         )
 
 
@@ -271,6 +275,7 @@ class _Lane:
         arrays.terminated[t] = step.terminated
         arrays.truncated[t] = step.truncated
         self._row += 1
+        self.episodes.mended += step.mended
         arrays.valid[t] = self.episodes.add(slice(None), self._row, step.reward, step.score, step.truncated, step.ended)
 
     @torch.no_grad()

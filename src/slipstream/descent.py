@@ -80,7 +80,7 @@ class Descent:
         """Clips by global norm and takes the step; returns the norm before clipping, not counting what is beside.
 
         Raises:
-            FloatingPointError: If a norm is not finite; the parameters are unchanged.
+            FloatingPointError: If a norm is not finite; parameters and state of the rule are unchanged.
         """
         for group in self._optimizer.param_groups:
             group["lr"] = lr

@@ -25,6 +25,7 @@ class Episodes:
     Attributes:
         dead: bool `[S]`, whether the slot's next row is the dead one after an episode.
         steps: Valid rows since `open`.
+        mended: Rows since `open` whose numbers were not finite, and were mended.
         ended: Episodes that ended since `open`.
     """
 
@@ -34,12 +35,12 @@ class Episodes:
         self.dead: BoolArray = np.zeros(size, np.bool_)
         self._reward, self._shaped = np.zeros(size, np.float64), np.zeros(size, np.float64)
         self._length = np.zeros(size, np.int64)
-        self.steps = 0
+        self.steps = self.mended = 0
         self.ended: list[Episode] = []
 
     def open(self) -> None:
         """Starts an unroll."""
-        self.steps, self.ended = 0, []
+        self.steps, self.mended, self.ended = 0, 0, []
 
     def add(
         self,

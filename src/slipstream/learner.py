@@ -21,6 +21,7 @@ from slipstream.minibatches import Pick, SlabRows
 from slipstream.nets.actor_critic import ActorCritic
 from slipstream.nets.policy import ActorCriticPolicy, Policy
 from slipstream.reconstruction import Reconstruction
+from slipstream.rejects import Rejects
 from slipstream.replay.mixer import Mixer
 from slipstream.replay.windows import Windows
 from slipstream.rewards import TrainingReward
@@ -44,6 +45,11 @@ class Learns(Protocol):
     @property
     def policy(self) -> Policy:
         """Acts; updated in place."""
+        ...
+
+    @property
+    def rejects(self) -> Rejects:
+        """What becomes of gradients that are not finite."""
         ...
 
     @property
@@ -112,6 +118,7 @@ class Learner:
         reward: The training reward. Reported returns are raw in any case.
         mixer: Puts replayed unrolls beside the fresh ones; None for none.
         reconstruction: An auto-encoder that is learned with the policy; None for none.
+        rejects: What becomes of gradients that are not finite.
     """
 
     def __init__(
@@ -128,6 +135,7 @@ class Learner:
         reward: TrainingReward,
         mixer: Mixer | None = None,
         reconstruction: Reconstruction | None = None,
+        rejects: Rejects | None = None,
     ) -> None:
         if shards < 1 or num_envs % shards:
             raise ValueError(f"shards={shards} must divide num_envs={num_envs}")
@@ -137,6 +145,7 @@ class Learner:
         self._algorithm, self._crew, self._loader = algorithm, crew, loader
         self._num_envs, self._seed = num_envs, seed
         self._total_steps, self._reward, self._mixer = total_steps, reward, mixer
+        self.rejects = rejects or Rejects()
         self._pace = 1.0
         self._parts = shards
         self._reconstruction = reconstruction
@@ -189,7 +198,8 @@ class Learner:
 
         Raises:
             ValueError: If the algorithm can't share out the slab's rows.
-            FloatingPointError: If a gradient is not finite; the parameters are as before that minibatch.
+            FloatingPointError: If a gradient is not finite, and is not to be left out; the parameters are as before
+                that minibatch.
         """
         algorithm, progress = self._algorithm, min(self.steps / self._total_steps, 1.0)
         waited = self._loader.waited
@@ -215,7 +225,11 @@ class Learner:
                 gradient = self._descent.gradient(losses, parameters)
                 if algorithm.stop(gradient.metrics):
                     break
-                norm = self._descent.apply(gradient, lr, self.version + 1)
+                norm = self.rejects.take(
+                    partial(self._descent.apply, gradient, lr), self.version + 1, self.policy, batch
+                )
+                if norm is None:
+                    continue
                 minibatches += 1
                 for name, value in {**gradient.metrics, "grad_norm": norm}.items():
                     sums[name] = sums[name] + value if name in sums else value
@@ -230,6 +244,7 @@ class Learner:
         return {f"train/{name}": value for name, value in means.items()} | {
             "train/learning_rate": lr,
             "train/minibatches": float(minibatches),
+            "faults/skipped_gradients": float(self.rejects.count),
             "wait/loader_seconds": self._loader.waited - waited,
             **(self._mixer.ages(whole, self.version - 1) if self._mixer else {}),
         }

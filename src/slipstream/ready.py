@@ -134,7 +134,8 @@ class ReadyCollector:
         self._bootstrap()
         self._row += self._rows
         infer_seconds = time.perf_counter() - start - env_seconds
-        return Collected(self._episodes.steps, tuple(self._episodes.ended), env_seconds, infer_seconds)
+        account = self._episodes
+        return Collected(account.steps, tuple(account.ended), env_seconds, infer_seconds, account.mended)
 
     def _open(self, places: Sequence[Place]) -> None:
         """Starts an unroll: row 0 holds the last observation, `state0` the state before it."""
@@ -189,6 +190,7 @@ class ReadyCollector:
         for i, step in zip(ready, steps, strict=True):
             part = self._parts[i]
             last.put(part, step)
+            self._episodes.mended += step.mended
             (view, column), t = self._starts[i], self._t[part.start] + 1
             for to, seat, leaf in zip(view.obs, self._seats[i], tree.leaves(step.obs), strict=True):
                 to[t, column : column + self._size] = seat[...] = leaf

@@ -20,6 +20,7 @@ from slipstream.descent import Descent, ShardLoss, under
 from slipstream.learner import snapshot
 from slipstream.loader import Loader
 from slipstream.nets.policy import ExploringPolicy, Policy
+from slipstream.rejects import Rejects
 from slipstream.replay.options import LEAST_RATIO
 from slipstream.replay.windows import Drawn, Windows
 from slipstream.rewards import TrainingReward
@@ -51,6 +52,7 @@ class ReplayLearner:
         total_steps: Agent decisions of the whole run, the scale of all anneals.
         seed: The run's seed.
         reward: The training reward.
+        rejects: What becomes of gradients that are not finite.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class ReplayLearner:
         total_steps: int,
         seed: int,
         reward: TrainingReward,
+        rejects: Rejects | None = None,
     ) -> None:
         if algorithm.batch_size % shards:
             raise ValueError(
@@ -86,6 +89,7 @@ class ReplayLearner:
         self._loader, self._num_envs, self._shards, self._loss_dice = loader, num_envs, shards, loss_dice
         self._total_steps, self._seed, self._reward = total_steps, seed, reward
         self._ratio = Fraction(algorithm.replay.ratio).limit_denominator(round(1 / LEAST_RATIO))
+        self.rejects = rejects or Rejects()
         self._gradient_steps = 0
         self._begins = Fraction(algorithm.replay.learning_starts)  # steps that gradient steps are counted from
         eps = algorithm.optimizer_eps
@@ -125,7 +129,8 @@ class ReplayLearner:
             `train/*` metrics, each averaged over the gradient steps that had it, and `replay/*`.
 
         Raises:
-            FloatingPointError: If a gradient is not finite; the parameters of its part are as before that step.
+            FloatingPointError: If a gradient is not finite, and is not to be left out; the parameters of its part are
+                as before that step.
         """
         assert behaviour is None, "gradients of a replay are evaluated at the parameters they are applied to"
         assert fresh is None, "a replay has rows of all ages"
@@ -153,6 +158,7 @@ class ReplayLearner:
             "train/gradient_steps": float(self._gradient_steps),
             "train/exploration_rate": float(self.policy.exploration.mean()),
             "replay/rows": float(self._windows.count),
+            "faults/skipped_gradients": float(self.rejects.count),
         }
 
     def skip(self, trajectory: Trajectory) -> None:
@@ -247,7 +253,10 @@ class ReplayLearner:
             descent = self._descents[phase.part]
             losses = [partial(self._loss, phase, part, progress) for part in batch]
             gradient = descent.gradient(losses)
-            norm = descent.apply(gradient, lr, self.version + 1)
+            apply = partial(descent.apply, gradient, lr)
+            norm = self.rejects.take(apply, self.version + 1, self._networks, batch)
+            if norm is None:
+                continue
             metrics |= gradient.metrics | {f"grad_norm/{phase.part}": norm}
             if gradient.errors is not None and self._algorithm.replay.alpha > 0:
                 self._windows.reprioritise(drawn.slot[number], drawn.row[number], gradient.errors.cpu().numpy())

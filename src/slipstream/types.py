@@ -43,6 +43,7 @@ class EnvStep(NamedTuple):
             life loss, which terminates the target while the episode goes on.
         score: float32 `[B]`, what counts in returns that are reported, where the reward is shaped for learning; None
             where it is the reward that counts.
+        mended: How many of the slots had numbers that were not finite, which `EnvOptions.non_finite` has mended.
     """
 
     obs: Tree
@@ -51,6 +52,7 @@ class EnvStep(NamedTuple):
     truncated: BoolArray
     ended: BoolArray
     score: FloatArray | None = None
+    mended: int = 0
 
     @property
     def reported(self) -> FloatArray:

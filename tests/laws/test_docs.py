@@ -31,8 +31,9 @@ def fences(document: str, language: str) -> list[str]:
 
 
 def shell_lines(program: str) -> list[str]:
-    """Every line of a bash block that starts with `program`, without its comment."""
-    lines = [line for document in DOCUMENTS for block in fences(document, "bash") for line in block.splitlines()]
+    """Every line of a bash block that starts with `program`, without its comment and what comes if it fails."""
+    blocks = [block for document in DOCUMENTS for block in fences(document, "bash")]
+    lines = [line.partition(" || ")[0] for block in blocks for line in block.splitlines()]
     return sorted({shlex.join(shlex.split(line, comments=True)) for line in lines if line.startswith(f"{program} ")})
 
 

@@ -251,6 +251,6 @@ def test_weights_that_share_memory_are_saved(tmp_path: Path) -> None:
     """Tied layers, and a view into another tensor."""
     whole = torch.arange(6.0).reshape(2, 3)
     tensors = {"a": whole, "tied": whole, "part": whole[1]}
-    checkpoint.save(tmp_path, 10, tensors, {"training": {"steps": 10}}, spec(), None)
+    checkpoint.save(tmp_path, 10, checkpoint.copies(tensors), {"training": {"steps": 10}}, spec(), None)
     loaded = checkpoint.newest(tmp_path).tensors()
     assert all(torch.equal(loaded[name], tensor) for name, tensor in tensors.items())

@@ -16,6 +16,8 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from gymnasium.envs.classic_control import CartPoleEnv
+from safetensors.torch import load_file
 
 from slipstream.envs import EnvError
 from slipstream.run import checkpoint, evaluate, metrics
@@ -235,6 +237,47 @@ def test_an_error_keeps_its_traceback_in_the_run(tmp_path: Path, monkeypatch: py
     assert not (path / "error.txt").exists()
 
 
+class Overflowing(CartPoleEnv):
+    """The seventh step of some episodes pays more than a loss can hold."""
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, Any]:
+        obs, info = super().reset(seed=seed)
+        self._pays = 7 if obs[0] > 0.0 else 0
+        return obs, info
+
+    def step(self, action: Any) -> Any:
+        self._pays -= 1
+        obs, _, *rest = super().step(action)
+        return obs, 1e30 if self._pays == 0 else 1.0, *rest
+
+
+def test_what_a_gradient_that_is_not_finite_came_from_is_in_the_run(tmp_path: Path) -> None:
+    own = Own(env=Overflowing)
+    settings: dict[str, Any] = {"env": f"{CALLABLE}Overflowing", "log__checkpoint_every": 21}
+    with pytest.raises(FloatingPointError, match="not finite") as caught:
+        train(tmp_path, own, **settings)
+    (path,) = tmp_path.iterdir()
+    (kept,) = (path / "faults").iterdir()
+    assert caught.value.__notes__[0] == f"what the gradient came from: {kept}"
+    assert {"batch.0.obs", "at.policy_head.weight"} <= load_file(kept).keys()
+    # The setting may be changed in the middle of a run.
+    text = (path / "config.yaml").read_text()
+    (path / "config.yaml").write_text(text.replace("skip_gradients: 0", "skip_gradients: 9"))
+    trained = resume(path, own=own)
+    assert trained.progress.finished
+    assert metrics.read(trained.run.metrics)[-1]["faults/skipped_gradients"] > 0
+    assert 1 < len(list((path / "faults").iterdir())) <= 10
+
+
+@pytest.mark.parametrize("rule", ["skip", "clamp"])
+def test_numbers_of_environments_that_are_not_finite_are_mended_and_counted(tmp_path: Path, rule: str) -> None:
+    settings: dict[str, Any] = {"env": "toy:chaos", "env_options__kwargs": {"fault": "nan", "at": 30, "length": 9}}
+    trained = train(tmp_path, env_options__non_finite=rule, log__metrics_every=1, **settings)
+    counts = [row["faults/mended_rows"] for row in metrics.read(trained.run.metrics)]
+    assert sum(counts) == 3, "once in each of three environments"
+    assert sum(count > 0 for count in counts) == 1, "all in the same update"
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_run_after_a_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
@@ -284,12 +327,19 @@ def test_a_checkpoint_that_cannot_be_written_is_a_warning_and_three_in_a_row_the
 
 @pytest.mark.parametrize("full_at", [3, 10], ids=["between two checkpoints", "at the last checkpoint"])
 def test_a_full_disk_is_what_the_error_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full_at: int) -> None:
-    original = Progress.__call__
+    original, prune, saved = Progress.__call__, checkpoint.prune, threading.Event()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def told(*arguments: Any) -> None:
+        prune(*arguments)
+        saved.set()
+
+    monkeypatch.setattr(checkpoint, "prune", told)
 
     def fill_the_disk(self: Progress, report: Any) -> None:
         original(self, report)
         if report.update == full_at:
+            assert saved.wait(10)
             resource.setrlimit(resource.RLIMIT_FSIZE, (50, hard))
 
     monkeypatch.setattr(Progress, "__call__", fill_the_disk)

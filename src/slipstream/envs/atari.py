@@ -209,7 +209,7 @@ class _Lane:
             none = np.zeros(len(self._slots), np.bool_)
             self._step = EnvStep(obs, np.zeros(len(none), np.float32), none, none.copy(), none.copy())
             return
-        _, reward, terminated, truncated, ended, _ = self._step
+        _, reward, terminated, truncated, ended, *_ = self._step
         reward = np.where(chosen, np.float32(0.0), reward)
         self._step = EnvStep(obs, reward, terminated & ~chosen, truncated & ~chosen, ended & ~chosen)
 

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from slipstream import dice, tree
 from slipstream.envs import spaces
 from slipstream.envs.ids import unknown_id
-from slipstream.envs.options import AtariProtocol, EnvOptions
+from slipstream.envs.options import AtariProtocol, EnvOptions, NonFinite
 from slipstream.envs.receivers import Receivers
-from slipstream.envs.rows import EnvError, check_row
+from slipstream.envs.rows import EnvError, RowCheck, require_single_resets
 from slipstream.envs.slot import check_lanes, random_start
 from slipstream.envs.spaces import Actions
 from slipstream.history import History
@@ -67,6 +67,7 @@ class EnvPoolEnvs:
     def __init__(
         self, id: str, num_envs: int, lanes: int, options: EnvOptions, threads: int = 0, first_slot: int = 0
     ) -> None:
+        require_single_resets(id, options)
         task = id.removeprefix(PREFIX)
         size = num_envs // check_lanes(num_envs, lanes)
         family = envpool_family(id)
@@ -87,6 +88,7 @@ class EnvPoolEnvs:
         )
         self._actions = Actions(action_space, size, id)
         self._life_loss = protocol is not None and protocol.life_loss
+        self._non_finite: NonFinite = options.non_finite
         self._task, self._config, self._decorrelate_steps = task, config, options.decorrelate_steps
         self._lanes: list[_Lane] = []
         self._receivers = Receivers(self._lanes)
@@ -103,7 +105,7 @@ class EnvPoolEnvs:
             slots = self._spec.slots(lane)
             seeds = [dice.env_seed(seed, "env", slot) for slot in slots]
             pool = _make(self._task, {**self._config, "seed": seeds})
-            self._lanes.append(_Lane(pool, self._spec, self._actions, slots.start, self._life_loss))
+            self._lanes.append(_Lane(pool, self._spec, self._actions, slots.start, self._life_loss, self._non_finite))
         for lane in self._lanes:
             lane.start(seed, self._decorrelate_steps)
 
@@ -144,9 +146,12 @@ class EnvPoolEnvs:
 class _Lane:
     """A pool, and what bringing its answers to an `EnvStep` takes."""
 
-    def __init__(self, pool: Any, spec: EnvSpec, actions: Actions, first_slot: int, life_loss: bool) -> None:
+    def __init__(
+        self, pool: Any, spec: EnvSpec, actions: Actions, first_slot: int, life_loss: bool, non_finite: NonFinite
+    ) -> None:
         self.pool = pool
         self._spec, self._actions, self._first_slot, self._life_loss = spec, actions, first_slot, life_loss
+        self._check = RowCheck(actions, spec.observation_space, first_slot, non_finite)
         self._spaces = space_tree(spec.observation_space)
         self._lives = np.zeros(spec.lane_size, np.int32)
         self._count, self.due = 0, False
@@ -159,7 +164,8 @@ class _Lane:
         if self._life_loss:
             self._lives = info["lives"]
         none = np.zeros(self._spec.lane_size, np.bool_)
-        self._step = EnvStep(self._convert(obs), np.zeros(len(none), np.float32), none, none.copy(), none.copy())
+        row = EnvStep(self._convert(obs), np.zeros(len(none), np.float32), none, none.copy(), none.copy())
+        self._step = self._check(row, 0)
 
     def send(self, action: NDArray[Any]) -> None:
         self.pool.send(action)
@@ -184,9 +190,7 @@ class _Lane:
             terminated = over | ((lives < self._lives) & (lives > 0))
             self._lives = lives
         reward = reward.astype(np.float32, copy=False)
-        step = EnvStep(self._convert(obs), reward, terminated, truncated, over | truncated)
-        check_row(step, self._actions, self._first_slot, self._count)
-        return step
+        return self._check(EnvStep(self._convert(obs), reward, terminated, truncated, over | truncated), self._count)
 
     def _decorrelate(self, seed: int, most: int, obs: Tree, info: Any) -> tuple[Tree, Any]:
         """Steps every slot its own number of random steps; a slot whose episode ended is reset before it goes on."""

@@ -11,7 +11,7 @@ from gymnasium.wrappers import FrameStackObservation
 from numpy.typing import NDArray
 
 from slipstream.envs import spaces
-from slipstream.envs.rows import Rows, check_row
+from slipstream.envs.rows import RowCheck, Rows
 from slipstream.envs.slot import Source, check_lanes, make_slots
 from slipstream.envs.spaces import Actions
 from slipstream.history import History
@@ -43,8 +43,9 @@ class GymEnvs:
             self._slots = make_slots(source, range(num_envs), rows, [first, *others], first_slot)
             undo.pop_all()
         self._actions = Actions(first.action_space, self._spec.lane_size, source.id)
-        scored = bool(source.score_key)
-        self._steps = [as_step(rows.part(self._spec.columns(lane)), scored) for lane in range(lanes)]
+        parts = [rows.part(self._spec.columns(lane)) for lane in range(lanes)]
+        self._steps = [as_step(part, bool(source.score_key)) for part in parts]
+        self._checks = row_checks(source, self._spec, self._actions, parts)
         self._counts = [0] * lanes
         self._closed = False
 
@@ -88,11 +89,9 @@ class GymEnvs:
         """The row of the last `reset` or `send`.
 
         Raises:
-            EnvError: A reward or observation is not finite.
+            EnvError: A reward or observation is not finite, and not to be mended.
         """
-        step = self._steps[lane]
-        check_row(step, self._actions, self._spec.slots(lane).start, self._counts[lane])
-        return step
+        return self._checks[lane](self._steps[lane], self._counts[lane])
 
     def close(self) -> None:
         """Closes the environments; the second call does nothing."""
@@ -124,6 +123,15 @@ def source_spec(
         frame_stack=env.stack_size if isinstance(env, FrameStackObservation) else 1,
         seeded_every=1 if source.deterministic else 0,
     )
+
+
+def row_checks(source: Source, spec: EnvSpec, actions: Actions, lanes: Sequence[Rows]) -> list[RowCheck]:
+    """What looks at the rows of each lane."""
+    space, rule = spec.observation_space, source.non_finite
+    return [
+        RowCheck(actions, space, spec.slots(lane).start, rule, rows.skipped if rule == "skip" else None)
+        for lane, rows in enumerate(lanes)
+    ]
 
 
 def as_step(rows: Rows, scored: bool = False) -> EnvStep:

@@ -19,6 +19,7 @@ from slipstream.envs.factory import EnvFactory, GymFactory, gym_family, own_env,
 from slipstream.envs.gym import GymEnvs
 from slipstream.envs.ids import unknown_id
 from slipstream.envs.options import AtariProtocol, EnvOptions
+from slipstream.envs.rows import require_single_resets
 from slipstream.envs.sleeping import SleepingEnvs
 from slipstream.envs.slot import Source, check_lanes
 from slipstream.envs.vector import VectorEnvs
@@ -125,7 +126,12 @@ def _vector_envs(
         if value:
             first.close()
             raise ValueError(f"{_name(env)}: {name} is not for vector environments; build it into the callable")
-    return VectorEnvs(env, first, _name(env), num_envs, lanes, first_slot)
+    try:
+        require_single_resets(_name(env), options)
+    except ValueError:
+        first.close()
+        raise
+    return VectorEnvs(env, first, _name(env), num_envs, lanes, first_slot, options.non_finite)
 
 
 def _name(env: Callable[[], object]) -> str:
@@ -159,7 +165,11 @@ def gym_source(env: str | EnvFactory, options: EnvOptions) -> Source:
         ImportError: The package of the id is not installed.
         ValueError: An unknown id.
     """
-    every: dict[str, Any] = {"decorrelate_steps": options.decorrelate_steps, "score_key": score_key(env, options)}
+    every: dict[str, Any] = {
+        "decorrelate_steps": options.decorrelate_steps,
+        "score_key": score_key(env, options),
+        "non_finite": options.non_finite,
+    }
     if not isinstance(env, str):
         if options.kwargs:
             raise ValueError(f"env kwargs {sorted(options.kwargs)} are for ids; put them into the callable")

@@ -99,6 +99,9 @@ class AtariOptions:
         return replace(PROTOCOLS[self.protocol], **overrides)
 
 
+NonFinite = Literal["raise", "skip", "clamp"]
+"""What becomes of numbers that are not finite."""
+
 _LONGEST = 30 * 86400.0  # seconds
 
 
@@ -116,6 +119,10 @@ class EnvOptions:
         score_key: Key of `info` under which Gymnasium environments say what a step really scored, where their reward is
             shaped for learning; returns are then reported as sums of that. Empty: the reward is what counts. None: as
             the environment has it, which is empty but for gfootball's `score_reward`.
+        non_finite: What becomes of NaN and infinity in observations, rewards and scores, before anybody has seen them:
+            `raise` ends the run; `skip` cuts the episode (a truncation, with the last good observation and no reward)
+            and begins the next, in environments that are stepped by Python one by one; `clamp` writes 0 in their place,
+            or the bound of the space for infinity where there is one. `faults/mended_rows` counts.
         timeout_seconds: How long worker and collector processes may take for resetting or stepping a lane.
         kwargs: Further arguments of the environment, each typed as `--env-options.kwargs.NAME VALUE`: of
             `gymnasium.make(id, ...)`, of an EnvPool family, of a toy, of gfootball (rewards, representation, stacked).
@@ -126,6 +133,7 @@ class EnvOptions:
     max_episode_steps: int | None = None
     decorrelate_steps: int = 0
     score_key: str | None = None
+    non_finite: NonFinite = "raise"
     timeout_seconds: float = 300.0
     kwargs: dict[str, int | float | bool | str] = field(default_factory=dict[str, int | float | bool | str])
 

@@ -1,21 +1,27 @@
-"""The memory of one row: what every backend writes and hands out as an `EnvStep`."""
+"""The memory of one row, and its check: what every backend writes and hands out as an `EnvStep`."""
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from gymnasium import Space
+from gymnasium.spaces import Box
 from numpy.typing import NDArray
 
 from slipstream import tree
 from slipstream.envs import spaces
-from slipstream.ops.spaces import ACTION_MASK
+from slipstream.envs.options import EnvOptions, NonFinite
+from slipstream.ops.spaces import ACTION_MASK, space_tree
 from slipstream.tree import Tree
 
 if TYPE_CHECKING:  # it imports torch, which worker processes do without
     from slipstream.types import BoolArray, EnvStep, FloatArray
+
+
+_log = logging.getLogger(__name__)
 
 
 class EnvError(RuntimeError):
@@ -31,7 +37,11 @@ class EnvFailure(EnvError):  # noqa: N818 - one kind of error, not another
 
 @dataclass(frozen=True)
 class Rows:
-    """One row for `B` slots, see `EnvStep` for shapes and meaning; `score` is there even if nothing writes it."""
+    """One row for `B` slots, see `EnvStep` for shapes and meaning; `score` is there even if nothing writes it.
+
+    Attributes:
+        skipped: bool `[B]`, whether the episode was cut here because numbers were not finite.
+    """
 
     obs: Tree
     reward: FloatArray
@@ -39,13 +49,14 @@ class Rows:
     truncated: BoolArray
     ended: BoolArray
     score: FloatArray
+    skipped: BoolArray
 
     @staticmethod
     def empty(space: Space[Any], size: int) -> Rows:
         """Zeros for `size` slots with observations of `space`."""
-        terminated, truncated, ended = (np.zeros(size, np.bool_) for _ in range(3))
+        terminated, truncated, ended, skipped = (np.zeros(size, np.bool_) for _ in range(4))
         reward, score = (np.zeros(size, np.float32) for _ in range(2))
-        return Rows(spaces.empty_observations(space, size), reward, terminated, truncated, ended, score)
+        return Rows(spaces.empty_observations(space, size), reward, terminated, truncated, ended, score, skipped)
 
     def part(self, slots: slice) -> Rows:
         """The same memory, restricted to some slots."""
@@ -60,37 +71,105 @@ class Rows:
             self.truncated[slots],
             self.ended[slots],
             self.score[slots],
+            self.skipped[slots],
         )
 
 
-def check_row(step: EnvStep, actions: spaces.Actions, first_slot: int, count: int) -> None:
-    """Refuses NaN and infinity in rewards and float observations, and masks that leave an action without a choice.
-
-    The mask of an episode's last observation may do so: nothing is done there.
+class RowCheck:
+    """The last look at a lane's row: refuses what its spaces don't promise, or mends what is not finite.
 
     Args:
-        step: The row.
         actions: The lane's.
+        space: Of one observation.
         first_slot: Slot of column 0.
-        count: Steps since the reset, for the message.
-
-    Raises:
-        EnvError: Names the first slot concerned.
+        non_finite: As in `EnvOptions`.
+        skipped: bool `[B]`, where slots say that they have cut an episode; None where they can't.
     """
 
-    def refuse(bad: BoolArray, expected: str, got: Tree) -> None:
-        column = int(np.flatnonzero(bad)[0])
-        value = tree.map(lambda leaf: leaf[column], got)
-        place = f"{actions.name}: slot {first_slot + column}, step {count}"
-        raise EnvError(f"{place}: expected {expected}, got {value}")
+    def __init__(
+        self,
+        actions: spaces.Actions,
+        space: Space[Any],
+        first_slot: int,
+        non_finite: NonFinite = "raise",
+        skipped: BoolArray | None = None,
+    ) -> None:
+        self._actions, self._space, self._first_slot = actions, space, first_slot
+        self._clamps, self._skipped = non_finite == "clamp", skipped
+        self._told = False
 
-    score = [] if step.score is None else [("score", step.score)]
-    for path, leaf in [("reward", step.reward), *score, *tree.items(step.obs, "observation")]:
-        if leaf.dtype.kind == "f" and not np.isfinite(leaf).all():
-            finite = np.isfinite(leaf).reshape(len(leaf), -1)
-            refuse(np.asarray(~finite.all(axis=1)), f"finite numbers as {path}", leaf)
-    if isinstance(step.obs, dict) and ACTION_MASK in step.obs:
-        mask = step.obs[ACTION_MASK]
-        empty = actions.nothing_allowed(mask) & ~step.ended
-        if empty.any():
-            refuse(empty, f"at least one choice for every action in {ACTION_MASK}", mask)
+    def __call__(self, step: EnvStep, count: int) -> EnvStep:
+        """The row, without NaN and infinity.
+
+        The mask of an episode's last observation may leave an action without a choice: nothing is done there.
+
+        Args:
+            step: The row.
+            count: Steps since the reset, for the message.
+
+        Raises:
+            EnvError: A number is not finite and is not to be mended, or a mask leaves an action without a choice; it
+                names the first slot concerned.
+        """
+        mended = np.zeros(len(step.ended), np.bool_)
+        if self._skipped is not None and self._skipped.any():
+            mended |= self._skipped
+            self._tell(self._message(mended, "finite numbers, and the episode is cut", count))
+        score = [] if step.score is None else [("score", step.score)]
+        for path, leaf in [("reward", step.reward), *score, *tree.items(step.obs, "observation")]:
+            if leaf.dtype.kind == "f" and not np.isfinite(leaf).all():
+                bad: BoolArray = np.any(~np.isfinite(leaf).reshape(len(leaf), -1), axis=1)
+                message = self._message(bad, f"finite numbers as {path}", count, leaf)
+                if not self._clamps:
+                    raise EnvError(f"{message}; --env-options.non-finite skip or clamp goes on without them")
+                self._tell(f"{message}, which is clamped")
+                step = self._clamped(step)
+                mended |= bad
+        if isinstance(step.obs, dict) and ACTION_MASK in step.obs:
+            mask = step.obs[ACTION_MASK]
+            empty = self._actions.nothing_allowed(mask) & ~step.ended
+            if empty.any():
+                raise EnvError(
+                    self._message(empty, f"at least one choice for every action in {ACTION_MASK}", count, mask)
+                )
+        return step._replace(mended=int(mended.sum())) if mended.any() else step
+
+    def _clamped(self, step: EnvStep) -> EnvStep:
+        score = None if step.score is None else _finite(step.score)
+        obs = tree.map(_finite, step.obs, space_tree(self._space))
+        return step._replace(obs=obs, reward=_finite(step.reward), score=score)
+
+    def _message(self, bad: BoolArray, expected: str, count: int, got: Tree | None = None) -> str:
+        column = int(np.flatnonzero(bad)[0])
+        value = "" if got is None else f", got {tree.map(lambda leaf: leaf[column], got)}"
+        return f"{self._actions.name}: slot {self._first_slot + column}, step {count}: expected {expected}{value}"
+
+    def _tell(self, message: str) -> None:
+        """Says the first time what the metrics count from then on."""
+        if not self._told:
+            _log.warning("%s; faults/mended_rows counts from here on", message)
+        self._told = True
+
+
+def require_single_resets(id: str, options: EnvOptions) -> None:
+    """Refuses to skip for environments whose episodes can't be cut one by one.
+
+    Raises:
+        ValueError: Always where `options.non_finite` is `skip`.
+    """
+    if options.non_finite == "skip":
+        raise ValueError(
+            f"{id}: env_options.non_finite=skip cuts an episode, and these environments can't be reset one by one; "
+            "use clamp, or raise"
+        )
+
+
+def _finite(leaf: NDArray[Any], space: Space[Any] | None = None) -> NDArray[Any]:
+    """A copy with 0 for what is not finite, but the bounds of a Box for infinities where it has some."""
+    if leaf.dtype.kind != "f":
+        return leaf
+    low = high = np.float32(0.0)
+    if isinstance(space, Box):
+        low, high = (np.where(np.isfinite(bound), bound, 0.0) for bound in (space.low, space.high))
+    bounded = np.where(np.isposinf(leaf), high, np.where(np.isneginf(leaf), low, leaf))
+    return np.nan_to_num(bounded).astype(leaf.dtype, copy=False)

@@ -44,7 +44,8 @@ def map_shared(fd: int, obs_space: Space[Any], action: NDArray[Any], num_envs: i
         workers: Worker processes.
     """
     template = Rows.empty(obs_space, num_envs)
-    cells = (template.reward, template.terminated, template.truncated, template.ended, template.score)
+    flags = (template.reward, template.terminated, template.truncated, template.ended)
+    cells = (*flags, template.score, template.skipped)
     others = [*cells, np.empty((num_envs, *action.shape), action.dtype), np.empty(workers, np.int64)]
     leaves = [*tree.leaves(template.obs), *others]
     offsets = np.cumsum([0, *(math.ceil(leaf.nbytes / _ALIGNMENT) * _ALIGNMENT for leaf in leaves)]).tolist()

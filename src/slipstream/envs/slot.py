@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,13 +15,16 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from slipstream import dice
+from slipstream import dice, tree
 from slipstream.envs import spaces
+from slipstream.envs.options import NonFinite
 from slipstream.envs.rows import EnvError, EnvFailure, Rows
 from slipstream.ops.spaces import allowed
 
 RAISED = (Exception, SystemExit)
 """What an environment's own code may raise; one that leaves the program must not end a run without a word."""
+
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,7 @@ class Source:
         deterministic: As in `EnvSpec`.
         decorrelate_steps: As in `EnvOptions`.
         score_key: As in `EnvOptions`.
+        non_finite: As in `EnvOptions`.
     """
 
     factory: Callable[[], object]
@@ -42,6 +47,7 @@ class Source:
     deterministic: bool = True
     decorrelate_steps: int = 0
     score_key: str = ""
+    non_finite: NonFinite = "raise"
 
     def make(self, slot: int) -> gymnasium.Env[Any, Any]:
         """One environment.
@@ -129,7 +135,11 @@ class Slot:
             self._put(self._begin(), 0.0, False, False, 0.0)
             return
         self._step += 1
-        self._put(*self._play(action))
+        answer = self._play(action)
+        if self._source.non_finite == "skip" and not _finite(answer):
+            self._skip()
+        else:
+            self._put(*answer)
 
     def close(self) -> None:
         """Closes the environment."""
@@ -151,6 +161,14 @@ class Slot:
         rows.terminated[column] = terminated
         rows.truncated[column] = truncated
         rows.ended[column] = self._ended = terminated or truncated
+        rows.skipped[column] = False
+
+    def _skip(self) -> None:
+        """Cuts the episode at the observation before."""
+        rows, column = self._rows, self.column
+        rows.reward[column] = rows.score[column] = 0.0
+        rows.terminated[column] = False
+        rows.truncated[column] = rows.ended[column] = rows.skipped[column] = self._ended = True
 
     def _begin(self) -> Any:
         self._episode, self._step = self._episode + 1, 0
@@ -192,7 +210,8 @@ class Slot:
             if not isinstance(value, np.ndarray) or value.ndim or value.dtype.kind not in "fiub":
                 raise EnvError(f"{self._place()}: expected a number as {what}, got {type(value).__name__} {value!r}")
             value = value.item()
-        return float(value)
+        number = float(value)
+        return math.copysign(math.inf, number) if abs(number) > _LARGEST else number  # it will be a float32
 
     def _decorrelate(self, obs: Any) -> Any:
         """Plays the slot's random steps; returns an observation from which the episode goes on."""
@@ -238,6 +257,17 @@ def make_slots(
                 f"but slot {first_slot + columns[0]} has {first.observation_space} and {first.action_space}"
             )
     return [Slot(source, env, first_slot + column, rows, column) for column, env in zip(columns, envs, strict=True)]
+
+
+def _finite(answer: tuple[Any, float, bool, bool, float]) -> bool:
+    """Whether observation, reward and score are, as far as they are floats."""
+    obs, reward, _, _, score = answer
+    return math.isfinite(reward) and math.isfinite(score) and all(map(_finite_leaf, tree.leaves(obs)))
+
+
+def _finite_leaf(leaf: Any) -> bool:
+    array = np.asarray(leaf)
+    return array.dtype.kind != "f" or bool((np.abs(array) <= _LARGEST).all())  # NaN is not
 
 
 def error_line(error: BaseException) -> str:

@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 from slipstream import dice, tree
 from slipstream.envs import spaces
 from slipstream.envs.gym import as_step
-from slipstream.envs.rows import EnvError, Rows, check_row
+from slipstream.envs.options import NonFinite
+from slipstream.envs.rows import EnvError, RowCheck, Rows
 from slipstream.envs.slot import RAISED, Source, check_lanes, error_line
 from slipstream.envs.spaces import Actions
 from slipstream.history import History
@@ -47,6 +48,7 @@ class VectorEnvs:
         num_envs: Slots.
         lanes: Lanes; divides `num_envs`.
         first_slot: Slot of column 0.
+        non_finite: As in `EnvOptions`, but for `skip`.
 
     Raises:
         EnvError: The callable raised.
@@ -55,7 +57,14 @@ class VectorEnvs:
     """
 
     def __init__(
-        self, factory: Callable[[], object], first: Vector, id: str, num_envs: int, lanes: int, first_slot: int = 0
+        self,
+        factory: Callable[[], object],
+        first: Vector,
+        id: str,
+        num_envs: int,
+        lanes: int,
+        first_slot: int = 0,
+        non_finite: NonFinite = "raise",
     ) -> None:
         with ExitStack() as undo:
             undo.enter_context(closing(first))
@@ -73,7 +82,8 @@ class VectorEnvs:
             spaces.check_observation_space(first.single_observation_space, id)
             self._actions = Actions(first.single_action_space, size, id)
             self._lanes = [
-                _Lane(vector, id, self._actions, start) for start, vector in zip(starts, vectors, strict=True)
+                _Lane(vector, id, self._actions, start, non_finite)
+                for start, vector in zip(starts, vectors, strict=True)
             ]
             undo.pop_all()
         self._spec = EnvSpec(
@@ -130,8 +140,9 @@ class VectorEnvs:
 class _Lane:
     """A vector environment, the row it filled, and the episodes its slots are in."""
 
-    def __init__(self, vector: Vector, id: str, actions: Actions, first_slot: int) -> None:
-        self.vector, self._id, self._actions, self._first_slot = vector, id, actions, first_slot
+    def __init__(self, vector: Vector, id: str, actions: Actions, first_slot: int, non_finite: NonFinite) -> None:
+        self.vector, self._id, self._first_slot = vector, id, first_slot
+        self._check = RowCheck(actions, vector.single_observation_space, first_slot, non_finite)
         self._mode = autoreset_mode(vector, id)
         self._seeds_per_slot = isinstance(vector.unwrapped, SyncVectorEnv | AsyncVectorEnv)
         self._rows = Rows.empty(vector.single_observation_space, vector.num_envs)
@@ -161,9 +172,7 @@ class _Lane:
             self._end(info)
 
     def row(self) -> EnvStep:
-        step = as_step(self._rows)
-        check_row(step, self._actions, self._first_slot, self._count)
-        return step
+        return self._check(as_step(self._rows), self._count)
 
     def _end(self, info: dict[str, Any]) -> None:
         """Shows the last observations of episodes, and has their slots reset where nobody else does."""

@@ -30,8 +30,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slipstream import process
-from slipstream.envs.gym import as_step, source_spec
-from slipstream.envs.rows import EnvError, EnvFailure, check_row
+from slipstream.envs.gym import as_step, row_checks, source_spec
+from slipstream.envs.rows import EnvError, EnvFailure
 from slipstream.envs.shared import map_shared
 from slipstream.envs.slot import Source
 from slipstream.envs.spaces import Actions
@@ -104,6 +104,7 @@ class WorkerEnvs:
         scored = bool(source.score_key)
         parts = [self._shared.rows.part(self._spec.columns(lane)) for lane in range(lanes)]
         self._steps = [as_step(part, scored) for part in parts]
+        self._checks = row_checks(source, self._spec, self._actions, parts)
 
     @property
     def spec(self) -> EnvSpec:
@@ -166,12 +167,10 @@ class WorkerEnvs:
 
         Raises:
             EnvError: An environment raised (with the worker's traceback), a worker died or hangs, or a reward or
-                observation is not finite.
+                observation is not finite, and not to be mended.
         """
         self._settle(lane)
-        step = self._steps[lane]
-        check_row(step, self._actions, self._spec.slots(lane).start, self._counts[lane])
-        return step
+        return self._checks[lane](self._steps[lane], self._counts[lane])
 
     def close(self) -> None:
         """Ends the workers: asks, then SIGTERM, then SIGKILL; the second call does nothing."""

@@ -148,7 +148,7 @@ class Agent:
             folder.mkdir(parents=True, mode=0o700)
             (folder / "config.yaml").write_text(to_yaml(self.config))
         tensors = {f"policy.{name}": value for name, value in self.policy.state_dict().items()}
-        checkpoint.save(folder / "checkpoints", self.steps, tensors, {}, self.spec)
+        checkpoint.save(folder / "checkpoints", self.steps, checkpoint.copies(tensors), {}, self.spec)
 
     def _state(self, state: Tree | None, columns: int) -> Tree:
         """The state to act from, in the shape that the policy has for this many slots."""

@@ -34,6 +34,7 @@ from slipstream.run.files import (
     free,
     listed,
     read_listed,
+    require_space,
     size,
     write_flushed,
 )
@@ -152,17 +153,19 @@ def save(
     spec: EnvSpec,
     score: float | None = None,
     replay: Sequence[segments.Listed] = (),
+    resumes: str = "",
 ) -> Checkpoint:
     """Writes `root/{steps}` and returns it; the state of a step is written once.
 
     Args:
         root: Directory of the checkpoints.
         steps: Agent decisions so far.
-        tensors: By name.
+        tensors: By name; none shares its memory with another, see `copies`.
         facts: Whatever else there is, for JSON.
         spec: The environments.
         score: What it is ranked by.
         replay: The segments that the replay is made of, which have been written.
+        resumes: How a run goes on from here, in a sentence for readers.
 
     Raises:
         CheckpointError: If the disk is full or can't be written; older checkpoints are kept as they are.
@@ -175,12 +178,8 @@ def save(
             return existing
         except CheckpointError:
             _remove(final)
-    # Copies, since parameters may share memory (tied weights), which safetensors refuses.
-    on_cpu = {
-        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
-    }
     files = {
-        _TENSORS: safetensors.torch.save(on_cpu),
+        _TENSORS: safetensors.torch.save(dict(tensors)),
         _FACTS: json.dumps(facts, indent=1).encode(),
     }
     manifest: Json = {
@@ -195,13 +194,22 @@ def save(
         "action_space": spaces.describe(spec.action_space),
         "files": {name: listed(content) for name, content in files.items()},
         "replay": list(replay),
+        "resumes": resumes,
     }
     files[_MANIFEST] = _seal(manifest)
     try:
+        require_space(root, sum(map(len, files.values())))
         _write_directory(root, final, files)
     except OSError as error:
         raise CheckpointError(_write_problem(root, steps, sum(map(len, files.values())), error)) from error
     return read(final)
+
+
+def copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies on the CPU, each contiguous and in memory of its own, as parameters need not be (tied weights)."""
+    return {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
+    }
 
 
 def require_spaces(owner: str, trained: EnvSpec, given: EnvSpec) -> None:
@@ -306,10 +314,11 @@ def best(root: Path) -> Checkpoint:
     return newest(root)
 
 
-def prune(root: Path, keep_last: int) -> None:
-    """Removes all but the last `keep_last` checkpoints and the best; damaged ones do not count and stay.
+def prune(root: Path, keep_last: int, keep_every: int = 0) -> None:
+    """Removes all but the last `keep_last` checkpoints, the best, and the first at or after every `keep_every` steps.
 
-    Of the best only what it needs to be looked at is kept: a replay goes with the last checkpoints.
+    Damaged ones do not count and stay. Of the others than the last only what they need to be looked at is kept: a
+    replay goes with the last checkpoints.
 
     Raises:
         CheckpointError: If one can't be removed.
@@ -317,6 +326,9 @@ def prune(root: Path, keep_last: int) -> None:
     found = list(_sound(root))
     keep = {item.path for item in found[:keep_last]}
     keep |= {item.path for item in sorted(found, key=_rank, reverse=True)[:1] if item.score is not None}
+    if keep_every:
+        first = {item.steps // keep_every: item.path for item in found}  # the newest come first
+        keep |= {path for number, path in first.items() if number}
     for item in found:
         if item.path not in keep:
             _remove(item.path)

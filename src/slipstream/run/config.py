@@ -97,6 +97,7 @@ class Log:
             Ctrl-C.
         keep_last: Newest checkpoints to keep; the best one is kept beside them: by its evaluation, or by the mean
             return of the last 100 training episodes in a run that does not evaluate.
+        keep_every: Distance in steps at which checkpoints are kept for good, without their replays; 0 for none.
         save_replay: Whether checkpoints hold the replay: each writes what is new since the last one, and the disk holds
             as many bytes as the memory. Without it a resumed run fills a new one.
         eval_every: Steps between two evaluations; 0 for none.
@@ -109,12 +110,13 @@ class Log:
     console_every: int = 0
     checkpoint_every: int = 50_000
     keep_last: int = 2
+    keep_every: int = 0
     save_replay: bool = True
     eval_every: int = 0
     eval_episodes: int = 10
 
     def __post_init__(self) -> None:
-        _at_least(self, 0, "console_every", "eval_every", prefix="log.")
+        _at_least(self, 0, "console_every", "keep_every", "eval_every", prefix="log.")
         _at_least(self, 1, "metrics_every", "checkpoint_every", "keep_last", "eval_episodes", prefix="log.")
 
 
@@ -142,6 +144,8 @@ class Config:
         refresh: When collectors take over new weights, before every unroll or before every row; for schedule async.
         reward: Transform of the reward that is learned from (clip: to [-1, 1]; sign; scale: by the running deviation of
             the return). Reported returns are always raw.
+        skip_gradients: How many gradient steps in a row may be left out because the gradient is not finite; one more
+            ends the run. What they came from is written to `faults/` in the run's directory.
         net: Network.
         autoencoder: Reconstruction of images beside the loss of an actor-critic.
         env_options: Options of the environment.
@@ -164,6 +168,7 @@ class Config:
     stale: Stale = "wait"
     refresh: Literal["unroll", "row"] = "unroll"
     reward: RewardTransform = "raw"
+    skip_gradients: int = 0
     net: Network = field(default_factory=Network)
     autoencoder: AutoEncoder = field(default_factory=AutoEncoder)
     env_options: EnvOptions = field(default_factory=EnvOptions)
@@ -171,7 +176,7 @@ class Config:
     log: Log = field(default_factory=Log)
 
     def __post_init__(self) -> None:
-        _at_least(self, 0, "seed", "shards")
+        _at_least(self, 0, "seed", "shards", "skip_gradients")
         _at_least(self, 1, "total_steps", "num_envs", "unroll", "lanes", "group", "max_lag")
         _divides(self, "lanes", "num_envs")
         _divides(self, "group", "lanes")

@@ -9,6 +9,7 @@ It is `runs/{env}__{algo}__{seed}__{stamp}/`:
     metrics.jsonl   one JSON object per row, keyed by step
     tensorboard/    the same for TensorBoard
     checkpoints/    see checkpoint.py
+    faults/         what gradients that were not finite came from
     videos/         what `slipstream watch` records
 """
 
@@ -25,7 +26,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
+import safetensors.torch
 import yaml
+from torch import Tensor
 
 from slipstream.run.config import Config, from_plain
 from slipstream.run.files import writing
@@ -36,9 +39,25 @@ if sys.platform != "win32":
     import fcntl
 
 
-def _stamp(name: str) -> str:
-    """The time in the name of a run directory."""
-    return name.rpartition("__")[2]
+_KEPT = 10
+"""Files of `faults/`, so that they don't fill the disk."""
+
+
+def latest(root: Path) -> Path:
+    """The run in `root` that was started last, by the time in its name.
+
+    Raises:
+        ConfigError: If there is none.
+    """
+    found = _newest(root)
+    if found is None:
+        raise ConfigError(f"there is no run in {root}; start one: slipstream train ALGO --env ENV --log.dir {root}")
+    return found
+
+
+def _newest(root: Path) -> Path | None:
+    runs = sorted(child.parent for child in root.glob("*/config.yaml"))
+    return max(runs, key=lambda path: path.name.rpartition("__")[2], default=None)
 
 
 class RunDirectory:
@@ -55,8 +74,8 @@ class RunDirectory:
         if not path.is_dir():
             raise ConfigError(f"{path} {'is a file, not a run directory' if path.exists() else 'does not exist'}")
         if not (path / "config.yaml").is_file():
-            inside = sorted(child.parent.name for child in path.glob("*/config.yaml"))
-            hint = f"; the newest run in it is {path / max(inside, key=_stamp)}" if inside else ""
+            inside = _newest(path)
+            hint = f"; the newest run in it is {inside}" if inside else ""
             raise ConfigError(f"{path} is not a run directory: it has no config.yaml{hint}")
         self.path = path
 
@@ -98,6 +117,20 @@ class RunDirectory:
         with writing(self.path / "config.yaml"):
             temporary.write_text(to_yaml(config))
             temporary.replace(self.path / "config.yaml")
+
+    def keep(self, name: str, tensors: Mapping[str, Tensor]) -> str:
+        """Writes `tensors` to `faults/`, unless there are ten already; returns a sentence that says where they are."""
+        folder = self.path / "faults"
+        kept = len(list(folder.glob("*.safetensors")))
+        if kept >= _KEPT:
+            return f"what the gradient came from was not kept: {folder} has {kept} files already"
+        place = folder / f"{name}-{kept}.safetensors"
+        try:
+            folder.mkdir(exist_ok=True)
+            place.write_bytes(safetensors.torch.save({name: value.cpu().clone() for name, value in tensors.items()}))
+        except OSError as error:
+            return f"what the gradient came from can't be written to {place}: {error.strerror or error}"
+        return f"what the gradient came from: {place}"
 
     def lock(self) -> RunLock:
         """Keeps a second trainer out of this directory for as long as the lock is held."""

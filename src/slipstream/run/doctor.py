@@ -175,7 +175,7 @@ def _examine(config: Config) -> tuple[Beside, Memory]:
         Path(config.log.dir).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=config.log.dir, prefix=".doctor-") as place:
             start = time.perf_counter()
-            checkpoint.save(Path(place), learner.steps, tensors, facts, training.spec, None)
+            checkpoint.save(Path(place), learner.steps, checkpoint.copies(tensors), facts, training.spec)
             written = time.perf_counter() - start
             size = sum(file.stat().st_size for file in Path(place).rglob("*") if file.is_file())
         windows = learner.windows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -90,10 +91,25 @@ def flush_directory(path: Path) -> None:
         os.close(descriptor)
 
 
-def free(place: Path) -> str:
-    """What is left on the disk that `place` is on, or would be on."""
+def space(place: Path) -> int:
+    """Bytes that are left on the disk that `place` is on, or would be on."""
     there = next(path for path in (place, *place.absolute().parents) if path.exists())
-    return f"{size(shutil.disk_usage(there).free)} free"
+    return shutil.disk_usage(there).free
+
+
+def require_space(place: Path, needed: int) -> None:
+    """Refuses to begin with what there is no room for.
+
+    Raises:
+        OSError: ENOSPC, if less than `needed` bytes are left.
+    """
+    if space(place) < needed:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def free(place: Path) -> str:
+    """What is left there, in words."""
+    return f"{size(space(place))} free"
 
 
 def size(count: int) -> str:

@@ -20,6 +20,7 @@ from slipstream.nets.autoencoder import make_decoder
 from slipstream.nets.check import check_policy
 from slipstream.nets.policy import ActorCriticPolicy
 from slipstream.reconstruction import Reconstruction
+from slipstream.rejects import Rejects
 from slipstream.replay import rows
 from slipstream.replay.mixer import Mixer
 from slipstream.replay.options import ReplayOptions, UnrollReplay
@@ -99,6 +100,7 @@ def _slab_learner(
         reward=TrainingReward(config.reward, config.num_envs, algo.gamma),
         mixer=_mixer(algo.replay, config, spec, policy, loader) if algo.replay and algo.replay.proportion else None,
         reconstruction=_reconstruction(config, spec, policy) if config.autoencoder.weight else None,
+        rejects=Rejects(config.skip_gradients),
     )
     learner.check(config.unroll)
     return learner
@@ -164,6 +166,7 @@ def _replay_learner(
         total_steps=config.total_steps,
         seed=config.seed,
         reward=TrainingReward(config.reward, config.num_envs, algo.gamma),
+        rejects=Rejects(config.skip_gradients),
     )
 
 

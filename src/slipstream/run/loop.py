@@ -11,7 +11,6 @@ run ends. A second signal ends it at once, and the last periodic checkpoint is w
 from __future__ import annotations
 
 import traceback
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
@@ -25,7 +24,6 @@ from torch import nn
 
 from slipstream.envs import EnvError, make_envs
 from slipstream.nets.policy import ActorCriticPolicy, Policy
-from slipstream.ranges import crossed
 from slipstream.run import checkpoint, metrics
 from slipstream.run.checkpoint import Checkpoint
 from slipstream.run.config import CALLABLE, Config
@@ -37,20 +35,23 @@ from slipstream.run.learning import replay_line
 from slipstream.run.metrics import Metrics
 from slipstream.run.presets import spelled_out
 from slipstream.run.progress import Observer, Progress
-from slipstream.run.segments import Listed, Segments
+from slipstream.run.saving import Checkpoints
+from slipstream.run.segments import Segments
 from slipstream.run.settings import ConfigError, flatten, plain
 from slipstream.run.signals import Interrupted, Signals
 from slipstream.run.training import Training
 from slipstream.run.unused import warn_unlearned, warn_unused
-from slipstream.types import Envs, EnvSpec, Report
+from slipstream.types import Envs, EnvSpec
 
 EnvFactory = Callable[[], gymnasium.Env[Any, Any]]
 
-_FREE = ("total_steps", "stop_at_return", "placement.", "log.")
-"""Beginnings of settings that may change from one part of a run to the next, as its `env` may."""
+_FREE = ("total_steps", "stop_at_return", "placement.", "log.", "skip_gradients", "env_options.non_finite")
+"""Beginnings of settings that may change from one part of a run to the next, as its `env` may: what a run that met no
+fault does not depend on."""
 
-_FAILURES = 3
-"""Checkpoints in a row that may fail to be written before the run gives up."""
+
+_PATIENCE = 2.0
+"""Seconds for the checkpoint that is being written when a run is to end at once."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,10 @@ class Trained:
     spec: EnvSpec
     policy: Policy
     progress: Progress
+
+
+class Finished(ConfigError):  # noqa: N818 - nothing went wrong with the run
+    """A run that has no steps left to take."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +124,8 @@ def resume(path: Path, own: Own, total_steps: int | None, console: Console, env:
         env: Another id, to train on there from now on; None keeps the run's own.
 
     Raises:
-        ConfigError: If the run has taken all its steps, or has reached the return to stop at.
+        Finished: If the run has taken all its steps, or has reached the return to stop at.
+        ConfigError: If its config.yaml has been edited where it may not, or the total is less than it has taken.
         CheckpointError: If there is no whole checkpoint, or it does not fit the environment or the network; the run is
             left as it was.
         Interrupted: After SIGINT or SIGTERM, with the state saved.
@@ -145,7 +151,7 @@ def resume(path: Path, own: Own, total_steps: int | None, console: Console, env:
                 f"--total-steps {2 * saved.steps}"
             )
         if saved.steps >= config.total_steps:
-            raise ConfigError(
+            raise Finished(
                 f"{path} is finished: it has taken {saved.steps:,} of {config.total_steps:,} steps. "
                 f"To go on, give a higher total: --total-steps {2 * max(config.total_steps, saved.steps)}"
             )
@@ -159,67 +165,6 @@ def resume(path: Path, own: Own, total_steps: int | None, console: Console, env:
         run.write_config(config)
         run.error.unlink(missing_ok=True)  # it tells of the time before
         return _drive(_Run(config, own, training, run, _progress(config, training), console), saved)
-
-
-class Checkpoints:
-    """Observer that saves at fixed distances in steps, and whatever was evaluated, so that the best can be kept.
-
-    A checkpoint that can't be written is a warning, three in a row are the end.
-
-    Args:
-        run: Where to save.
-        config: How often and how many.
-        progress: The run's counters.
-        spec: The environments.
-        state: Everything that must be saved but the replay: tensors and facts.
-        segments: Saves the replay; None if there is none, or it is not to be saved.
-    """
-
-    def __init__(
-        self,
-        run: RunDirectory,
-        config: Config,
-        progress: Progress,
-        spec: EnvSpec,
-        state: Callable[[], tuple[dict[str, Any], dict[str, Any]]],
-        segments: Segments | None = None,
-    ) -> None:
-        self._root, self._log, self._segments = run.checkpoints, config.log, segments
-        self._progress, self._spec, self._state = progress, spec, state
-        self._failures = 0
-
-    def __call__(self, report: Report) -> None:
-        """Saves if it is time to."""
-        progress = self._progress
-        due = crossed(progress.before, progress.steps, self._log.checkpoint_every)
-        if not due and progress.evaluated_at != progress.steps:
-            return
-        try:
-            self.save()
-        except CheckpointError as error:
-            self._failures += 1
-            if self._failures == _FAILURES:
-                raise
-            warnings.warn(f"{error}; training goes on", stacklevel=2)
-
-    def save(self) -> None:
-        """Saves now.
-
-        Raises:
-            CheckpointError: If that is not possible; older checkpoints are kept.
-        """
-        tensors, facts = self._state()
-        replay: Sequence[Listed] = ()
-        if self._segments is not None:
-            state, replay = self._segments.save()
-            tensors |= {f"replay.{name}": value for name, value in state.items()}
-        progress = self._progress
-        checkpoint.save(self._root, progress.steps, tensors, facts, self._spec, progress.score, replay)
-        checkpoint.prune(self._root, self._log.keep_last)
-        self._failures = 0
-
-    def close(self) -> None:
-        """Nothing to release."""
 
 
 @dataclass(frozen=True)
@@ -241,6 +186,7 @@ def _drive(this: _Run, saved: Checkpoint | None) -> Trained:
     if saved and facts:
         progress.load(facts["progress"])
         metrics.truncate(run.metrics, saved.steps)
+    training.learner.rejects.keep = run.keep
     with ExitStack() as stack:
         rows = Metrics(
             run.metrics, run.tensorboard if config.log.tensorboard else None, progress, config.log.metrics_every
@@ -258,7 +204,8 @@ def _drive(this: _Run, saved: Checkpoint | None) -> Trained:
         segments = None
         if windows is not None and config.log.save_replay:
             segments = Segments(run.checkpoints, windows, saved.segments if saved else ())
-        checkpoints = Checkpoints(run, config, progress, training.spec, state, segments)
+        checkpoints = Checkpoints(run, config.log, progress, training.spec, state, segments, training.resumes)
+        stack.push(_finishing(checkpoints))
         evaluators = _evaluators(this)
         stack.callback(lambda: [evaluator.close() for evaluator in evaluators])
         display = Display(progress, _title(config, run, saved), config.log.console_every, this.console)
@@ -267,8 +214,7 @@ def _drive(this: _Run, saved: Checkpoint | None) -> Trained:
             display.say(replay_line(config, windows.rows))
         if not training.spec.deterministic:
             display.say(f"{training.spec.id} is not deterministic: the same seed will not give the same run.")
-        elif not training.resumes_exactly:
-            display.say("After a stop, `slipstream resume` starts new episodes here: bits will differ (see README).")
+        display.say(f"resume: {training.resumes}")
         signals = stack.enter_context(Signals(display.say))
         progress.start()
         try:
@@ -285,6 +231,7 @@ def _drive(this: _Run, saved: Checkpoint | None) -> Trained:
             _leave_note(error, run)
             raise
         except KeyboardInterrupt as stop:
+            checkpoints.close(_PATIENCE)
             stop.add_note(_what_is_saved(run))
             raise
         if signals.received is not None and not progress.finished:
@@ -312,7 +259,7 @@ def _require_unsolved(config: Config, facts: Mapping[str, Any], path: Path) -> N
     progress = Progress(config.total_steps, 1, stop_at_return=config.stop_at_return)
     progress.load(facts)
     if progress.solved:
-        raise ConfigError(
+        raise Finished(
             f"{path} is finished: its mean return has reached {config.stop_at_return}. "
             f"To go on, give a total: --total-steps {max(config.total_steps, 2 * progress.steps)}"
         )
@@ -341,6 +288,15 @@ def _closing(rows: Metrics) -> Callable[[Any, BaseException | None, Any], None]:
             if error is None:
                 raise
             error.add_note(f"the last rows of metrics.jsonl are lost: {problem.strerror or problem}")
+
+    return close
+
+
+def _finishing(checkpoints: Checkpoints) -> Callable[[Any, BaseException | None, Any], None]:
+    """What waits for the checkpoint that is being written at the end, if there is time."""
+
+    def close(kind: Any, error: BaseException | None, trace: Any) -> None:
+        checkpoints.close(_PATIENCE if isinstance(error, KeyboardInterrupt) else None)
 
     return close
 

@@ -1,8 +1,8 @@
 """Metrics on disk: one JSON object per row in metrics.jsonl, keyed by step, and the same numbers for TensorBoard.
 
 Names follow Stable-Baselines3 where it has one. A *step* is one agent decision, a *frame* one emulator frame. The clock
-enters into `time/*`, `wait/*` and `limit/*` and nothing else: two runs with one seed have the same rows but for these
-(under the schedule `async`, which is not deterministic, all differ).
+enters into `time/*`, `wait/*`, `limit/*` and `faults/*` and nothing else: two runs with one seed have the same rows but
+for these (under the schedule `async`, which is not deterministic, all differ).
 
     time/steps, time/frames, time/updates, time/episodes      counters
     time/seconds                                              wall-clock of training, summed over resumed parts
@@ -19,6 +19,8 @@ enters into `time/*`, `wait/*` and `limit/*` and nothing else: two runs with one
     wait/env, wait/learner                                    shares of time spent on waiting for environments, for rows
     wait/collectors_seconds, wait/loader_seconds              per update: collectors for places, the learner for batches
     faults/restarts                                           environments brought back, since the start or resume
+    faults/skipped_gradients                                  those that were not finite, since the start or resume
+    faults/mended_rows                                        rows that were not finite, since the row before
     limit/cpu_seconds_per_step                                of all threads and processes; a GPU's work does not count
     limit/steps_per_second                                    cores / that: the speed if no core ever waited
     limit/efficiency                                          speed over that limit: the share of the cores kept busy
@@ -49,8 +51,11 @@ from slipstream.types import Report
 CLOCK = ("time/", "wait/", "limit/", "faults/")
 """Prefixes of what depends on the machine; `time/` has the counters as well, which do not."""
 
-_GREATEST = ("/max", "_max", "/dropped_steps", "/gradient_steps", "/restarts")
-"""Endings of metrics of which a row has the greatest value (that of counters is the last); of others the mean."""
+_GREATEST = ("/max", "_max", "/dropped_steps", "/gradient_steps", "/restarts", "/skipped_gradients")
+"""Endings of metrics of which a row has the greatest value (that of counters is the last)."""
+
+_SUMMED = ("/mended_rows",)
+"""Endings of metrics of which a row has the sum; of others it has the mean."""
 
 
 class Metrics:
@@ -140,7 +145,7 @@ class Metrics:
         if progress.shaped:
             row["rollout/ep_shaped_rew_mean"] = spread(progress.shaped).mean
         for name, value in self._sums.items():
-            row[name] = float(value) if name.endswith(_GREATEST) else float(value) / self._counts[name]
+            row[name] = float(value) if name.endswith(_GREATEST + _SUMMED) else float(value) / self._counts[name]
         if progress.evaluated_at == progress.steps:
             row |= progress.evaluation
         self._last = now

@@ -124,10 +124,13 @@ class ResumeOptions:
     Attributes:
         run: Run directory.
         total_steps: New total of agent decisions; 0 keeps the run's own.
+        latest: RUN is a directory of runs, of which the newest is meant; it is no error if that is finished. For jobs
+            that are started again and again until they succeed.
     """
 
     run: str
     total_steps: int = 0
+    latest: bool = False
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ can go on from lists it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,15 @@ from torch import Tensor
 
 from slipstream.replay.rows import needed
 from slipstream.replay.windows import Windows
-from slipstream.run.files import as_tensors, flush_directory, listed, read_listed, write_flushed, writing
+from slipstream.run.files import (
+    as_tensors,
+    flush_directory,
+    listed,
+    read_listed,
+    require_space,
+    write_flushed,
+    writing,
+)
 
 FOLDER = "replay"
 """Of the segments, beside the checkpoints."""
@@ -41,26 +49,50 @@ class Segments:
         self._listed = list(before)
         self._mark: Tensor | None = windows.rows.state()["head"] if before else None
 
-    def save(self) -> tuple[dict[str, Tensor], list[Listed]]:
-        """Writes the rows that have come since the last time; returns the replay's small state, and all its segments.
+    @property
+    def most(self) -> int:
+        """Bytes that the segments of a full replay take, about."""
+        return self._windows.rows.bytes
+
+    def begin(self) -> tuple[dict[str, Tensor], Callable[[], list[Listed]]]:
+        """Copies the rows that have come since the last time; returns the replay's small state, and what finishes it.
+
+        That writes what was copied and returns all segments of the replay; it may run in another thread, and must have
+        ended before the next `begin`. Where the rows make several segments, which is where checkpoints are far apart,
+        all but the last are written at once, so that there is never a copy of more than two.
 
         Raises:
-            CheckpointError: If that is not possible; the next time writes what is missing.
+            CheckpointError: If they can't be written; the next time writes what is missing. `finish` raises it too.
         """
         state = self._windows.state()
         kept = [segment for segment in self._listed if needed(torch.tensor(segment["end"]), state["oldest"])]
-        with writing(self._folder):
-            self._folder.mkdir(parents=True, exist_ok=True)
-            kept += [self._write(tensors) for tensors in self._windows.since(self._mark)]
-            flush_directory(self._folder)
-        self._listed, self._mark = kept, state["head"]
-        return state, kept
+        last: Mapping[str, Tensor] | None = None
+        for tensors in self._windows.since(self._mark):
+            if last is not None:
+                kept.append(self._write(last))
+            last = tensors
+
+        def finish() -> list[Listed]:
+            if last is not None:
+                kept.append(self._write(last))
+            self._listed, self._mark = kept, state["head"]
+            return kept
+
+        return state, finish
 
     def _write(self, tensors: Mapping[str, Tensor]) -> Listed:
+        with writing(self._folder):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            entry = self._write_file(tensors)
+            flush_directory(self._folder)
+        return entry
+
+    def _write_file(self, tensors: Mapping[str, Tensor]) -> Listed:
         content = safetensors.torch.save(dict(tensors))
         entry = listed(content)
         name = f"{entry['sha256']}.safetensors"
         temporary = self._folder / f".writing-{name}"
+        require_space(self._folder, len(content))
         try:
             write_flushed(temporary, content)
             temporary.rename(self._folder / name)

@@ -151,6 +151,15 @@ class Training:
         """Whether the environments can be brought back to where they were at a checkpoint."""
         return self._config.schedule != "async" and self.spec.seeded_every > 0
 
+    @property
+    def resumes(self) -> str:
+        """How a run that was stopped goes on, in a sentence."""
+        if self.resumes_exactly:
+            return "exact; environments are played back to where they were"
+        if self._config.schedule == "async":
+            return "with new episodes; under async no two runs are the same"
+        return f"with new episodes, so that bits will differ; {self.spec.id} can't be brought back to where it was"
+
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All that must be saved for a resume but the replay; to be called between two updates."""
         tensors, facts = self.learner.state()

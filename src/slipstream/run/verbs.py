@@ -26,7 +26,7 @@ from slipstream.run import flags, loop, settings, video
 from slipstream.run.agent import load
 from slipstream.run.config import Config, alias_lines, canonical, known_settings
 from slipstream.run.console import clock, return_text
-from slipstream.run.directory import to_yaml
+from slipstream.run.directory import latest, to_yaml
 from slipstream.run.files import CheckpointError
 from slipstream.run.loop import Own, Trained
 from slipstream.run.measuring import bench_verb, doctor_verb, refuse_callable, verify_verb
@@ -52,6 +52,7 @@ slipstream: fast parallel deep reinforcement learning
 
   slipstream train ALGO --env ENV [--total-steps 2e6] [--seed 1] [--algo.lr 3e-4] ...   train a new run
   slipstream resume RUN [--total-steps 4e6]     train a run on from its newest checkpoint
+  slipstream resume --latest runs               the same for the newest run in there, in jobs that may be stopped
   slipstream eval RUN [--episodes 30]           mean return over whole episodes
   slipstream watch RUN                          video of an episode
   slipstream envs [WORD]                        environments, by family
@@ -229,7 +230,14 @@ def _finish(trained: Trained) -> int:
 def _resume(words: list[str]) -> int:
     _refuse_settings(words)
     options = flags.parse(ResumeOptions, words, "resume")
-    return _finish(loop.resume(Path(options.run), Own(), options.total_steps or None, _out))
+    path = latest(Path(options.run)) if options.latest else Path(options.run)
+    try:
+        return _finish(loop.resume(path, Own(), options.total_steps or None, _out))
+    except loop.Finished as finished:
+        if not options.latest:
+            raise
+        _out.print(str(finished))
+        return 0
 
 
 def _refuse_settings(words: Sequence[str]) -> None:

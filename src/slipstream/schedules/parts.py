@@ -187,6 +187,7 @@ def report(
             "wait/env": env / max(env + infer, 1e-9),
             "wait/learner": collect / max(collect + learn, 1e-9),
             "faults/restarts": float(parts.restarted()),
+            "faults/mended_rows": float(sum(part.mended for part in collected)),
         },
         episodes=tuple(sorted(episodes, key=lambda episode: (episode.row, episode.slot))),
         seconds={"collect": collect, "learn": learn, "env": env, "infer": infer},

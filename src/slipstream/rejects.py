@@ -1,0 +1,71 @@
+"""Gradients that are not finite: they never reach a parameter, and what they came from is kept."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class Rejects:
+    """Lets gradient steps be taken, or left out where the gradient is not finite.
+
+    Args:
+        most: Gradient steps that may be left out in a row; one more is the end.
+
+    Attributes:
+        count: Gradient steps that were left out.
+        keep: Writes what a gradient came from, by a name and as tensors: the parameters `at.*`, and the batch `batch.*`
+            with a number for every shard. It returns a sentence that says where.
+    """
+
+    def __init__(self, most: int = 0) -> None:
+        self._most, self._in_a_row = most, 0
+        self.count = 0
+        self.keep: Callable[[str, Mapping[str, Tensor]], str] = lambda name, tensors: ""
+
+    def take(self, apply: Callable[[int], Tensor], update: int, at: object, batch: object) -> Tensor | None:
+        """Takes a gradient step.
+
+        Args:
+            apply: Takes it, given the number of the update, and returns the norm of the gradient.
+            update: That number.
+            at: The networks that the gradient was taken of.
+            batch: What it came from.
+
+        Returns:
+            The norm; None if the step was left out.
+
+        Raises:
+            FloatingPointError: The gradient is not finite, and as many as may be have been left out before it.
+        """
+        try:
+            norm = apply(update)
+        except FloatingPointError as error:
+            self.count += 1
+            self._in_a_row += 1
+            kept = self.keep(f"update-{update}", dict(_tensors(at, "at")) | dict(_tensors(batch, "batch")))
+            if self._in_a_row > self._most:
+                error.add_note(kept or "what it came from was not kept")
+                raise
+            return None
+        self._in_a_row = 0
+        return norm
+
+
+def _tensors(value: Any, path: str) -> Iterator[tuple[str, Tensor]]:
+    """All tensors in networks, dataclasses, sequences and trees, by their paths."""
+    if isinstance(value, Tensor):
+        yield path, value.detach()
+    elif isinstance(value, nn.Module):
+        yield from _tensors(value.state_dict(), path)
+    elif dataclasses.is_dataclass(value):
+        yield from _tensors(vars(value), path)
+    elif isinstance(value, list | tuple):
+        for number, part in enumerate(value):
+            yield from _tensors(part, f"{path}.{number}")
+    elif isinstance(value, dict):
+        for name, part in value.items():
+            yield from _tensors(part, f"{path}.{name}")

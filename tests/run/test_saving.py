@@ -1,0 +1,143 @@
+"""Checkpoints are written beside training, each of one moment."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+from collections import namedtuple
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from slipstream.run import checkpoint
+from slipstream.run.config import Log
+from slipstream.run.files import CheckpointError
+from slipstream.run.progress import Progress
+from slipstream.run.saving import Checkpoints
+from tests.run.reports import spec
+from tests.run.runs import train
+
+Usage = namedtuple("Usage", "total used free")
+
+
+class Run:
+    """A run directory with nothing but checkpoints."""
+
+    def __init__(self, root: Path) -> None:
+        self.checkpoints = root / "checkpoints"
+
+
+class Something:
+    """A state that changes in place, and who saves it."""
+
+    def __init__(self, root: Path, **log: Any) -> None:
+        self.weights, self.facts = torch.zeros(3), {"list": [0]}
+        self.progress = Progress(1000, 1)
+        run: Any = Run(root)
+        state = lambda: ({"w": self.weights}, self.facts)  # noqa: E731
+        self.checkpoints = Checkpoints(run, Log(checkpoint_every=10, **log), self.progress, spec(), state)
+        self.root = run.checkpoints
+
+    def step(self, steps: int) -> None:
+        self.progress.before, self.progress.steps = self.progress.steps, steps
+        self.weights.fill_(steps)
+        self.facts["list"][0] = steps
+        report: Any = None
+        self.checkpoints(report)
+
+
+def test_what_is_written_is_the_state_of_one_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The writer is held at its first flush until training has gone on."""
+    something, gone_on, fsync = Something(tmp_path), threading.Event(), os.fsync
+
+    def held(descriptor: int) -> None:
+        assert gone_on.wait(5)
+        fsync(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", held)
+        something.step(10)
+        something.step(13)
+        assert not list(something.root.glob("[0-9]*"))
+        gone_on.set()
+        something.checkpoints.save()
+    for steps in (10, 13):
+        saved = checkpoint.select(something.root, str(steps))
+        assert saved.tensors()["w"].tolist() == [steps] * 3
+        assert saved.facts() == {"list": [steps]}
+
+
+def test_the_next_one_waits_for_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    something, writing, most = Something(tmp_path), [0], [0]
+    save = checkpoint.save
+
+    def counted(*arguments: Any, **more: Any) -> Any:
+        writing[0] += 1
+        most[0] = max(most)
+        most.append(writing[0])
+        saved = save(*arguments, **more)
+        writing[0] -= 1
+        return saved
+
+    monkeypatch.setattr(checkpoint, "save", counted)
+    for steps in range(10, 60, 10):
+        something.step(steps)
+    something.checkpoints.close()
+    assert max(most) == 1
+    assert checkpoint.newest(something.root).steps == 50
+
+
+def test_there_is_a_look_at_the_disk_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    something = Something(tmp_path)
+    something.step(10)
+    something.checkpoints.save()
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**6, 10**6 - 300, 300))
+    monkeypatch.setattr(Path, "mkdir", lambda *arguments, **more: pytest.fail("nothing is to be written"))
+    something.step(20)
+    with pytest.warns(UserWarning, match=r"No space left on device .*0.3 kB free.*step 10 is kept; training goes on"):
+        something.step(30)
+    with pytest.warns(UserWarning, match="step 30"):
+        something.step(40)
+    with pytest.raises(CheckpointError, match="cannot write the checkpoint at step 40"):
+        something.step(50)
+    assert [path.name for path in something.root.iterdir()] == ["10"]
+
+
+def test_replays_that_cannot_be_copied_to_the_disk_count_as_failures(tmp_path: Path) -> None:
+    """What is written by the training thread fails there; nothing was under way in between."""
+    something = Something(tmp_path)
+
+    class Full:
+        most = 0
+
+        def begin(self) -> Any:
+            raise CheckpointError("no room")
+
+    full: Any = Full()
+    something.checkpoints._segments = full
+    for steps in (10, 20):
+        with pytest.warns(UserWarning, match="no room; training goes on"):
+            something.step(steps)
+    with pytest.raises(CheckpointError, match="no room"):
+        something.step(30)
+
+
+def test_a_disk_that_will_not_do_is_said_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**9, 10**9 - 100_000, 100_000))
+    small = {"total_steps": 21, "log__checkpoint_every": 10**6}
+    with pytest.warns(UserWarning, match=r"take up to .*MB, and .* has 0.1 MB free: make room, or use --log.dir"):
+        train(tmp_path, net__hidden=[32, 32], **small)
+
+
+def test_one_is_kept_at_every_distance_for_good(tmp_path: Path) -> None:
+    something = Something(tmp_path, keep_last=1, keep_every=40)
+    for steps in range(7, 150, 7):
+        something.step(steps)
+    something.checkpoints.close()
+    # Saved at the first update at or after every tenth step.
+    kept = sorted(int(path.name) for path in something.root.iterdir())
+    assert kept == [42, 84, 126, 140]
+    assert checkpoint.newest(something.root).manifest["resumes"] == ""
