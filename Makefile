@@ -9,7 +9,7 @@ ALGO  = ppo
 ENV   = ALE/Pong-v5
 FLAGS =
 
-.PHONY: train test test-slow lint format grf bench chaos lock clean
+.PHONY: train test test-slow lint format grf bench chaos soak lock clean
 
 train: $(VENV)/.installed
 	$(BIN)/slipstream train $(ALGO) --env $(ENV) $(FLAGS)
@@ -51,6 +51,10 @@ bench: $(VENV)/.installed-dev
 # Runs that are killed twenty times each and resumed, beside runs that are not: half an hour on two cores.
 chaos: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/chaos.py --output benchmarks/results/chaos.json
+
+# Ten minutes of training while environments raise, die and hang: nothing grows, and the last third is as fast as the first.
+soak: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/soak.py --output benchmarks/results/soak.json
 
 # The newest versions that the ranges of pyproject.toml admit, frozen into constraints.txt.
 lock:

@@ -1,13 +1,17 @@
-"""Environments that say when they fail, `tests.faulty:Faulty-v0`, and that fail once, `tests.faulty:Once-v0`."""
+"""Environments for tests: `Faulty-v0` says when it fails, `Once-v0` fails but once, `Rude-v0` has no manners."""
 
 from __future__ import annotations
 
 import os
+import random
+import signal
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
 import gymnasium
+import numpy as np
 
 from slipstream.envs.toy import _FAULTS, Chaos
 
@@ -61,5 +65,34 @@ class Once(Chaos):
         return False
 
 
+class Rude(Chaos):
+    """In its second step it writes 10 MB, starts a process that it forgets, and changes what its process has but once.
+
+    Args:
+        path: File for the number of the process that it started.
+        megabytes: How much to write.
+    """
+
+    def __init__(self, path: str, megabytes: int = 10) -> None:
+        super().__init__("none")
+        self._path, self._megabytes = Path(path), megabytes
+
+    def step(self, action: Any) -> Any:
+        if self._steps == 1:
+            for _ in range(self._megabytes):
+                os.write(1, b"very long line, " * 62_500)
+            started = subprocess.Popen(["sleep", "600"])
+            with self._path.open("a") as file:
+                file.write(f"{started.pid}\n")
+            os.chdir("/")
+            os.environ["RUDE"] = "1"
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            np.random.seed(0)
+            random.seed(0)
+        return super().step(action)
+
+
 gymnasium.register("Faulty-v0", Faulty)
 gymnasium.register("Once-v0", Once)
+gymnasium.register("Rude-v0", Rude)

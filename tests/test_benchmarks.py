@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 import slipstream
+from slipstream import patience
 from slipstream.run.machine import surroundings
 from slipstream.run.presets import configure
 from slipstream.run.record import made
@@ -87,3 +89,29 @@ def test_every_driver_that_is_compared_exists(benchmark_module: Callable[[str], 
             if contestant.peer == peers.OURS:
                 algo, _, env, *rest = contestant.words
                 configure(algo, env, dict(word.split("=", 1) for word in rest[1::2]))
+
+
+def test_a_soak_sees_every_fault_and_nothing_grows(
+    benchmark_module: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first three faults, at most 240 steps apart; `make soak` goes on for minutes."""
+    monkeypatch.setattr(patience, "_FIRST_PAUSE", 0.0)
+    soak = benchmark_module("soak")
+    monkeypatch.setitem(soak.SETTINGS, "env_options.timeout_seconds", 1.0)
+    samples = soak.soak(60.0, steps=700, every=0.0, rows=60)
+    assert samples[-1].restarts >= 3
+    found, _ = soak.judge(samples)
+    assert found["descriptors"]["greatest"] <= found["descriptors"]["least"] + 20  # those of the dead go with a lane
+    assert found["threads"]["greatest"] == found["threads"]["least"]
+
+
+def test_growth_is_told(benchmark_module: Callable[[str], ModuleType]) -> None:
+    soak = benchmark_module("soak")
+    flat = [soak.Sample(float(each), 100 * each, each, 300.0, 20, 4) for each in range(1, 60)]
+    assert soak.judge(flat)[1] == []
+    worse = [replace(each, megabytes=300.0 + each.seconds / 50.0) for each in flat]
+    assert soak.judge(worse)[1] == ["memory grows by 1.20 MB a minute"]
+    worse = [replace(each, descriptors=20 + (each.seconds > 40)) for each in flat]
+    assert soak.judge(worse)[1] == ["descriptors grew from 20 to 21"]
+    slower = [replace(each, steps=int(100 * each.seconds - max(0.0, each.seconds - 30.0) * 10)) for each in flat]
+    assert "times as fast as the first" in soak.judge(slower)[1][0]

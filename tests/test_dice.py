@@ -88,3 +88,9 @@ def test_the_global_generator_is_not_read():
     np.random.seed(1)
     assert np.array_equal(one, dice.permutation(3, "minibatch", size=50))
     assert np.array_equal(dice.keys(7, "act", range(5)), KEYS)
+
+
+def test_runs_of_neighbouring_seeds_share_no_environment():
+    """Not as where the seed of an environment is the run's plus its number."""
+    seeds = [dice.env_seed(run, "env", slot, 0) for run in range(30) for slot in range(30)]
+    assert len(set(seeds)) == 900

@@ -23,6 +23,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from threading import Lock
 
@@ -160,12 +161,12 @@ def start(module: str, setup: bytes, memory: int, answers: int = 1) -> Child:
         memory: A file that both sides map; stays the caller's to close.
         answers: Pipes for answers.
     """
-    setup_file, stack = anonymous_file(setup), anonymous_file()
-    commands, lifeline = os.pipe(), os.pipe()
-    pipes = [os.pipe() for _ in range(answers)]
-    numbers = [setup_file, memory, stack, lifeline[0], commands[0], *(write for _, write in pipes)]
     environment = {**os.environ, **dict.fromkeys(_ONE_THREAD, "1"), "PYTHONPATH": os.pathsep.join(sys.path)}
-    try:
+    with ExitStack() as ours, ExitStack() as theirs:
+        setup_file, stack = _kept(anonymous_file(setup), theirs), _kept(anonymous_file(), ours)
+        commands, lifeline = (_pipe(theirs, ours) for _ in range(2))
+        pipes = [_pipe(ours, theirs) for _ in range(answers)]
+        numbers = [setup_file, memory, stack, lifeline[0], commands[0], *(write for _, write in pipes)]
         process = subprocess.Popen(
             [sys.executable, "-c", f"from {module} import main; main()", *map(str, numbers)],
             stdin=subprocess.DEVNULL,
@@ -173,13 +174,7 @@ def start(module: str, setup: bytes, memory: int, answers: int = 1) -> Child:
             pass_fds=numbers,
             process_group=0,
         )
-    except BaseException:
-        for fd in (commands[1], lifeline[1], stack, *(read for read, _ in pipes)):
-            os.close(fd)
-        raise
-    finally:
-        for fd in set(numbers) - {memory, stack}:
-            os.close(fd)
+        ours.pop_all()  # the child's from now on
     reads = tuple(read for read, _ in pipes)
     return Child(process, _pidfd(process.pid), commands[1], reads, lifeline[1], stack)
 
@@ -306,7 +301,7 @@ def anonymous_file(content: bytes = b"") -> int:
     else:
         with tempfile.TemporaryFile() as file:
             fd = os.dup(file.fileno())
-    with os.fdopen(os.dup(fd), "wb") as file:
+    with open(fd, "wb", closefd=False) as file:
         file.write(content)
     return fd
 
@@ -319,6 +314,18 @@ def read_file(fd: int) -> bytes:
 def _write(fd: int, content: bytes) -> None:
     while content:
         content = content[os.write(fd, content) :]
+
+
+def _pipe(reader: ExitStack, writer: ExitStack) -> tuple[int, int]:
+    """A pipe whose two ends are closed with the stacks."""
+    read, write = os.pipe()
+    return _kept(read, reader), _kept(write, writer)
+
+
+def _kept(fd: int, stack: ExitStack) -> int:
+    """A descriptor that is closed with the stack."""
+    stack.callback(os.close, fd)
+    return fd
 
 
 def _pidfd(pid: int) -> int | None:

@@ -10,6 +10,7 @@ import pytest
 
 from slipstream import dice, tree
 from slipstream.envs import EnvError, EnvOptions, make_envs
+from slipstream.envs.toy import Chaos
 
 from .playing import assert_equal, assert_rule, counter_rows, play, random_actions
 
@@ -199,6 +200,19 @@ def test_faults_name_slot_and_step(fault: str, message: str) -> None:
     with pytest.raises(EnvError, match=message):  # noqa: PT012 (NaN shows when the row is received)
         envs.send(np.zeros(2, np.int64), 0)
         envs.recv(0)
+
+
+@pytest.mark.parametrize("reward", ["1.0", np.ones(1, np.float32), [1.0], 1j], ids=["text", "array", "list", "complex"])
+def test_rewards_that_are_no_numbers_are_refused(reward: Any) -> None:
+    class Odd(Chaos):
+        def step(self, action: Any) -> Any:
+            obs, _, *rest = super().step(action)
+            return obs, reward, *rest
+
+    envs = make_envs(lambda: Odd("none"), 1)
+    envs.reset(0)
+    with pytest.raises(EnvError, match=r"slot 0, step 1, episode 0: expected a number as reward, got (str|nd|li|com)"):
+        envs.send(np.zeros(1, np.int64), 0)
 
 
 def test_bad_actions_are_refused() -> None:

@@ -14,6 +14,7 @@ from slipstream.envs import EnvError, EnvOptions, atari, make_envs
 from slipstream.envs.options import AtariOptions
 from slipstream.envs.recorded import RecordedEnvs, bring_back
 from slipstream.envs.rows import EnvFailure
+from slipstream.envs.toy import Chaos
 from slipstream.types import EnvStep
 
 SEED = 7
@@ -136,6 +137,33 @@ def test_a_failure_changes_no_row(fault: str, workers: int, monkeypatch: pytest.
         played.step(failing)
     assert failing.restarted >= 4
     assert failing.history().start.tolist() == played.envs.history().start.tolist()
+    failing.close()
+
+
+class FailingReset(Chaos):
+    """Its third reset raises, of every environment that is made."""
+
+    def __init__(self) -> None:
+        super().__init__("none")
+        self._resets = 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        self._resets += 1
+        if self._resets == 3:
+            raise RuntimeError("the door is stuck")
+        return super().reset(seed=seed, options=options)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_failure_in_reset_changes_no_row(workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patience, "_FIRST_PAUSE", 0.0)
+    played = Play(lambda: RecordedEnvs(make_envs(lambda: Chaos("none"), 1)))
+    failing = RecordedEnvs(make_envs(FailingReset, 1, workers=workers), restarts=99)
+    failing.reset(SEED)
+    assert_same(failing.recv(0), played.envs.recv(0))
+    for _ in range(30):
+        played.step(failing)
+    assert failing.restarted >= 2
     failing.close()
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import errno
 import multiprocessing
 import os
+import random
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from itertools import repeat
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -21,6 +24,7 @@ from slipstream import dice
 from slipstream.envs import EnvError, EnvOptions, make_envs
 from slipstream.envs.toy import Chaos
 from slipstream.envs.workers import WorkerEnvs
+from tests.faulty import Rude
 
 from .playing import assert_equal, play
 
@@ -124,6 +128,37 @@ def test_a_hang_ends_with_the_stack_of_the_worker() -> None:
     assert seconds < LIMIT
 
 
+def test_a_hang_in_c_that_keeps_the_interpreters_lock_ends_as_well() -> None:
+    class Stuck(Chaos):
+        def step(self, action: Any) -> Any:
+            return sum(repeat(0)) if self._steps == 2 else super().step(action)
+
+    message, seconds = fail(EnvOptions(timeout_seconds=0.5), lambda: Stuck("none"))
+    assert "no answer within 0.5 seconds" in message
+    assert "test_worker_failures.py" in message
+    assert "in step" in message
+    assert seconds < LIMIT
+
+
+def test_the_death_of_all_workers_is_one_error() -> None:
+    envs = make_envs("toy:chaos", 4, 2, EnvOptions(kwargs={"fault": "hang", "at": 1}), workers=2)
+    assert isinstance(envs, WorkerEnvs)
+    pids = [worker.child.pid for worker in envs._workers]
+    envs.reset(0)
+    for lane in (0, 1):
+        envs.recv(lane)
+        envs.send(np.zeros(2, np.int64), lane)
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    start = time.monotonic()
+    for lane in (0, 1):
+        with pytest.raises(EnvError, match=r"was killed by SIGKILL while busy with slot \d, step 1"):
+            envs.recv(lane)
+    envs.close()
+    assert time.monotonic() - start < 3.0
+    assert gone(pids)
+
+
 def test_a_death_is_seen_while_waiting_for_another_worker() -> None:
     def factory() -> gymnasium.Env[Any, Any]:
         return OneOfUs()
@@ -224,6 +259,24 @@ def test_close_ends_the_processes_that_environments_started() -> None:
     pids = [worker.pid, *(child.pid for child in worker.children())]
     assert len(pids) == 3
     envs.close()
+    assert gone(pids)
+
+
+def test_what_an_environment_changes_in_its_process_is_not_changed_here(tmp_path: Path) -> None:
+    def kept() -> tuple[Any, ...]:
+        handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+        return os.getcwd(), dict(os.environ), handlers, np.random.get_state()[1].tolist(), random.getstate()
+
+    envs = make_envs(lambda: Rude(str(tmp_path / "started"), megabytes=0), 2, workers=1)
+    before = kept()
+    envs.reset(0)
+    for _ in range(3):
+        envs.send(np.zeros(2, np.int64), 0)
+        envs.recv(0)
+    envs.close()
+    assert kept() == before
+    pids = [int(line) for line in (tmp_path / "started").read_text().split()]
+    assert len(pids) == 2
     assert gone(pids)
 
 

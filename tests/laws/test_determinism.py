@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from slipstream.algos import ALGORITHMS
 from slipstream.run.presets import configure
 from slipstream.run.training import Training
 
@@ -152,3 +159,50 @@ def test_global_generators_are_neither_read_nor_moved() -> None:
     assert torch.equal(torch.random.get_rng_state(), before)
     torch.manual_seed(2)
     assert hashes(algo, env, settings, {"workers": 1}) == first
+
+
+@pytest.mark.parametrize("case", ["ppo", pytest.param("ppo, concurrent and recurrent", marks=pytest.mark.slow)])
+def test_the_number_of_math_threads_changes_no_bit(case: str) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(before + 1)
+    try:
+        assert tuple(hashes(*CASES[case], {"workers": 1})) == reference(case)
+    finally:
+        torch.set_num_threads(before)
+
+
+FRESH = """
+import json, sys
+from tests.laws.test_determinism import fresh
+print(json.dumps(fresh(sys.argv[1:])))
+"""
+TINY_REPLAY = {"algo.replay.capacity": 128, "algo.replay.learning_starts": 32, "algo.batch_size": 8}
+
+
+def fresh(algorithms: Sequence[str]) -> dict[str, list[str]]:
+    """Hashes of a few updates of each."""
+    found: dict[str, list[str]] = {}
+    for name in algorithms:
+        env = "Pendulum-v1" if name in ("sac", "td3", "ddpg") else "CartPole-v1"
+        size = {"lanes": 2, "num_envs": 4, "unroll": 8, "net.hidden": [8]}
+        more = {"r2d2": {"algo.replay.capacity": 256, "algo.length": 8, "algo.burn_in": 4}}.get(name, {})
+        replayed = TINY_REPLAY if ALGORITHMS[name].replays else {}
+        batch = {"algo.batch_size": 16} if name in ("ppo", "appo") else {}
+        found[name] = hashes(name, env, {**size, **batch, **replayed, **more}, {"workers": 1})
+    return found
+
+
+@pytest.mark.parametrize(
+    "algorithms",
+    [
+        pytest.param(["ppo", "dqn", "sac"], id="a few"),
+        pytest.param(list(ALGORITHMS), id="all", marks=pytest.mark.slow),
+    ],
+)
+def test_a_fresh_process_makes_the_same_run(algorithms: list[str], tmp_path: Path) -> None:
+    """In another directory, with other hashes of Python's."""
+    path = os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])
+    environment = {**os.environ, "PYTHONHASHSEED": "4242", "PYTHONPATH": path}
+    words = [sys.executable, "-c", FRESH, *algorithms]
+    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, timeout=60, check=True)
+    assert json.loads(done.stdout) == fresh(algorithms)

@@ -31,8 +31,9 @@ def fences(document: str, language: str) -> list[str]:
 
 
 def shell_lines(program: str) -> list[str]:
-    """Every line of a bash block that starts with `program`, without its comment."""
-    lines = [line for document in DOCUMENTS for block in fences(document, "bash") for line in block.splitlines()]
+    """Every line of a bash block that starts with `program`, without its comment and what comes if it fails."""
+    blocks = [block for document in DOCUMENTS for block in fences(document, "bash")]
+    lines = [line.partition(" || ")[0] for block in blocks for line in block.splitlines()]
     return sorted({shlex.join(shlex.split(line, comments=True)) for line in lines if line.startswith(f"{program} ")})
 
 
@@ -113,6 +114,18 @@ def test_files_and_links_exist(document: str) -> None:
         assert (ROOT / name).is_file() or (ROOT / "src" / "slipstream" / name).is_file(), name
     for link in re.findall(r"\]\(([^)#:]+)\)", text):
         assert (ROOT / document).parent.joinpath(link).exists(), link
+
+
+def test_every_fault_has_its_tests() -> None:
+    """Or the word that says why not; and the tests are there."""
+    rows = re.findall(r"^\| ([A-G]\d+)†? \|.*$", text := (ROOT / "docs" / "faults.md").read_text(), re.MULTILINE)
+    sizes = {"A": 14, "B": 9, "C": 11, "D": 7, "E": 3, "F": 4, "G": 7}
+    assert rows == [f"{section}{number}" for section, size in sizes.items() for number in range(1, size + 1)]
+    for line in text.splitlines():
+        if re.match(r"\| [A-G]\d", line):
+            assert "::" in line or "*Refused*" in line or "*Open*" in line, line
+    for file, name in re.findall(r"`([\w/]+\.py)::(\w+)`", text):
+        assert f"\ndef {name}(" in (ROOT / file).read_text(), f"{file}::{name}"
 
 
 def test_architecture_stays_short() -> None:

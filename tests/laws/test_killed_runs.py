@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ from slipstream.run.progress import Progress
 from slipstream.run.remains import differences
 from slipstream.run.settings import ConfigError
 from slipstream.types import Report
+from tests.laws.forge import Forge
 from tests.run.runs import resume, train
 
 SMALL = {"num_envs": 4, "lanes": 2, "unroll": 8, "net__hidden": [8], "seed": 3}
@@ -94,6 +96,41 @@ def test_sigkill(tmp_path: Path) -> None:
     assert _newest(killed) < _newest(whole)
     assert _slipstream("resume", str(next(killed.iterdir()))).wait() == 0
     assert list(differences(next(whole.iterdir()), next(killed.iterdir()))) == []
+
+
+POINTS = {
+    "ppo": "ppo --algo.batch-size 16 --algo.epochs 1",
+    "dqn": "dqn --algo.replay.capacity 128 --algo.replay.learning-starts 64 --algo.batch-size 8",
+}
+OFTEN = "--num-envs 4 --lanes 2 --unroll 8 --net.hidden 8 --total-steps 200 --log.checkpoint-every 60 --log.keep-last 1"
+
+
+@pytest.mark.parametrize("stride", [17, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("case", POINTS)
+def test_sigkill_at_any_touch_of_a_file(made: Forge, tmp_path: Path, case: str, stride: int) -> None:
+    """Before a file is opened, half flushed, renamed or removed."""
+    words = ["train", *f"{POINTS[case]} --env CartPole-v1 {OFTEN} --log.metrics-every 50 --log.no-tensorboard".split()]
+    root = tmp_path / "whole"
+    everything = made.run([*words, "--log.dir", str(root)], tmp_path, folder=str(root))
+    assert everything.code == 0
+    whole, resumed = next(root.iterdir()), 0
+    assert everything.counted > 60
+    for point in range(3, everything.counted + 1, stride):
+        root = tmp_path / f"killed at {point}"
+        killed = made.run([*words, "--log.dir", str(root)], tmp_path, signal.SIGKILL, (point,), str(root))
+        assert killed.code == -signal.SIGKILL
+        (run,) = root.iterdir()
+        if _newest(root) < 0:
+            again = made.run(["resume", str(run)], tmp_path)
+            assert again.code != 0
+            assert "slipstream: error:" in again.said.splitlines()[-1], again.said
+            continue
+        if checkpoint.newest(run / "checkpoints").steps < 200:
+            again = made.run(["resume", str(run)], tmp_path)
+            assert again.code == 0, again.said
+            resumed += 1
+        assert list(differences(whole, run)) == []
+    assert resumed
 
 
 def _slipstream(*words: str) -> subprocess.Popen[bytes]:

@@ -197,6 +197,22 @@ def test_a_finished_run_says_so(tmp_path: Path) -> None:
         resume(run.path, total_steps=10)
 
 
+def test_other_versions_than_at_the_start_are_named(tmp_path: Path) -> None:
+    run = train(tmp_path, total_steps=20).run
+    started = json.loads((run.path / "env.json").read_text())
+    with warnings.catch_warnings(action="error"):
+        resume(run.path, 40)
+    started["versions"] |= {"torch": "1.0", "numpy": "0.9"}
+    (run.path / "env.json").write_text(json.dumps(started))
+    with pytest.warns(
+        UserWarning, match=r"since this run was started, numpy 0.9 is .* now, torch 1.0 is .*bits may differ"
+    ):
+        resume(run.path, 60)
+    (run.path / "env.json").write_text("[]")
+    with warnings.catch_warnings(action="error"):
+        resume(run.path, 80)
+
+
 def test_resume_needs_a_whole_checkpoint(tmp_path: Path) -> None:
     run = train(tmp_path, total_steps=20).run
     for path in run.checkpoints.rglob("tensors.safetensors"):

@@ -28,6 +28,7 @@ from torch import Tensor
 from slipstream.run import segments, spaces
 from slipstream.run.files import (
     CheckpointError,
+    as_tensors,
     digest,
     flush_directory,
     free,
@@ -67,9 +68,9 @@ class Checkpoint:
         """All tensors, on the CPU.
 
         Raises:
-            CheckpointError: If the file is damaged.
+            CheckpointError: If the file is damaged, or holds something else.
         """
-        return safetensors.torch.load(self._read(_TENSORS))
+        return as_tensors(self._read(_TENSORS), self.path / _TENSORS)
 
     def facts(self) -> Json:
         """The JSON part.
@@ -242,7 +243,7 @@ def read(path: Path) -> Checkpoint:
     try:
         manifest = json.loads(text)
         sound = isinstance(manifest, dict) and _seal(manifest) == text
-    except ValueError:
+    except (ValueError, RecursionError):
         manifest, sound = {}, False
     if not sound:
         raise CheckpointError(f"{path / _MANIFEST} is damaged")

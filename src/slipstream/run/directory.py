@@ -107,6 +107,14 @@ class RunDirectory:
         """
         return from_plain(read_yaml(self.path / "config.yaml"))
 
+    def surroundings(self) -> dict[str, Any]:
+        """What it was started with: versions, hardware; empty if nothing can be read of that."""
+        try:
+            found = json.loads((self.path / "env.json").read_text())
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
     def write_config(self, config: Config) -> None:
         """Replaces config.yaml, whole or not at all.
 
@@ -141,7 +149,8 @@ class RunLock:
     """Context manager: an advisory lock that dies with its process, so a kill leaves nothing stale.
 
     Raises:
-        ConfigError: On entry, if another process is training in this directory.
+        ConfigError: On entry, if another process is training in this directory, or a file in it is a link to one that
+            may lie elsewhere, which training would write to.
     """
 
     def __init__(self, path: Path) -> None:
@@ -149,6 +158,9 @@ class RunLock:
         self._file: TextIO | None = None
 
     def __enter__(self) -> RunLock:
+        for path in self._path.rglob("*"):
+            if path.is_symlink():
+                raise ConfigError(f"{path} is a symbolic link, and training writes to it: put what it stands for there")
         self._file = (self._path / ".lock").open("w")
         if sys.platform != "win32":
             try:

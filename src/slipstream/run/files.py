@@ -11,6 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor
+
 
 class CheckpointError(RuntimeError):
     """A checkpoint that could not be written, is damaged, or belongs to something else."""
@@ -48,11 +52,24 @@ def read_listed(path: Path, expected: Mapping[str, Any]) -> bytes:
     """
     try:
         content = path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    except (OSError, ValueError) as error:  # the latter of a NUL in its name
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise CheckpointError(f"{path} cannot be read: {reason}") from error
     if len(content) != expected["bytes"] or digest(content) != expected["sha256"]:
         raise CheckpointError(f"{path} is damaged: {len(content)} bytes that do not match its hash")
     return content
+
+
+def as_tensors(content: bytes, path: Path) -> dict[str, Tensor]:
+    """What a file of tensors holds; nothing in it can be code.
+
+    Raises:
+        CheckpointError: If it is something else, such as a pickle.
+    """
+    try:
+        return safetensors.torch.load(content)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} holds no tensors: {error}") from error
 
 
 def write_flushed(path: Path, content: bytes) -> None:

@@ -11,6 +11,7 @@ run ends. A second signal ends it at once, and the last periodic checkpoint is w
 from __future__ import annotations
 
 import traceback
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
@@ -32,6 +33,7 @@ from slipstream.run.directory import RunDirectory, create
 from slipstream.run.evaluate import Evaluator, slots
 from slipstream.run.files import CheckpointError
 from slipstream.run.learning import replay_line
+from slipstream.run.machine import surroundings
 from slipstream.run.metrics import Metrics
 from slipstream.run.presets import spelled_out
 from slipstream.run.progress import Observer, Progress
@@ -166,6 +168,7 @@ def resume(path: Path, own: Own, total_steps: int | None, console: Console, env:
             training.load(tensors, facts["training"], saved.replay() if saved.segments else None)
         warn_unused(config, training.spec, own.torso is not None, own.policy is not None)
         warn_unlearned(config, training.learner)
+        _warn_of_versions(run)
         run.write_config(config)
         run.error.unlink(missing_ok=True)  # it tells of the time before
         return _drive(_Run(config, own, training, run, _progress(config, training), console), saved)
@@ -260,6 +263,16 @@ def _require_same(config: Config, before: Mapping[str, Any], path: Path) -> None
             f"{path / 'config.yaml'} has been edited: {'; '.join(sorted(changed))}. Put that back to resume, or start "
             f"a new run with it: slipstream train --config {path}"
         )
+
+
+def _warn_of_versions(run: RunDirectory) -> None:
+    """Warns where libraries have other versions than when the run was started."""
+    before, now = run.surroundings().get("versions", {}), surroundings()["versions"]
+    changed = [
+        f"{name} {before[name]} is {now[name]} now" for name in before.keys() & now.keys() if before[name] != now[name]
+    ]
+    if changed:
+        warnings.warn(f"since this run was started, {', '.join(sorted(changed))}: bits may differ", stacklevel=3)
 
 
 def _require_unsolved(config: Config, facts: Mapping[str, Any], path: Path) -> None:

@@ -114,8 +114,10 @@ class Metrics:
 
     def load(self, facts: Mapping[str, Any]) -> None:
         """Continues the row that `state` described."""
-        self._sums = {name: torch.tensor(value, dtype=torch.float64) for name, value in facts["sums"].items()}
-        self._counts = {name: int(count) for name, count in facts["counts"].items()}
+        counts, sums = facts.get("counts", {}), facts["sums"]
+        self._sums = {name: torch.tensor(value, dtype=torch.float64) for name, value in sums.items()}
+        # The oldest checkpoints have one count for all.
+        self._counts = {name: int(counts[name] if counts else facts["updates"]) for name in sums}
 
     def _row(self) -> dict[str, float | int]:
         progress, now = self._progress, self._progress.mark()

@@ -18,7 +18,15 @@ from torch import Tensor
 
 from slipstream.replay.rows import needed
 from slipstream.replay.windows import Windows
-from slipstream.run.files import flush_directory, listed, read_listed, require_space, write_flushed, writing
+from slipstream.run.files import (
+    as_tensors,
+    flush_directory,
+    listed,
+    read_listed,
+    require_space,
+    write_flushed,
+    writing,
+)
 
 FOLDER = "replay"
 """Of the segments, beside the checkpoints."""
@@ -98,9 +106,9 @@ def read(root: Path, segments: Iterable[Listed]) -> Iterator[dict[str, Tensor]]:
     """The segments' tensors, one after the other.
 
     Raises:
-        CheckpointError: If a file is missing or damaged.
+        CheckpointError: If a file is missing or damaged, or holds something else.
     """
-    return (safetensors.torch.load(content) for content in contents(root, segments))
+    return (as_tensors(content, root / FOLDER) for content in contents(root, segments))
 
 
 def contents(root: Path, segments: Iterable[Listed]) -> Iterator[bytes]:

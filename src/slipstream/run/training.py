@@ -216,7 +216,7 @@ class Training:
         """
         here = {"device": self.device.type, "shards": self.learner.shards}
         for name, value in here.items():
-            if facts[name] != value:
+            if facts.get(name, value) != value:  # the oldest checkpoints have neither
                 warnings.warn(f"this run had {name}={facts[name]}, here it is {value}: bits will differ", stacklevel=2)
         windows = self.learner.windows
         if replay is not None and windows is not None:
