@@ -354,6 +354,18 @@ def test_a_gradient_that_is_not_finite_may_be_left_out(learner: Callable[..., Re
     assert torch.isnan(kept[0]["batch.0.items.reward"]).any()
 
 
+def test_parts_of_the_parameters_lose_patience_apart(learner: Callable[..., ReplayLearner]) -> None:
+    """The critic's gradient is never finite, the actor's always."""
+    student = learner(SAC(batch_size=64, replay=replace(SMALL, learning_starts=60)))
+    student.rejects = Rejects(3)
+    good = slabs(student, 30, actions=CONTINUOUS)
+    with pytest.raises(FloatingPointError, match="not finite"):  # noqa: PT012
+        for each in good:
+            each.reward.fill_(float("nan"))
+            student.step(each)
+    assert student.rejects.count == 4
+
+
 def test_rewards_are_transformed_when_they_are_drawn(learner: Callable[..., ReplayLearner]) -> None:
     """Rows hold raw rewards, so that a scale that moves holds for old rows too."""
     found = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -22,11 +23,14 @@ class Rejects:
     """
 
     def __init__(self, most: int = 0) -> None:
-        self._most, self._in_a_row = most, 0
+        self._most = most
+        self._in_a_row: Counter[str] = Counter()
         self.count = 0
         self.keep: Callable[[str, Mapping[str, Tensor]], str] = lambda name, tensors: ""
 
-    def take(self, apply: Callable[[int], Tensor], update: int, at: object, batch: object) -> Tensor | None:
+    def take(
+        self, apply: Callable[[int], Tensor], update: int, at: object, batch: object, part: str = ""
+    ) -> Tensor | None:
         """Takes a gradient step.
 
         Args:
@@ -34,6 +38,7 @@ class Rejects:
             update: That number.
             at: The networks that the gradient was taken of.
             batch: What it came from.
+            part: Of the parameters, where several have steps of their own, which are counted apart.
 
         Returns:
             The norm; None if the step was left out.
@@ -45,13 +50,13 @@ class Rejects:
             norm = apply(update)
         except FloatingPointError as error:
             self.count += 1
-            self._in_a_row += 1
+            self._in_a_row[part] += 1
             kept = self.keep(f"update-{update}", dict(_tensors(at, "at")) | dict(_tensors(batch, "batch")))
-            if self._in_a_row > self._most:
+            if self._in_a_row[part] > self._most:
                 error.add_note(kept or "what it came from was not kept")
                 raise
             return None
-        self._in_a_row = 0
+        self._in_a_row[part] = 0
         return norm
 
 

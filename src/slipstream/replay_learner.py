@@ -254,7 +254,7 @@ class ReplayLearner:
             losses = [partial(self._loss, phase, part, progress) for part in batch]
             gradient = descent.gradient(losses)
             apply = partial(descent.apply, gradient, lr)
-            norm = self.rejects.take(apply, self.version + 1, self._networks, batch)
+            norm = self.rejects.take(apply, self.version + 1, self._networks, batch, phase.part)
             if norm is None:
                 continue
             metrics |= gradient.metrics | {f"grad_norm/{phase.part}": norm}

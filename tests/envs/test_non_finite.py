@@ -133,6 +133,14 @@ def test_skip_has_nothing_to_hold_on_to_where_a_reset_is_not_finite() -> None:
         advance(spiky("nan", "skip", "here", at=0), 1)
 
 
+@pytest.mark.parametrize("rule", ["raise", "skip"])
+def test_an_observation_of_another_shape_is_an_error_with_its_place_under_any_rule(rule: Any) -> None:
+    envs = make_envs("toy:chaos", 2, 1, EnvOptions(non_finite=rule, kwargs={"fault": "shape", "at": 1}))
+    envs.reset(5)
+    with pytest.raises(EnvError, match=r"slot 0, step 1, .*expected float32 \[4\], got float32 \[3\]"):
+        envs.send(np.zeros(2, np.int64), 0)
+
+
 def test_skip_is_refused_where_episodes_cannot_be_cut_one_by_one() -> None:
     for make in (lambda: spiky("nan", "skip", "vector"), lambda: make_envs("envpool:Pendulum-v1", 2, 1, SKIP)):
         with pytest.raises(ValueError, match=r"non_finite=skip .*can't be reset one by one; use clamp, or raise"):

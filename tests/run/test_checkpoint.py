@@ -193,6 +193,18 @@ def test_a_kill_while_removing_leaves_no_torn_checkpoint(tmp_path: Path, monkeyp
         checkpoint.select(tmp_path, "10")
 
 
+def test_what_was_passed_over_is_set_aside_and_counts_no_more(tmp_path: Path) -> None:
+    for steps in (10, 20):
+        _save(tmp_path, steps)
+    (tmp_path / "20" / "tensors.safetensors").write_bytes(b"torn")
+    with pytest.warns(UserWarning, match="falling back to the checkpoint at step 10"):
+        found = checkpoint.newest(tmp_path)
+    checkpoint.set_aside(tmp_path, found.steps)
+    _save(tmp_path, 15)
+    checkpoint.prune(tmp_path, keep_last=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["15", "damaged-20"]
+
+
 def test_prune_does_not_count_damaged_ones(tmp_path: Path) -> None:
     for steps in (10, 20, 30):
         _save(tmp_path, steps)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -318,6 +319,7 @@ def test_the_latest_run_is_resumed_until_it_is_finished(
     """What a job does that is stopped now and then: `resume --latest DIR || train --log.dir DIR`."""
     older = train(tmp_path, total_steps=20).run.path
     older.rename(tmp_path / "CartPole-v1__ppo__1__20200101-000000")
+    shutil.copytree(tmp_path / "CartPole-v1__ppo__1__20200101-000000", tmp_path / "best")
     with monkeypatch.context() as patch:
         patch.setattr(Progress, "__call__", stop_after(3, KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
@@ -325,11 +327,12 @@ def test_the_latest_run_is_resumed_until_it_is_finished(
     code, out, _ = _run(capsys, "resume", "--latest", str(tmp_path))
     assert code == 0
     assert ", resumed at step 4" in out[0]
-    (newer,) = (path for path in tmp_path.iterdir() if "2020" not in path.name)
+    (newer,) = (path for path in tmp_path.iterdir() if "2020" not in path.name and path.name != "best")
     assert metrics.read(newer / "metrics.jsonl")[-1]["time/steps"] >= 200
     code, out, error = _run(capsys, "resume", "--latest", str(tmp_path))
     assert (code, error) == (0, "")
     assert out[0].startswith(f"{newer} is finished")
+    assert _run(capsys, "resume", "--latest", str(tmp_path), "--total-steps", "150")[0] == 0, "that has been taken"
 
 
 def test_watch(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -185,6 +185,7 @@ def test_resume_starts_from_the_very_tensors(tmp_path: Path, monkeypatch: pytest
     assert all(torch.equal(seen[0][name], value) for name, value in tensors.items())
     facts = saved.facts()["training"]
     assert facts.pop("env_seed") == run.config().seed
+    assert facts.pop("resumes").startswith("exact")
     assert {name: seen[0][name] for name in facts} == facts
     assert run.config().total_steps == 200
 
@@ -285,6 +286,16 @@ def test_what_a_gradient_that_is_not_finite_came_from_is_in_the_run(tmp_path: Pa
     assert 1 < len(list((path / "faults").iterdir())) <= 10
 
 
+def test_a_network_of_any_layout_in_memory_is_kept(tmp_path: Path) -> None:
+    """Those of convolutions have their channels last."""
+    run = train(tmp_path, total_steps=20).run
+    weight = torch.rand(4, 3, 2, 2).to(memory_format=torch.channels_last)
+    told = run.keep("update-1", {"at.weight": weight, "batch.tied": weight})
+    (kept,) = (run.path / "faults").iterdir()
+    assert told == f"what the gradient came from: {kept}"
+    assert torch.equal(load_file(kept)["at.weight"], weight)
+
+
 @pytest.mark.parametrize("rule", ["skip", "clamp"])
 def test_numbers_of_environments_that_are_not_finite_are_mended_and_counted(tmp_path: Path, rule: str) -> None:
     settings: dict[str, Any] = {"env": "toy:chaos", "env_options__kwargs": {"fault": "nan", "at": 30, "length": 9}}
@@ -292,6 +303,56 @@ def test_numbers_of_environments_that_are_not_finite_are_mended_and_counted(tmp_
     counts = [row["faults/mended_rows"] for row in metrics.read(trained.run.metrics)]
     assert sum(counts) == 3, "once in each of three environments"
     assert sum(count > 0 for count in counts) == 1, "all in the same update"
+
+
+def test_a_run_says_how_it_resumes_and_checkpoints_say_how_it_was(tmp_path: Path) -> None:
+    replay = {"algo": "dqn", "num_envs": 2, "unroll": 4, "algo__replay__learning_starts": 50}
+    told = {
+        "exact; environments are played back to where they were": {},
+        "with an empty replay, so that bits will differ (--log.save-replay saves it)": {
+            **replay,
+            "log__save_replay": False,
+        },
+        "with new episodes; under async no two runs are the same": {"schedule": "async", "algo": "impala"},
+        "exact; environments start new episodes at every checkpoint, in runs that are not stopped too": {
+            "env": "envpool:CartPole-v1",
+            "exact_resume": True,
+        },
+    }
+    for number, (expected, changes) in enumerate(told.items()):
+        run = train(tmp_path / str(number), total_steps=60, **changes).run
+        assert checkpoint.newest(run.checkpoints).manifest["resumes"] == expected
+    with pytest.raises(EnvError):
+        train(tmp_path / "failed", env="toy:chaos", env_options__kwargs={"at": 30}, placement__restarts=0)
+    (path,) = (tmp_path / "failed").iterdir()
+    saved = checkpoint.newest(path / "checkpoints").manifest["resumes"]
+    assert saved == "with new episodes, so that bits will differ; the environments had failed"
+
+
+class FailsInEvaluations(CartPoleEnv):
+    """The fourth that is made, after those of training, raises in its second step, once."""
+
+    made, failures = 0, 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._fails, self._t = FailsInEvaluations.made >= 3, 0
+        FailsInEvaluations.made += 1
+
+    def step(self, action: Any) -> Any:
+        self._t += 1
+        if self._fails and self._t == 2 and FailsInEvaluations.failures == 0:
+            FailsInEvaluations.failures += 1
+            raise RuntimeError("once")
+        return super().step(action)
+
+
+def test_environments_of_an_evaluation_are_brought_back(tmp_path: Path) -> None:
+    FailsInEvaluations.made = FailsInEvaluations.failures = 0
+    settings: dict[str, Any] = {"env": f"{CALLABLE}Fails", "log__eval_every": 100, "log__eval_episodes": 4}
+    trained = train(tmp_path, Own(env=FailsInEvaluations), **settings)
+    assert FailsInEvaluations.failures == 1
+    assert trained.progress.evaluation["eval/episodes"] == 4
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

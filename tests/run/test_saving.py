@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import threading
+import warnings
 from collections import namedtuple
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from slipstream.run import checkpoint
+from slipstream.run import checkpoint, metrics, saving
 from slipstream.run.config import Log
 from slipstream.run.files import CheckpointError
 from slipstream.run.progress import Progress
@@ -68,6 +69,68 @@ def test_what_is_written_is_the_state_of_one_moment(tmp_path: Path, monkeypatch:
         saved = checkpoint.select(something.root, str(steps))
         assert saved.tensors()["w"].tolist() == [steps] * 3
         assert saved.facts() == {"list": [steps]}
+
+
+def test_an_update_without_steps_after_an_evaluation_leaves_its_checkpoint_alone(tmp_path: Path) -> None:
+    """Pendulum's episodes end together, so that the slab after one of an evaluation has dead rows only."""
+    small = {"num_envs": 4, "unroll": 1, "algo__replay__learning_starts": 100, "algo__batch_size": 8}
+    changes: dict[str, Any] = {"log__eval_every": 800, "log__eval_episodes": 1, "log__checkpoint_every": 10**6}
+    run = train(tmp_path, env="Pendulum-v1", algo="sac", total_steps=1_700, **small, **changes).run
+    for steps in (1600, 1700):
+        checkpoint.read(run.checkpoints / str(steps)).check(replay=True)
+    rows = [row["time/steps"] for row in metrics.read(run.metrics)]
+    assert rows == sorted(set(rows)), "one row for a number of steps"
+
+
+def test_a_thread_that_cannot_start_is_a_failed_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    something = Something(tmp_path)
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.warns(UserWarning, match="step 10: RuntimeError: can't start new thread; training goes on"):
+            something.step(10)
+    something.step(20)
+    something.checkpoints.close()
+    assert checkpoint.newest(something.root).steps == 20
+
+
+def test_whatever_goes_wrong_in_the_thread_is_a_failed_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    something = Something(tmp_path)
+
+    def fail(*arguments: Any) -> None:
+        raise MemoryError("no more")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", fail)
+        something.step(10)
+        with pytest.warns(UserWarning, match="cannot write the checkpoint at step 10: MemoryError: no more; training"):
+            something.step(20)
+        with pytest.warns(UserWarning, match="step 20"):
+            something.checkpoints.close()
+
+
+def test_a_disk_that_hangs_is_said_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    something, told, fsync = Something(tmp_path), threading.Event(), os.fsync
+
+    def held(descriptor: int) -> None:
+        assert told.wait(10)
+        fsync(descriptor)
+
+    monkeypatch.setattr(saving, "_LONG_SECONDS", 0.01)
+    monkeypatch.setattr(os, "fsync", held)
+    monkeypatch.setattr(warnings, "warn", lambda text, **more: (told.set(), texts.append(text)))
+    texts: list[str] = []
+    something.step(10)
+    something.checkpoints.save()
+    assert texts == [
+        "the checkpoint at step 10 has been on its way to the disk for 0 seconds, and is waited for: does the disk "
+        "hang?"
+    ]
 
 
 def test_the_next_one_waits_for_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,4 +203,3 @@ def test_one_is_kept_at_every_distance_for_good(tmp_path: Path) -> None:
     # Saved at the first update at or after every tenth step.
     kept = sorted(int(path.name) for path in something.root.iterdir())
     assert kept == [42, 84, 126, 140]
-    assert checkpoint.newest(something.root).manifest["resumes"] == ""

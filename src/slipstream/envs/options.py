@@ -121,7 +121,8 @@ class EnvOptions:
             the environment has it, which is empty but for gfootball's `score_reward`.
         non_finite: What becomes of NaN and infinity in observations, rewards and scores, before anybody has seen them:
             `raise` ends the run; `skip` cuts the episode (a truncation, with the last good observation and no reward)
-            and begins the next, in environments that are stepped by Python one by one; `clamp` writes 0 in their place,
+            and begins the next, in environments that are stepped by Python one by one (a reset that shows NaN ends the
+            run); `clamp` writes 0 in their place,
             or the bound of the space for infinity where there is one. `faults/mended_rows` counts.
         timeout_seconds: How long worker and collector processes may take for resetting or stepping a lane.
         kwargs: Further arguments of the environment, each typed as `--env-options.kwargs.NAME VALUE`: of

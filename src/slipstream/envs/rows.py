@@ -96,6 +96,11 @@ class RowCheck:
     ) -> None:
         self._actions, self._space, self._first_slot = actions, space, first_slot
         self._clamps, self._skipped = non_finite == "clamp", skipped
+        self._remedy = (
+            "--env-options.non-finite skip can't cut an episode at its reset, clamp goes on"
+            if non_finite == "skip"
+            else "--env-options.non-finite skip or clamp goes on without them"
+        )
         self._told = False
 
     def __call__(self, step: EnvStep, count: int) -> EnvStep:
@@ -121,7 +126,7 @@ class RowCheck:
                 bad: BoolArray = np.any(~np.isfinite(leaf).reshape(len(leaf), -1), axis=1)
                 message = self._message(bad, f"finite numbers as {path}", count, leaf)
                 if not self._clamps:
-                    raise EnvError(f"{message}; --env-options.non-finite skip or clamp goes on without them")
+                    raise EnvError(f"{message}; {self._remedy}")
                 self._tell(f"{message}, which is clamped")
                 step = self._clamped(step)
                 mended |= bad

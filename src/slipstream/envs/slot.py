@@ -136,8 +136,8 @@ class Slot:
             return
         self._step += 1
         answer = self._play(action)
-        if self._source.non_finite == "skip" and not _finite(answer):
-            self._skip()
+        if self._source.non_finite == "skip":
+            self._put_or_skip(*answer)
         else:
             self._put(*answer)
 
@@ -163,9 +163,17 @@ class Slot:
         rows.ended[column] = self._ended = terminated or truncated
         rows.skipped[column] = False
 
-    def _skip(self) -> None:
-        """Cuts the episode at the observation before."""
+    def _put_or_skip(self, obs: Any, reward: float, terminated: bool, truncated: bool, score: float) -> None:
+        """As `_put`; the episode is cut at the observation before if a number is not finite."""
         rows, column = self._rows, self.column
+        before = tree.map(lambda leaf: leaf[column].copy(), rows.obs)
+        with np.errstate(over="ignore"):
+            self._put(obs, reward, terminated, truncated, score)
+        numbers = [rows.reward[column], rows.score[column], *(leaf[column] for leaf in tree.leaves(rows.obs))]
+        if all(np.isfinite(number).all() for number in numbers):
+            return
+        for leaf, kept in zip(tree.leaves(rows.obs), tree.leaves(before), strict=True):
+            leaf[column] = kept
         rows.reward[column] = rows.score[column] = 0.0
         rows.terminated[column] = False
         rows.truncated[column] = rows.ended[column] = rows.skipped[column] = self._ended = True
@@ -257,17 +265,6 @@ def make_slots(
                 f"but slot {first_slot + columns[0]} has {first.observation_space} and {first.action_space}"
             )
     return [Slot(source, env, first_slot + column, rows, column) for column, env in zip(columns, envs, strict=True)]
-
-
-def _finite(answer: tuple[Any, float, bool, bool, float]) -> bool:
-    """Whether observation, reward and score are, as far as they are floats."""
-    obs, reward, _, _, score = answer
-    return math.isfinite(reward) and math.isfinite(score) and all(map(_finite_leaf, tree.leaves(obs)))
-
-
-def _finite_leaf(leaf: Any) -> bool:
-    array = np.asarray(leaf)
-    return array.dtype.kind != "f" or bool((np.abs(array) <= _LARGEST).all())  # NaN is not
 
 
 def error_line(error: BaseException) -> str:

@@ -16,7 +16,7 @@ import json
 import shutil
 import warnings
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from slipstream.run.files import (
     require_space,
     size,
     write_flushed,
+    writing,
 )
 from slipstream.types import EnvSpec
 
@@ -153,9 +154,8 @@ def save(
     spec: EnvSpec,
     score: float | None = None,
     replay: Sequence[segments.Listed] = (),
-    resumes: str = "",
 ) -> Checkpoint:
-    """Writes `root/{steps}` and returns it; the state of a step is written once.
+    """Writes `root/{steps}` and returns it; where it is there already, whole and of the same replay, it stays.
 
     Args:
         root: Directory of the checkpoints.
@@ -165,19 +165,18 @@ def save(
         spec: The environments.
         score: What it is ranked by.
         replay: The segments that the replay is made of, which have been written.
-        resumes: How a run goes on from here, in a sentence for readers.
 
     Raises:
         CheckpointError: If the disk is full or can't be written; older checkpoints are kept as they are.
     """
     final = root / str(steps)
     if final.exists():
-        try:
+        with suppress(CheckpointError):
             existing = read(final)
-            existing.check()
-            return existing
-        except CheckpointError:
-            _remove(final)
+            existing.check(replay=bool(replay))
+            if existing.segments == list(replay):
+                return existing
+        _remove(final)
     files = {
         _TENSORS: safetensors.torch.save(dict(tensors)),
         _FACTS: json.dumps(facts, indent=1).encode(),
@@ -194,7 +193,7 @@ def save(
         "action_space": spaces.describe(spec.action_space),
         "files": {name: listed(content) for name, content in files.items()},
         "replay": list(replay),
-        "resumes": resumes,
+        "resumes": facts.get("training", {}).get("resumes"),
     }
     files[_MANIFEST] = _seal(manifest)
     try:
@@ -281,6 +280,18 @@ def newest(root: Path, *, replay: bool = False) -> Checkpoint:
     )
 
 
+def set_aside(root: Path, steps: int) -> None:
+    """Renames checkpoints after `steps`, which are damaged, since `newest` passed them over: they don't count any more.
+
+    Raises:
+        CheckpointError: If that is not possible.
+    """
+    for path in _paths(root):
+        if int(path.name) > steps:
+            with writing(path):
+                path.rename(path.with_name(f"damaged-{path.name}"))
+
+
 def select(root: Path, which: str) -> Checkpoint:
     """The checkpoint called `last`, `best` or by its number of steps.
 
@@ -317,8 +328,8 @@ def best(root: Path) -> Checkpoint:
 def prune(root: Path, keep_last: int, keep_every: int = 0) -> None:
     """Removes all but the last `keep_last` checkpoints, the best, and the first at or after every `keep_every` steps.
 
-    Damaged ones do not count and stay. Of the others than the last only what they need to be looked at is kept: a
-    replay goes with the last checkpoints.
+    Those whose manifests are damaged do not count and stay. Of the others than the last only what they need to be
+    looked at is kept: a replay goes with the last checkpoints.
 
     Raises:
         CheckpointError: If one can't be removed.

@@ -30,6 +30,7 @@ import safetensors.torch
 import yaml
 from torch import Tensor
 
+from slipstream.run.checkpoint import copies
 from slipstream.run.config import Config, from_plain
 from slipstream.run.files import writing
 from slipstream.run.machine import surroundings
@@ -38,6 +39,8 @@ from slipstream.run.settings import ConfigError, plain
 if sys.platform != "win32":
     import fcntl
 
+
+_STAMP = re.compile(r"__(\d{8}-\d{6})(?:-(\d+))?$")
 
 _KEPT = 10
 """Files of `faults/`, so that they don't fill the disk."""
@@ -56,8 +59,9 @@ def latest(root: Path) -> Path:
 
 
 def _newest(root: Path) -> Path | None:
-    runs = sorted(child.parent for child in root.glob("*/config.yaml"))
-    return max(runs, key=lambda path: path.name.rpartition("__")[2], default=None)
+    """The run in `root` with the latest stamp in its name; agents that were saved have none."""
+    stamped = ((_STAMP.search(child.parent.name), child.parent) for child in root.glob("*/config.yaml"))
+    return max(((stamp[1], int(stamp[2] or 0), path) for stamp, path in stamped if stamp), default=(None,))[-1]
 
 
 class RunDirectory:
@@ -135,9 +139,9 @@ class RunDirectory:
         place = folder / f"{name}-{kept}.safetensors"
         try:
             folder.mkdir(exist_ok=True)
-            place.write_bytes(safetensors.torch.save({name: value.cpu().clone() for name, value in tensors.items()}))
-        except OSError as error:
-            return f"what the gradient came from can't be written to {place}: {error.strerror or error}"
+            place.write_bytes(safetensors.torch.save(copies(tensors)))
+        except (OSError, ValueError, RuntimeError) as error:
+            return f"what the gradient came from can't be written to {place}: {error}"
         return f"what the gradient came from: {place}"
 
     def lock(self) -> RunLock:

@@ -24,6 +24,7 @@ from rich.console import Console
 from torch import nn
 
 from slipstream.envs import EnvError, make_envs
+from slipstream.envs.recorded import RecordedEnvs
 from slipstream.nets.policy import ActorCriticPolicy, Policy
 from slipstream.run import checkpoint, metrics
 from slipstream.run.checkpoint import Checkpoint
@@ -131,7 +132,7 @@ def resume(path: Path, own: Own, total_steps: int | None, console: Console, env:
 
     Raises:
         Finished: If the run has taken all its steps, or has reached the return to stop at.
-        ConfigError: If its config.yaml has been edited where it may not, or the total is less than it has taken.
+        ConfigError: If its config.yaml has been edited where it may not.
         CheckpointError: If there is no whole checkpoint, or it does not fit the environment or the network; the run is
             left as it was.
         Interrupted: After SIGINT or SIGTERM, with the state saved.
@@ -152,7 +153,7 @@ def resume(path: Path, own: Own, total_steps: int | None, console: Console, env:
             config = replace(config, total_steps=total_steps, stop_at_return=None)
         _require_unsolved(config, facts["progress"], path)
         if total_steps is not None and saved.steps >= total_steps:
-            raise ConfigError(
+            raise Finished(
                 f"{path} has taken {saved.steps:,} steps already: give a higher total than {total_steps}, such as "
                 f"--total-steps {2 * saved.steps}"
             )
@@ -169,6 +170,7 @@ def resume(path: Path, own: Own, total_steps: int | None, console: Console, env:
         warn_unused(config, training.spec, own.torso is not None, own.policy is not None)
         warn_unlearned(config, training.learner)
         _warn_of_versions(run)
+        checkpoint.set_aside(run.checkpoints, saved.steps)
         run.write_config(config)
         run.error.unlink(missing_ok=True)  # it tells of the time before
         return _drive(_Run(config, own, training, run, _progress(config, training), console), saved)
@@ -212,7 +214,7 @@ def _drive(this: _Run, saved: Checkpoint | None) -> Trained:
         if windows is not None and config.log.save_replay:
             segments = Segments(run.checkpoints, windows, saved.segments if saved else ())
         then = training.restart if training.starts_anew else None
-        checkpoints = Checkpoints(run, config.log, progress, training.spec, state, segments, training.resumes, then)
+        checkpoints = Checkpoints(run, config.log, progress, training.spec, state, segments, then)
         stack.push(_finishing(checkpoints))
         evaluators = _evaluators(this)
         stack.callback(lambda: [evaluator.close() for evaluator in evaluators])
@@ -317,7 +319,8 @@ def _finishing(checkpoints: Checkpoints) -> Callable[[Any, BaseException | None,
     """What waits for the checkpoint that is being written at the end, if there is time."""
 
     def close(kind: Any, error: BaseException | None, trace: Any) -> None:
-        checkpoints.close(_PATIENCE if isinstance(error, KeyboardInterrupt) else None)
+        if not isinstance(error, KeyboardInterrupt):  # it has waited as long as it may
+            checkpoints.close()
 
     return close
 
@@ -373,7 +376,8 @@ def evaluation_envs(config: Config, episodes: int, env: EnvFactory | None = None
     """Environments of their own for an evaluation: one lane, in this process, whole episodes from their start."""
     options = replace(config.env_options, decorrelate_steps=0)
     size = (vector_columns(env) if env else 0) or slots(episodes)
-    return make_envs(env or config.env, size, 1, options, workers=0, threads=config.placement.env_threads)
+    envs = make_envs(env or config.env, size, 1, options, workers=0, threads=config.placement.env_threads)
+    return RecordedEnvs(envs, config.placement.restarts) if envs.spec.seeded_every else envs
 
 
 def vector_columns(env: Callable[[], object]) -> int:

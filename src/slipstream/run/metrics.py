@@ -91,7 +91,7 @@ class Metrics:
             self._counts[name] = self._counts.get(name, 0) + 1
         progress = self._progress
         due = crossed(progress.before, progress.steps, self._every)
-        if due or progress.finished or progress.evaluated_at == progress.steps:
+        if due or progress.finished or progress.just_evaluated:
             row = self._row()
             self._table.append(row)
             if self._curves:
@@ -146,7 +146,7 @@ class Metrics:
             row["rollout/ep_shaped_rew_mean"] = spread(progress.shaped).mean
         for name, value in self._sums.items():
             row[name] = float(value) if name.endswith(_GREATEST + _SUMMED) else float(value) / self._counts[name]
-        if progress.evaluated_at == progress.steps:
+        if progress.just_evaluated:
             row |= progress.evaluation
         self._last = now
         return row

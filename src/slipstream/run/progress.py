@@ -173,6 +173,11 @@ class Progress:
             return self.evaluation["eval/mean_reward"] if self.evaluated_at == self.steps else None
         return spread(self.returns).mean if len(self.returns) == WINDOW else None
 
+    @property
+    def just_evaluated(self) -> bool:
+        """Whether there was an evaluation after the last update; one that took no steps was not evaluated again."""
+        return self.evaluated_at == self.steps != self.before
+
     def mark(self) -> Mark:
         """The clock now."""
         seconds = self._earlier_seconds + time.perf_counter() - self._start

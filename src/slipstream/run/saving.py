@@ -15,6 +15,8 @@ import json
 import threading
 import warnings
 from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -32,13 +34,16 @@ from slipstream.types import EnvSpec, Report
 _FAILURES = 3
 """Checkpoints in a row that may fail to be written before the run gives up."""
 
+_LONG_SECONDS = 30.0  # for a checkpoint; then it is said that it takes long
+
 State = Callable[[], tuple[dict[str, Tensor], dict[str, Any]]]
 
 
 class Checkpoints:
     """Observer that saves at fixed distances in steps, and whatever was evaluated, so that the best can be kept.
 
-    A checkpoint that can't be written is a warning, three in a row are the end.
+    A checkpoint that can't be written is a warning, three in a row are the end. There is one for a number of steps: an
+    update that takes none (of dead rows only) is done again after a resume.
 
     Args:
         run: Where to save.
@@ -47,7 +52,6 @@ class Checkpoints:
         spec: The environments.
         state: Everything that must be saved but the replay: tensors and facts.
         segments: Saves the replay; None if there is none, or it is not to be saved.
-        resumes: How the run can be resumed, for the manifests.
         then: Called when the state of a checkpoint has been copied; None for nothing.
     """
 
@@ -59,17 +63,13 @@ class Checkpoints:
         spec: EnvSpec,
         state: State,
         segments: Segments | None = None,
-        resumes: str = "",
         then: Callable[[], None] | None = None,
     ) -> None:
-        self._root, self._log, self._segments = run.checkpoints, log, segments
-        self._resumes, self._then = resumes, then
+        self._root, self._log, self._segments, self._then = run.checkpoints, log, segments, then
         self._progress, self._spec, self._state = progress, spec, state
-        self._failures, self._begun = 0, False
-        self._writer: threading.Thread | None = None
-        self._written = threading.Event()  # a join that a signal interrupts takes the thread for ended (bpo-45274)
-        self._written.set()
-        self._error: BaseException | None = None
+        self._failures = 0
+        self._writing: _Writing | None = None
+        self._saved = -1  # steps of the last that is on the disk
 
     def __call__(self, report: Report) -> None:
         """Begins to save if it is time to.
@@ -78,8 +78,7 @@ class Checkpoints:
             CheckpointError: If that was not possible for the third time in a row.
         """
         progress = self._progress
-        due = crossed(progress.before, progress.steps, self._log.checkpoint_every)
-        if not due and progress.evaluated_at != progress.steps:
+        if not crossed(progress.before, progress.steps, self._log.checkpoint_every) and not progress.just_evaluated:
             return
         self._settle()
         try:
@@ -88,14 +87,15 @@ class Checkpoints:
             self._fail(error)
 
     def save(self) -> None:
-        """Saves now, and waits until it is on the disk.
+        """Saves now, if that has not been done at this step, and waits until it is on the disk.
 
         Raises:
             CheckpointError: If that is not possible; older checkpoints are kept.
         """
         self._settle()
-        self._begin()
-        self._wait()
+        if self._progress.steps != self._saved:
+            self._begin()
+            self._wait()
 
     def close(self, seconds: float | None = None) -> None:
         """Waits for what is being written, so many seconds at most; a failure of that is a warning."""
@@ -105,12 +105,11 @@ class Checkpoints:
             warnings.warn(str(error), stacklevel=2)
 
     def _begin(self) -> None:
+        first = not self._root.is_dir()
         tensors, facts = self._state()
         tensors, steps, score = copies(tensors), self._progress.steps, self._progress.score
         facts = json.loads(json.dumps(facts))  # a copy too
-        if self._then is not None:
-            self._then()
-        finish, first = None, not self._root.is_dir()
+        finish = None
         if self._segments is not None:
             replay, finish = self._segments.begin()
             tensors |= {f"replay.{name}": value for name, value in replay.items()}
@@ -118,19 +117,18 @@ class Checkpoints:
             self._warn_of_space(sum(tensor.nbytes for tensor in tensors.values()))
 
         def write() -> None:
-            try:
-                listed = finish() if finish else ()
-                checkpoint.save(self._root, steps, tensors, facts, self._spec, score, listed, self._resumes)
-                checkpoint.prune(self._root, self._log.keep_last, self._log.keep_every)
-            except BaseException as error:  # noqa: BLE001 - raised where it is waited for
-                self._error = error
-            finally:
-                self._written.set()
+            listed = finish() if finish else ()
+            checkpoint.save(self._root, steps, tensors, facts, self._spec, score, listed)
+            checkpoint.prune(self._root, self._log.keep_last, self._log.keep_every)
 
-        self._begun = True
-        self._written.clear()
-        self._writer = threading.Thread(target=write, name="slipstream-checkpoint")
-        self._writer.start()
+        self._writing = _Writing.of(steps, write)  # before it starts: a signal may come while it does
+        try:
+            self._writing.thread.start()
+        except RuntimeError as error:
+            self._writing = None
+            raise _problem(steps, error) from error
+        if self._then is not None:
+            self._then()
 
     def _warn_of_space(self, each: int) -> None:
         """Warns, at the first checkpoint, if the disk has less room than those of this run will take."""
@@ -152,19 +150,80 @@ class Checkpoints:
             self._fail(error)
 
     def _wait(self, seconds: float | None = None) -> None:
-        if not self._written.wait(seconds):
+        writing = self._writing
+        if writing is None or not writing.wait(seconds):
             return
-        if self._writer is not None:
-            self._writer.join()  # it has nothing left to do
-        error, self._error = self._error, None
-        begun, self._begun = self._begun, False
-        if error is not None:
-            raise error
-        if begun:
-            self._failures = 0
+        self._writing = None
+        writing.result()
+        self._failures, self._saved = 0, writing.steps
 
     def _fail(self, error: CheckpointError) -> None:
         self._failures += 1
         if self._failures == _FAILURES:
             raise error
         warnings.warn(f"{error}; training goes on", stacklevel=3)
+
+
+@dataclass(frozen=True)
+class _Writing:
+    """A checkpoint on its way to the disk.
+
+    Attributes:
+        steps: Its step.
+        thread: Writes it.
+        done: Is set when it is there, or can't be.
+    """
+
+    steps: int
+    thread: threading.Thread
+    done: Future[None]
+
+    @staticmethod
+    def of(steps: int, write: Callable[[], None]) -> _Writing:
+        """One that `write` brings there, once the thread has been started."""
+        done = Future[None]()
+
+        def work() -> None:
+            try:
+                write()
+            except CheckpointError as error:
+                done.set_exception(error)
+            except BaseException as error:  # noqa: BLE001 - raised where it is waited for
+                done.set_exception(_problem(steps, error))
+            else:
+                done.set_result(None)
+
+        return _Writing(steps, threading.Thread(target=work, name="slipstream-checkpoint"), done)
+
+    def wait(self, seconds: float | None = None) -> bool:
+        """Waits, so many seconds at most, or as long as it takes; returns whether it is done."""
+        # Not by joining the thread: a join that a signal interrupts takes it for ended (bpo-45274).
+        if not self._within(_LONG_SECONDS if seconds is None else seconds):
+            if seconds is not None:
+                return False
+            warnings.warn(
+                f"the checkpoint at step {self.steps} has been on its way to the disk for {_LONG_SECONDS:.0f} seconds, "
+                "and is waited for: does the disk hang?",
+                stacklevel=5,
+            )
+            while not self._within(_LONG_SECONDS):
+                pass
+        self.thread.join()  # it has nothing left to do
+        return True
+
+    def result(self) -> None:
+        """Raises what went wrong."""
+        self.done.result()
+
+    def _within(self, seconds: float) -> bool:
+        try:
+            self.done.exception(seconds)
+        except TimeoutError:
+            return False
+        return True
+
+
+def _problem(steps: int, error: BaseException) -> CheckpointError:
+    found = CheckpointError(f"cannot write the checkpoint at step {steps}: {type(error).__name__}: {error}")
+    found.__cause__ = error
+    return found

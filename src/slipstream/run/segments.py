@@ -59,7 +59,7 @@ class Segments:
 
         That writes what was copied and returns all segments of the replay; it may run in another thread, and must have
         ended before the next `begin`. Where the rows make several segments, which is where checkpoints are far apart,
-        all but the last are written at once, so that there is never a copy of more than two.
+        all but the last are written at once, so that there are never more than three in memory.
 
         Raises:
             CheckpointError: If they can't be written; the next time writes what is missing. `finish` raises it too.

@@ -173,6 +173,10 @@ class Training:
     @property
     def resumes(self) -> str:
         """How a run that was stopped goes on, in a sentence."""
+        if self.learner.windows is not None and not self._config.log.save_replay:
+            return "with an empty replay, so that bits will differ (--log.save-replay saves it)"
+        if not self.spec.deterministic:
+            return f"with new episodes; {self.spec.id} is not deterministic"
         if self.plays_back:
             return "exact; environments are played back to where they were"
         if self.starts_anew:
@@ -188,8 +192,12 @@ class Training:
         """All that must be saved for a resume but the replay; to be called between two updates."""
         tensors, facts = self.learner.state()
         facts["device"] = self.device.type
+        facts["resumes"] = self.resumes
         barrier = self._barrier
-        if not ((self.plays_back or self.starts_anew) and barrier.at_rest):
+        if not (self.plays_back or self.starts_anew):
+            return tensors, facts
+        if not barrier.at_rest:
+            facts["resumes"] = "with new episodes, so that bits will differ; the environments had failed"
             return tensors, facts
         if self.plays_back:
             tensors |= _named("standing.", self._where_slots_stand().tensors())

@@ -1,0 +1,82 @@
+"""What checkpoints cost: the same training with many of them and without any, taking turns.
+
+    python benchmarks/checkpoint_cost.py [--rounds 4] [--steps 60000] [--every 10000] [--output FILE]
+
+PPO on Pong under `concurrent`, whose checkpoints hold the slab that is ahead as well. Both trainings start anew in
+every round; their speed is that between the first checkpoint and the end, so that neither start counts. Says by how
+much the one with checkpoints is slower, and what follows for the default distance.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from slipstream.run import loop, metrics, presets
+from slipstream.run.checkpoint import newest
+from slipstream.run.config import Log
+from slipstream.run.loop import Own
+from slipstream.run.record import conditions, save
+
+NEVER = 10**9
+
+
+def speed(every: int, steps: int, first: int, root: Path) -> tuple[float, int]:
+    """Steps per second after step `first`, and the bytes of a checkpoint."""
+    changes: dict[str, Any] = {
+        "total_steps": steps,
+        "schedule": "concurrent",
+        "log.checkpoint_every": every,
+        "log.metrics_every": 2_000,
+        "log.tensorboard": False,
+        "log.dir": str(root),
+        "algo.desired_kl": 0.0,
+    }
+    config = presets.configure("ppo", "ALE/Pong-v5", changes)
+    trained = loop.train(config, Own(), ["checkpoint_cost"], Console(file=io.StringIO()))
+    rows = [row for row in metrics.read(trained.run.metrics) if row["time/steps"] >= first]
+    taken = rows[-1]["time/steps"] - rows[0]["time/steps"]
+    size = sum(file.stat().st_size for file in newest(trained.run.checkpoints).path.iterdir())
+    return taken / (rows[-1]["time/seconds"] - rows[0]["time/seconds"]), size
+
+
+def main() -> int:
+    """Measures as told; 1 if checkpoints at the default distance cost 2 % or more."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=60_000, help="of each training")
+    parser.add_argument("--every", type=int, default=10_000, help="steps between two checkpoints, where there are any")
+    parser.add_argument("--output", type=Path, default=None, help="JSON file for the result")
+    args = parser.parse_args()
+    found: dict[str, list[float]] = {"with": [], "without": []}
+    size = 0
+    with tempfile.TemporaryDirectory() as root:
+        for number in range(args.rounds):
+            order = ("with", "without") if number % 2 == 0 else ("without", "with")
+            for name in order:
+                every = args.every if name == "with" else NEVER
+                rate, size = speed(every, args.steps, args.every, Path(root))
+                found[name].append(round(rate, 1))
+                print(f"round {number + 1}, {name} checkpoints: {rate:,.0f} steps/s", flush=True)
+    ratios = [one / other for one, other in zip(found["with"], found["without"], strict=True)]
+    cost = 1.0 - statistics.median(ratios)
+    usual = cost * args.every / Log().checkpoint_every
+    print(
+        f"one every {args.every:,} steps, of {size / 1e6:.0f} MB: {cost:.1%} slower (median; ratios "
+        f"{', '.join(f'{ratio:.3f}' for ratio in ratios)}); every {Log().checkpoint_every:,}: {usual:.2%}"
+    )
+    if args.output:
+        result = {"every": args.every, "bytes": size, "speed": found, "cost": cost, "cost_at_default": usual}
+        save({**conditions("cpu"), **result}, args.output)
+    return int(usual >= 0.02)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
