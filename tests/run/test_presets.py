@@ -4,10 +4,10 @@ import dataclasses
 
 import pytest
 
-from slipstream.algos import ALGORITHMS, DQN, PPO
+from slipstream.algos import A2C, ALGORITHMS, DQN, PPO
 from slipstream.envs import AtariOptions
 from slipstream.envs.options import PROTOCOLS
-from slipstream.run import presets
+from slipstream.run import presets, typed
 from slipstream.run.config import Config, ConfigError, override
 from slipstream.run.preset_table import PRESETS
 
@@ -100,6 +100,31 @@ def test_a_system_is_a_setting_like_any_other_and_flags_win_over_it() -> None:
     assert presets.configure("ppo", "CartPole-v1", {"system": "hts", "lanes": 2}).lanes == 2
     with pytest.raises(ConfigError, match="unknown system 'htz'"):
         presets.configure("ppo", "CartPole-v1", {"system": "htz"})
+
+
+def test_paac_has_its_own_update_on_the_games_it_was_published_with() -> None:
+    """Clemente et al., 2017: 32 environments, 0.0007 for each, RMSProp with an epsilon of 0.1, norm 40."""
+    config = presets.configure("a2c", "ALE/Pong-v5", {"system": "paac"})
+    algo = config.algo
+    assert isinstance(algo, A2C)
+    assert (config.schedule, config.lanes, config.num_envs, config.unroll, config.net.init) == (
+        "sync",
+        1,
+        32,
+        5,
+        "paac",
+    )
+    assert (algo.lr, algo.lr_scaling, algo.eps, algo.max_grad_norm, algo.ent_coef) == (
+        7e-4,
+        "num_envs",
+        0.1,
+        40.0,
+        0.01,
+    )
+    flags = typed.configuration("a2c", {}, {"env": "ALE/Pong-v5", "algo.ent_coef": 0.02}, "paac").algo
+    assert isinstance(flags, A2C)
+    assert (flags.eps, flags.ent_coef) == (0.1, 0.02)
+    assert presets.configure("a2c", "CartPole-v1", {"system": "paac"}).num_envs == 8
 
 
 def test_one_setting_by_two_names_must_have_one_value() -> None:

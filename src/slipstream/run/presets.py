@@ -16,7 +16,7 @@ from slipstream.run.config import CALLABLE, Config, algorithm, canonical, from_p
 from slipstream.run.machine import quick_precision
 from slipstream.run.preset_table import PRESETS
 from slipstream.run.settings import ConfigError, flatten, nest, plain
-from slipstream.run.systems import schedule_of
+from slipstream.run.systems import published
 
 
 def family(env: str) -> str:
@@ -54,7 +54,7 @@ def configure(algo: str, env: str, changes: Mapping[str, Any] | None = None) -> 
         key = canonical(typed, known)
         if wanted.setdefault(key, value) != value:
             raise ConfigError(f"{key} is given twice, as {wanted[key]!r} and, by the name {typed}, as {value!r}")
-    system = schedule_of(str(wanted.pop("system", "")), algo)
+    system = published(str(wanted.pop("system", "")), algo, family(env))
     return spelled_out(from_plain(nest(flatten(defaults) | preset(algo, env) | system | wanted)))
 
 

@@ -1,8 +1,7 @@
-"""The schedules of the published systems, by name: `--system hts`.
+"""The published systems, by name: `--system hts`.
 
-They lie over the preset and a file, under the user's flags.
-
-What a system decides beyond its schedule (its algorithm, network, optimiser) is in the presets of its algorithm.
+A system is a schedule and lanes; they lie over the preset and a file, under the user's flags. What it decides beyond
+that (its network, its optimiser) is in the presets of its algorithm, but where those have other numbers.
 """
 
 from __future__ import annotations
@@ -20,8 +19,26 @@ SYSTEMS: dict[str, dict[str, Any]] = {
 }
 
 
-def schedule_of(system: str, algo: str) -> dict[str, Any]:
+# Clemente et al., 2017: its entropy weight and clip norm, a learning rate of 0.0007 per environment.
+_PAAC_UPDATE: dict[str, Any] = {
+    "num_envs": 32,
+    "net.init": "paac",
+    "algo.eps": 0.1,
+    "algo.lr_scaling": "num_envs",
+    "algo.anneal_lr": True,
+    "algo.loss_scale": 5.0,
+    "algo.ent_coef": 0.01,
+    "algo.max_grad_norm": 40.0,
+}
+
+
+def published(system: str, algo: str, family: str) -> dict[str, Any]:
     """The settings of a system, by dotted key; none for the empty name.
+
+    Args:
+        system: Its name.
+        algo: The algorithm.
+        family: Preset family of the environment.
 
     Raises:
         ConfigError: It is unknown, or the name of another algorithm than `algo`.
@@ -34,4 +51,4 @@ def schedule_of(system: str, algo: str) -> dict[str, Any]:
         raise ConfigError(
             f"system {system} is an algorithm as well: slipstream train {system} --system {system} --env ENV"
         )
-    return SYSTEMS[system]
+    return SYSTEMS[system] | (_PAAC_UPDATE if (system, algo, family) == ("paac", "a2c", "atari") else {})

@@ -12,7 +12,7 @@ from slipstream.run.config import Config, canonical, known_settings
 from slipstream.run.directory import RunDirectory, read_yaml
 from slipstream.run.options import BenchFlags, DoctorFlags, TrainFlags, VerifyFlags
 from slipstream.run.settings import ConfigError
-from slipstream.run.systems import schedule_of
+from slipstream.run.systems import published
 
 Flags = TypeVar("Flags", TrainFlags, VerifyFlags, DoctorFlags, BenchFlags)
 
@@ -65,7 +65,7 @@ def configuration(algo: str, base: dict[str, Any], values: dict[str, Any], syste
     if _PROTOCOL in base and values.get(_PROTOCOL, base[_PROTOCOL]) != base[_PROTOCOL]:  # it spells the old one out
         base = {key: value for key, value in base.items() if not key.startswith("env_options.atari.")}
     known = known_settings(algo)
-    wanted = {canonical(key, known): value for key, value in base.items()} | schedule_of(system, algo) | values
-    if not isinstance(env := wanted.get("env"), str):
+    file = {canonical(key, known): value for key, value in base.items()}
+    if not isinstance(env := (file | values).get("env"), str):
         raise ConfigError(f"--env is missing: slipstream {verb} {algo} --env ENV (slipstream envs lists them)")
-    return presets.configure(algo, env, wanted)
+    return presets.configure(algo, env, file | published(system, algo, presets.family(env)) | values)
