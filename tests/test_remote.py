@@ -146,6 +146,31 @@ def test_stopped_collectors_start_again(played: tuple[Remotes, Work]) -> None:
     assert_equal(remote(remotes, job, 12, 0, [5, 6]), inline(job, 12, 0, [5, 6]))
 
 
+def test_what_befell_one_run_is_not_said_of_the_next() -> None:
+    driver, failing = os.getpid(), 12
+
+    class Choosy(Counter):
+        def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+            from slipstream import dice
+
+            if os.getpid() != driver and seed == dice.env_seed(failing, "env", 4, 0):
+                raise ValueError("not this seed")
+            return super().reset(seed=seed)
+
+    job = work(lambda: Choosy())
+    remotes = Remotes(job, SHARES)
+    try:
+        remotes.begin(failing, 0)
+        with pytest.raises(EnvError, match="not this seed"):
+            remotes.collectors[1].collect([Place(0, 4)])
+        remotes.begin(11, 0)
+        remotes.collectors[0].stop()
+        with pytest.raises(Stopped):
+            remotes.collectors[0].collect([Place(0, 0), Place(0, 2)])
+    finally:
+        remotes.close()
+
+
 def test_vector_environments_one_per_lane() -> None:
     def factory() -> SyncVectorEnv:
         return SyncVectorEnv([lambda: Counter("2t 3c")] * 2, autoreset_mode=AutoresetMode.SAME_STEP)

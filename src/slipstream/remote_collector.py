@@ -169,7 +169,7 @@ class RemoteCollector:
             except Stopped:
                 raise EnvError(f"{self._spec.id}: {self._name()} is still {self._doing()}") from None
         self._status.stop = False
-        self._trail = trail
+        self._trail, self._patience = trail, Patience(self._setup.restarts)
         with suppress(Lost):  # `collect` sees to it
             self._tell(*trail.command())
 
@@ -321,6 +321,10 @@ class Fate:
         self.statuses = statuses
         self.error: Exception | None = None
         self._changing = threading.Lock()
+
+    def begin(self) -> None:
+        """Forgets what befell the run before."""
+        self.error = None
 
     def fail(self, error: Exception) -> Exception:
         """Stops all processes, and returns the first error."""
