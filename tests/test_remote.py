@@ -254,9 +254,9 @@ def _forever(collector: RemoteCollector) -> None:
     ("fault", "words"),
     [
         ("raise", ["slot 4, step 4, episode 0: step(", "raised RuntimeError: Chaos was told to raise", "in _raise"]),
-        ("kill", ["(slots 4 to 5) was killed by SIGKILL while busy with slots 4 to 5, step 4"]),
-        ("exit", ["(slots 4 to 5) ended with exit code 0 while busy with slots 4 to 5, step 4"]),
-        ("segfault", ["was killed by SIGSEGV while busy with slots 4 to 5, step 4", "in string_at"]),
+        ("kill", ["(slots 4 to 5) was killed by SIGKILL while busy with slots 4 to 5, row 4"]),
+        ("exit", ["(slots 4 to 5) ended with exit code 0 while busy with slots 4 to 5, row 4"]),
+        ("segfault", ["was killed by SIGSEGV while busy with slots 4 to 5, row 4", "in string_at"]),
     ],
 )
 def test_a_fault_ends_all_collectors_at_once(fault: str, words: list[str]) -> None:
@@ -272,7 +272,7 @@ def test_a_death_is_seen_where_the_kernel_refuses_pidfds(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(os, "pidfd_open", refuse)
     message, seconds, _ = fail("kill")
-    assert "was killed by SIGKILL while busy with slots 4 to 5, step 4" in message
+    assert "was killed by SIGKILL while busy with slots 4 to 5, row 4" in message
     assert seconds < LIMIT
 
 
@@ -291,7 +291,7 @@ def test_what_cannot_be_brought_back_ends_at_once() -> None:
     try:
         remotes.begin(11, 0)
         remotes.ring.publish(weights(work(factory).policy, 0))
-        with pytest.raises(EnvError, match="was killed by SIGKILL while busy with slots 4 to 5, step 4"):
+        with pytest.raises(EnvError, match="was killed by SIGKILL while busy with slots 4 to 5, row 4"):
             remotes.collectors[1].collect([Place(0, 4)])
         assert remotes.restarted == 0
     finally:

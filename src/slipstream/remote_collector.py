@@ -303,11 +303,11 @@ class RemoteCollector:
         return f"collector process {self.pid} (slots {first} to {first + size - 1})"
 
     def _doing(self) -> str:
-        lane, step = self._status.place
+        lane, row = self._status.place
         if lane < 0:
             return "making or resetting its environments"
         slots = self._spec.slots(lane)
-        return f"busy with slots {slots.start} to {slots.stop - 1}, step {step}"
+        return f"busy with slots {slots.start} to {slots.stop - 1}, row {row}"
 
 
 class Fate:

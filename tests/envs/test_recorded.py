@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from slipstream.envs.recorded import RecordedEnvs, bring_back
 from slipstream.envs.rows import EnvFailure
 from slipstream.envs.toy import Chaos
 from slipstream.types import EnvStep
+from tests.faulty import Once
 
 SEED = 7
 
@@ -196,6 +198,27 @@ def test_what_is_wrong_rather_than_broken_is_not_tried_again() -> None:
         played.steps(5)
     assert failing.restarted == 0
     failing.close()
+
+
+class Later(Once):
+    """Shows NaN in the fourth step of an episode, whatever has come before."""
+
+    def step(self, action: Any) -> Any:
+        obs, *answer = super().step(action)
+        return (obs * np.float32(np.nan) if self._t == 4 else obs, *answer)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_steps_are_named_as_if_nothing_had_failed(workers: int, tmp_path: Path) -> None:
+    def make() -> RecordedEnvs:
+        fault = "kill" if workers else "raise"
+        return RecordedEnvs(make_envs(lambda: Later(str(tmp_path), fault, 2), 2, workers=workers), restarts=1)
+
+    played = Play(make)
+    with pytest.raises(EnvError, match="slot 0, step 4, episode 0: expected finite numbers"):
+        played.steps(5)
+    assert played.envs.restarted == 1
+    played.envs.close()
 
 
 def test_what_does_not_come_back_is_named() -> None:

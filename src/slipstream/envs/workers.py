@@ -78,7 +78,6 @@ class WorkerEnvs:
             self._spec = source_spec(source, env, num_envs, lanes, first_slot)
             self._actions = Actions(env.action_space, self._spec.lane_size, source.id)
         self._timeout = timeout_seconds
-        self._counts = [0] * lanes
         self._patience = [timeout_seconds] * lanes
         self._due: list[_Due] = [{} for _ in range(lanes)]
         self._failed: list[EnvFailure | None] = [None] * lanes
@@ -115,7 +114,6 @@ class WorkerEnvs:
         """Starts every slot at episode 0 of run `seed`, in `[0, 2**64)`; returns at once."""
         for lane in range(self._spec.lanes):
             self._settle(lane)
-            self._counts[lane] = 0
             self._command(lane, RESET, seed)
 
     def restore(self, lane: int, seed: int, history: History) -> None:
@@ -151,7 +149,6 @@ class WorkerEnvs:
         """
         self._settle(lane)
         self._shared.action[self._spec.columns(lane)] = self._actions.encode(action)
-        self._counts[lane] += 1
         self._command(lane, STEP)
 
     def wait(self, lanes: Sequence[int]) -> list[int]:
@@ -170,7 +167,7 @@ class WorkerEnvs:
                 observation is not finite, and not to be mended.
         """
         self._settle(lane)
-        return self._checks[lane](self._steps[lane], self._counts[lane])
+        return self._checks[lane](self._steps[lane])
 
     def close(self) -> None:
         """Ends the workers: asks, then SIGTERM, then SIGKILL; the second call does nothing."""
@@ -317,7 +314,7 @@ class WorkerEnvs:
 
     def _place(self, worker: _Worker) -> str:
         column = int(self._shared.busy[worker.index])
-        return f"slot {self._spec.first_slot + column}, step {self._counts[column // self._spec.lane_size]}"
+        return f"slot {self._spec.first_slot + column}, {self._shared.rows.place(column)}"
 
 
 @dataclass
