@@ -44,15 +44,7 @@ _ERRORS = {kind.__name__: kind for kind in (EnvError, EnvFailure, ImportError, V
 
 
 class Lost(EnvFailure):
-    """A collector process died or hangs.
-
-    Attributes:
-        how: Without what differs from one to the next of the same kind.
-    """
-
-    def __init__(self, text: str, how: str) -> None:
-        super().__init__(text)
-        self.how = how
+    """A collector process died or hangs."""
 
 
 class RemoteCollector:
@@ -213,7 +205,7 @@ class RemoteCollector:
         if not self._spec.seeded_every:
             raise self._fate.fail(lost)
         try:
-            pause = self._patience.pause(lost, lost.how, self._trail.rows)
+            pause = self._patience.pause(lost, lost.kind, self._trail.rows)
         except Lost as final:
             raise self._fate.fail(final) from None
         deadline = time.monotonic() + pause

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -169,6 +171,17 @@ def test_a_failure_in_reset_changes_no_row(workers: int, monkeypatch: pytest.Mon
     failing.close()
 
 
+@pytest.mark.parametrize("fault", ["kill", "exit", "hang"])
+def test_a_worker_that_is_lost_the_same_way_at_the_same_place_is_raised_at_once(fault: str) -> None:
+    options = EnvOptions(kwargs={"fault": fault, "at": 3}, timeout_seconds=1.0)
+    failing = RecordedEnvs(make_envs("toy:chaos", 4, 2, options, workers=2), restarts=5)
+    played = Play(lambda: failing)
+    with pytest.raises(EnvFailure, match=r"busy with slot \d, step 3, episode 0"):
+        played.steps(5)
+    assert failing.restarted <= 2  # once for every lane
+    failing.close()
+
+
 def test_the_same_error_at_the_same_place_is_raised_at_once() -> None:
     options = EnvOptions(kwargs={"fault": "raise", "at": 3})
     failing = RecordedEnvs(make_envs("toy:chaos", 2, 2, options), restarts=99)
@@ -179,13 +192,27 @@ def test_the_same_error_at_the_same_place_is_raised_at_once() -> None:
     failing.close()
 
 
+class Frail(Chaos):
+    """Kills its process in the third step, when that is tried again in the fourth, and so on."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__("none")
+        self._path = path
+
+    def step(self, action: Any) -> Any:
+        deaths = len(list(self._path.iterdir()))
+        if self._steps + 1 == 3 + deaths:
+            (self._path / str(deaths)).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().step(action)
+
+
 @pytest.mark.parametrize("restarts", [0, 2])
-def test_no_more_restarts_than_are_allowed(restarts: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_more_restarts_than_are_allowed(restarts: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(patience, "_FIRST_PAUSE", 0.0)
-    options = EnvOptions(kwargs={"fault": "kill", "at": 3})
-    failing = RecordedEnvs(make_envs("toy:chaos", 2, 1, options, workers=1), restarts=restarts)
+    failing = RecordedEnvs(make_envs(lambda: Frail(tmp_path), 1, workers=1), restarts=restarts)
     played = Play(lambda: failing)
-    with pytest.raises(EnvFailure, match="was killed by SIGKILL while busy with slot 0"):
+    with pytest.raises(EnvFailure, match="was killed by SIGKILL while busy with slot 0, step 3"):
         played.steps(5)
     assert failing.restarted == restarts
     failing.close()

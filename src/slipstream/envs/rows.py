@@ -32,7 +32,16 @@ class EnvError(RuntimeError):
 
 
 class EnvFailure(EnvError):  # noqa: N818 - one kind of error, not another
-    """An environment raised, or its process died or hangs: it may go well if it is tried again."""
+    """An environment raised, or its process died or hangs: it may go well if it is tried again.
+
+    Args:
+        text: The message.
+        kind: What it is, without what differs from one to the next of the same kind; by default its first line.
+    """
+
+    def __init__(self, text: str, kind: str | None = None) -> None:
+        super().__init__(text)
+        self.kind = text.partition("\n")[0] if kind is None else kind
 
 
 @dataclass(frozen=True)

@@ -284,13 +284,15 @@ class WorkerEnvs:
 
     def _hang(self, late: Sequence[tuple[_Worker, Child]], timeout: float) -> EnvFailure:
         """Gives workers up that don't answer; says where they are, and their Python stacks."""
-        texts = [f"{self._spec.id}: no answer within {timeout:g} seconds"]
+        how = f"no answer within {timeout:g} seconds"
+        texts, kinds = [f"{self._spec.id}: {how}"], [how]
         with self._changing:
             for worker, child in late:
                 if child is not worker.child or worker.failure is not None:
                     return self._fail(worker, child, None)  # another lane was faster
-                texts.append(f"worker process {child.pid}, busy with {self._place(worker)}:\n{child.stack_now()}")
-            failure = EnvFailure("\n\n".join(texts))
+                kinds.append(self._place(worker))
+                texts.append(f"worker process {child.pid}, busy with {kinds[-1]}:\n{child.stack_now()}")
+            failure = EnvFailure("\n\n".join(texts), ", ".join(kinds))
             for worker, child in late:
                 child.kill_group()
                 self._fail(worker, child, failure)
@@ -304,8 +306,9 @@ class WorkerEnvs:
         if worker.failure is None:
             if failure is None:
                 how, stack = child.obituary()
-                text = f"{self._spec.id}: worker process {child.pid} {how} while busy with {self._place(worker)}"
-                failure = EnvFailure(f"{text}\n\n{stack}" if stack else text)
+                kind = f"{how} while busy with {self._place(worker)}"
+                text = f"{self._spec.id}: worker process {child.pid} {kind}"
+                failure = EnvFailure(f"{text}\n\n{stack}" if stack else text, kind)
             worker.failure = failure
             for lane, columns in enumerate(worker.columns):
                 if columns:
