@@ -21,7 +21,7 @@ import pytest
 import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from slipstream import process, slab, tree
+from slipstream import patience, process, slab, tree
 from slipstream.collector import Assignment, Collected, Collector, Stopped
 from slipstream.envs import EnvError, EnvOptions, make_envs
 from slipstream.envs.make import env_spec
@@ -37,7 +37,7 @@ from slipstream.run.presets import configure
 from slipstream.run.training import Training
 from slipstream.types import Place, Trajectory, Weights
 
-from .envs.test_worker_failures import gone
+from .envs.test_worker_failures import gone, refuse_processes
 
 COLUMNS, LANES, ROWS, SLABS = 6, 3, 7, 2
 SHARES = [range(0, 2), range(2, 3)]
@@ -357,6 +357,36 @@ def test_a_lost_process_is_noticed_at_once_and_leaves_nothing(
     assert len(set(pids)) == 3
     assert gone(pids)
     del remotes, collector
+    gc.collect()
+    assert psutil.Process().num_fds() == fds
+
+
+@pytest.mark.parametrize("refusals", [3, 99])
+def test_a_system_that_refuses_to_start_processes_is_asked_again(
+    refusals: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patience, "_FIRST_PAUSE", 0.0)
+    gc.collect()
+    fds, job = psutil.Process().num_fds(), work("toy:counter")
+    remotes = Remotes(replace(job, restarts=4), [range(0, 3)])
+    pid = remotes.collectors[0].pid
+    refuse_processes(refusals, monkeypatch)
+    before = inline(job, 11, 0, [1, 2])
+    os.kill(pid, signal.SIGKILL)
+    try:
+        if refusals == 3:
+            assert_equal(remote(remotes, job, 11, 0, [1, 2]), before)
+        else:
+            with pytest.raises(EnvError, match=f"collector process {pid} .* was killed by SIGKILL"):
+                remote(remotes, job, 11, 0, [1, 2])
+    finally:
+        remotes.close()
+    said = [message.partition("(slots 0 to 5) ")[2] for message in caplog.messages]
+    assert said[0].startswith("was killed by SIGKILL")
+    assert len(said) == 4
+    for message in said[1:]:
+        assert message.startswith(f"can't be started: [Errno {errno.EAGAIN}]")
+    del remotes
     gc.collect()
     assert psutil.Process().num_fds() == fds
 

@@ -44,7 +44,7 @@ _ERRORS = {kind.__name__: kind for kind in (EnvError, EnvFailure, ImportError, V
 
 
 class Lost(EnvFailure):
-    """A collector process died or hangs."""
+    """A collector process died, hangs, or can't be started."""
 
 
 class RemoteCollector:
@@ -220,6 +220,8 @@ class RemoteCollector:
             self._child = self._children.start(self._content, instead=self._child)
         except ChildDied:
             raise Stopped from None  # closed meanwhile
+        except OSError as error:
+            raise Lost(f"{self._spec.id}: another process for {self._name()} can't be started: {error}", "") from error
         self._replaced += 1
         self._due = True
         self._receive(self._limits.start)

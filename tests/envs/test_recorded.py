@@ -21,6 +21,8 @@ from slipstream.envs.toy import Chaos
 from slipstream.types import EnvStep
 from tests.faulty import Once
 
+from .test_worker_failures import refuse_processes
+
 SEED = 7
 
 
@@ -168,6 +170,23 @@ def test_a_failure_in_reset_changes_no_row(workers: int, monkeypatch: pytest.Mon
     for _ in range(30):
         played.step(failing)
     assert failing.restarted >= 2
+    failing.close()
+
+
+@pytest.mark.parametrize("refusals", [3, 99])
+def test_a_system_that_refuses_to_start_workers_is_asked_again(
+    refusals: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patience, "_FIRST_PAUSE", 0.0)
+    failing = RecordedEnvs(make_envs(lambda: Once(str(tmp_path), "kill", 3), 2, workers=1), restarts=4)
+    played = Play(lambda: failing)
+    refuse_processes(refusals, monkeypatch)
+    if refusals == 3:
+        played.steps(8)
+    else:
+        with pytest.raises(EnvFailure, match="was killed by SIGKILL while busy with slot 0, step 3"):
+            played.steps(8)
+    assert failing.restarted == 4
     failing.close()
 
 

@@ -37,6 +37,7 @@ class EnvFailure(EnvError):  # noqa: N818 - one kind of error, not another
     Args:
         text: The message.
         kind: What it is, without what differs from one to the next of the same kind; by default its first line.
+            "" for what comes of the machine rather than of the environment, and may come often.
     """
 
     def __init__(self, text: str, kind: str | None = None) -> None:

@@ -178,7 +178,11 @@ class WorkerEnvs:
 
     def _renew(self, worker: _Worker) -> None:
         """Starts a worker anew in place of one that has died."""
-        child = self._start(worker.setup)
+        try:
+            child = self._start(worker.setup)
+        except OSError as error:
+            text = f"{self._spec.id}: another process for worker process {worker.child.pid} can't be started: {error}"
+            raise EnvFailure(text, "") from error
         # Threads of other lanes may still wait for the old one: its descriptors are closed when all have turned away.
         lanes = {lane for lane, columns in enumerate(worker.columns) if columns}
         self._graves.append(_Grave(worker.child, lanes))
