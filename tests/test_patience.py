@@ -38,6 +38,15 @@ def test_the_same_at_the_same_row_is_hopeless() -> None:
         failed(patience, "it hangs", 20)
 
 
+def test_what_is_of_no_kind_may_come_again_at_the_same_row() -> None:
+    patience = Patience[EnvError](3)
+    failed(patience, "it died", 10)
+    failed(patience, "", 10)
+    failed(patience, "", 10)
+    with pytest.raises(EnvError, match="it died at 10"):
+        failed(patience, "", 10)
+
+
 def test_none_are_tried_again_without_restarts(caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(EnvError, match="it died at 0"):
         failed(Patience[EnvError](0), "it died", 0)

@@ -21,7 +21,7 @@ import pytest
 import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from slipstream import process, slab, tree
+from slipstream import patience, process, slab, tree
 from slipstream.collector import Assignment, Collected, Collector, Stopped
 from slipstream.envs import EnvError, EnvOptions, make_envs
 from slipstream.envs.make import env_spec
@@ -37,7 +37,7 @@ from slipstream.run.presets import configure
 from slipstream.run.training import Training
 from slipstream.types import Place, Trajectory, Weights
 
-from .envs.test_worker_failures import gone
+from .envs.test_worker_failures import gone, refuse_processes
 
 COLUMNS, LANES, ROWS, SLABS = 6, 3, 7, 2
 SHARES = [range(0, 2), range(2, 3)]
@@ -146,6 +146,31 @@ def test_stopped_collectors_start_again(played: tuple[Remotes, Work]) -> None:
     assert_equal(remote(remotes, job, 12, 0, [5, 6]), inline(job, 12, 0, [5, 6]))
 
 
+def test_what_befell_one_run_is_not_said_of_the_next() -> None:
+    driver, failing = os.getpid(), 12
+
+    class Choosy(Counter):
+        def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+            from slipstream import dice
+
+            if os.getpid() != driver and seed == dice.env_seed(failing, "env", 4, 0):
+                raise ValueError("not this seed")
+            return super().reset(seed=seed)
+
+    job = work(lambda: Choosy())
+    remotes = Remotes(job, SHARES)
+    try:
+        remotes.begin(failing, 0)
+        with pytest.raises(EnvError, match="not this seed"):
+            remotes.collectors[1].collect([Place(0, 4)])
+        remotes.begin(11, 0)
+        remotes.collectors[0].stop()
+        with pytest.raises(Stopped):
+            remotes.collectors[0].collect([Place(0, 0), Place(0, 2)])
+    finally:
+        remotes.close()
+
+
 def test_vector_environments_one_per_lane() -> None:
     def factory() -> SyncVectorEnv:
         return SyncVectorEnv([lambda: Counter("2t 3c")] * 2, autoreset_mode=AutoresetMode.SAME_STEP)
@@ -229,9 +254,9 @@ def _forever(collector: RemoteCollector) -> None:
     ("fault", "words"),
     [
         ("raise", ["slot 4, step 4, episode 0: step(", "raised RuntimeError: Chaos was told to raise", "in _raise"]),
-        ("kill", ["(slots 4 to 5) was killed by SIGKILL while busy with slots 4 to 5, step 4"]),
-        ("exit", ["(slots 4 to 5) ended with exit code 0 while busy with slots 4 to 5, step 4"]),
-        ("segfault", ["was killed by SIGSEGV while busy with slots 4 to 5, step 4", "in string_at"]),
+        ("kill", ["(slots 4 to 5) was killed by SIGKILL while busy with slots 4 to 5, row 4"]),
+        ("exit", ["(slots 4 to 5) ended with exit code 0 while busy with slots 4 to 5, row 4"]),
+        ("segfault", ["was killed by SIGSEGV while busy with slots 4 to 5, row 4", "in string_at"]),
     ],
 )
 def test_a_fault_ends_all_collectors_at_once(fault: str, words: list[str]) -> None:
@@ -247,7 +272,7 @@ def test_a_death_is_seen_where_the_kernel_refuses_pidfds(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(os, "pidfd_open", refuse)
     message, seconds, _ = fail("kill")
-    assert "was killed by SIGKILL while busy with slots 4 to 5, step 4" in message
+    assert "was killed by SIGKILL while busy with slots 4 to 5, row 4" in message
     assert seconds < LIMIT
 
 
@@ -266,7 +291,7 @@ def test_what_cannot_be_brought_back_ends_at_once() -> None:
     try:
         remotes.begin(11, 0)
         remotes.ring.publish(weights(work(factory).policy, 0))
-        with pytest.raises(EnvError, match="was killed by SIGKILL while busy with slots 4 to 5, step 4"):
+        with pytest.raises(EnvError, match="was killed by SIGKILL while busy with slots 4 to 5, row 4"):
             remotes.collectors[1].collect([Place(0, 4)])
         assert remotes.restarted == 0
     finally:
@@ -332,6 +357,36 @@ def test_a_lost_process_is_noticed_at_once_and_leaves_nothing(
     assert len(set(pids)) == 3
     assert gone(pids)
     del remotes, collector
+    gc.collect()
+    assert psutil.Process().num_fds() == fds
+
+
+@pytest.mark.parametrize("refusals", [3, 99])
+def test_a_system_that_refuses_to_start_processes_is_asked_again(
+    refusals: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patience, "_FIRST_PAUSE", 0.0)
+    gc.collect()
+    fds, job = psutil.Process().num_fds(), work("toy:counter")
+    remotes = Remotes(replace(job, restarts=4), [range(0, 3)])
+    pid = remotes.collectors[0].pid
+    refuse_processes(refusals, monkeypatch)
+    before = inline(job, 11, 0, [1, 2])
+    os.kill(pid, signal.SIGKILL)
+    try:
+        if refusals == 3:
+            assert_equal(remote(remotes, job, 11, 0, [1, 2]), before)
+        else:
+            with pytest.raises(EnvError, match=f"collector process {pid} .* was killed by SIGKILL"):
+                remote(remotes, job, 11, 0, [1, 2])
+    finally:
+        remotes.close()
+    said = [message.partition("(slots 0 to 5) ")[2] for message in caplog.messages]
+    assert said[0].startswith("was killed by SIGKILL")
+    assert len(said) == 4
+    for message in said[1:]:
+        assert message.startswith(f"can't be started: [Errno {errno.EAGAIN}]")
+    del remotes
     gc.collect()
     assert psutil.Process().num_fds() == fds
 

@@ -34,7 +34,7 @@ class Patience(Generic[Failure]):
 
         Args:
             failure: What happened; the log has its first line.
-            kind: Failures of a kind are the same.
+            kind: Failures of a kind are the same, and a bug where they come again; those of none, "", are not.
             row: Rows that have gone well; more with every call, or as many.
 
         Raises:
@@ -44,7 +44,7 @@ class Patience(Generic[Failure]):
             self._in_a_row = [] if row - self._row >= _PROGRESS else self._in_a_row
             self._row, self._here = row, {}
         self._in_a_row.append(failure)
-        if kind in self._here:
+        if kind and kind in self._here:
             raise self._here[kind]
         self._here[kind] = failure
         attempt = len(self._in_a_row)

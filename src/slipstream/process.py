@@ -216,16 +216,18 @@ class Children:
 
         Raises:
             ChildDied: They have been closed.
+            OSError: The system can't start another; `instead` has been killed, but still takes its place.
         """
         with self._changing:
             if not self._open:
                 raise ChildDied
             if instead is not None:
                 instead.kill_group()
-                self._living.remove(instead)
-                stop([instead])
             child = start(self._module, setup, self._memory)
             self._living.append(child)
+            if instead is not None:
+                self._living.remove(instead)
+                stop([instead])
             return child
 
     def close(self) -> None:

@@ -97,7 +97,7 @@ class Remotes:
             shared.status[:] = Status.EMPTY
             self.slabs: list[Trajectory] = shared.slabs
             self.ring: Ring = shared.ring
-            fate = Fate([Status(cells) for cells in shared.status])
+            self._fate = Fate([Status(cells) for cells in shared.status])
             for index, lanes in enumerate(shares):
                 setup = Setup(
                     index=index,
@@ -115,7 +115,7 @@ class Remotes:
                     delay=work.delay,
                     restarts=work.restarts,
                 )
-                self.collectors.append(RemoteCollector(children, _pickled(setup), setup, lanes, shared, fate))
+                self.collectors.append(RemoteCollector(children, _pickled(setup), setup, lanes, shared, self._fate))
             for collector in self.collectors:
                 collector.ready()
         except BaseException:
@@ -129,11 +129,13 @@ class Remotes:
             seed: For the environments.
             row: Number of the first row.
         """
+        self._fate.begin()
         for collector in self.collectors:
             collector.begin(seed, row)
 
     def restore(self, seed: int, standing: Standing) -> list[int]:
         """Has all processes bring their slots back in place of `begin`; returns those that show something else."""
+        self._fate.begin()
         parts = [standing.part(collector.columns) for collector in self.collectors]
         for collector, part in zip(self.collectors, parts, strict=True):
             collector.restore(seed, part)

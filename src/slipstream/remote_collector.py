@@ -44,15 +44,7 @@ _ERRORS = {kind.__name__: kind for kind in (EnvError, EnvFailure, ImportError, V
 
 
 class Lost(EnvFailure):
-    """A collector process died or hangs.
-
-    Attributes:
-        how: Without what differs from one to the next of the same kind.
-    """
-
-    def __init__(self, text: str, how: str) -> None:
-        super().__init__(text)
-        self.how = how
+    """A collector process died, hangs, or can't be started."""
 
 
 class RemoteCollector:
@@ -169,7 +161,7 @@ class RemoteCollector:
             except Stopped:
                 raise EnvError(f"{self._spec.id}: {self._name()} is still {self._doing()}") from None
         self._status.stop = False
-        self._trail = trail
+        self._trail, self._patience = trail, Patience(self._setup.restarts)
         with suppress(Lost):  # `collect` sees to it
             self._tell(*trail.command())
 
@@ -213,7 +205,7 @@ class RemoteCollector:
         if not self._spec.seeded_every:
             raise self._fate.fail(lost)
         try:
-            pause = self._patience.pause(lost, lost.how, self._trail.rows)
+            pause = self._patience.pause(lost, lost.kind, self._trail.rows)
         except Lost as final:
             raise self._fate.fail(final) from None
         deadline = time.monotonic() + pause
@@ -228,6 +220,8 @@ class RemoteCollector:
             self._child = self._children.start(self._content, instead=self._child)
         except ChildDied:
             raise Stopped from None  # closed meanwhile
+        except OSError as error:
+            raise Lost(f"{self._spec.id}: another process for {self._name()} can't be started: {error}", "") from error
         self._replaced += 1
         self._due = True
         self._receive(self._limits.start)
@@ -303,11 +297,11 @@ class RemoteCollector:
         return f"collector process {self.pid} (slots {first} to {first + size - 1})"
 
     def _doing(self) -> str:
-        lane, step = self._status.place
+        lane, row = self._status.place
         if lane < 0:
             return "making or resetting its environments"
         slots = self._spec.slots(lane)
-        return f"busy with slots {slots.start} to {slots.stop - 1}, step {step}"
+        return f"busy with slots {slots.start} to {slots.stop - 1}, row {row}"
 
 
 class Fate:
@@ -321,6 +315,10 @@ class Fate:
         self.statuses = statuses
         self.error: Exception | None = None
         self._changing = threading.Lock()
+
+    def begin(self) -> None:
+        """Forgets what befell the run before."""
+        self.error = None
 
     def fail(self, error: Exception) -> Exception:
         """Stops all processes, and returns the first error."""

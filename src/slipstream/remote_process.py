@@ -118,7 +118,7 @@ class Status:
     """A process's row of shared numbers: whether it should stop, that it lives, and what it is doing.
 
     Args:
-        cells: int64 `[6]`: stop (the driver's to set), beats, lane, step of the lane, restarts, mending.
+        cells: int64 `[6]`: stop (the driver's to set), beats, lane, row of the lane, restarts, mending.
     """
 
     EMPTY = (0, 0, -1, 0, 0, 0)
@@ -126,9 +126,9 @@ class Status:
     def __init__(self, cells: NDArray[np.int64]) -> None:
         self._cells = cells
 
-    def set(self, lane: int, step: int) -> None:
+    def set(self, lane: int, row: int) -> None:
         """Notes what is being done; a lane below 0 is none."""
-        self._cells[2], self._cells[3] = lane, step
+        self._cells[2], self._cells[3] = lane, row
         self._cells[1] += 1
 
     @property
@@ -138,7 +138,7 @@ class Status:
 
     @property
     def place(self) -> tuple[int, int]:
-        """Lane and step that it is busy with."""
+        """Lane and row that it is busy with."""
         return int(self._cells[2]), int(self._cells[3])
 
     @property
@@ -189,9 +189,9 @@ class WatchedEnvs:
         """Spaces, slots and lanes."""
         return self._envs.spec
 
-    def count_from(self, step: int) -> None:
-        """Says how many steps every lane has had."""
-        self._counts = [step] * self.spec.lanes
+    def count_from(self, row: int) -> None:
+        """Says how many rows every lane has had since the start."""
+        self._counts, self._sent = [row] * self.spec.lanes, [False] * self.spec.lanes
 
     def reset(self, seed: int) -> None:
         """Starts every slot."""
@@ -201,6 +201,8 @@ class WatchedEnvs:
 
     def restore(self, lane: int, seed: int, history: History) -> None:
         """Brings a lane back."""
+        self._counts[lane] -= self._sent[lane]  # it is sent again
+        self._sent[lane] = False
         self._status.set(lane, self._counts[lane])
         self._envs.restore(lane, seed, history)
 
@@ -213,6 +215,7 @@ class WatchedEnvs:
         if self._status.stop:
             raise Stopped
         self._counts[lane] += 1
+        self._sent[lane] = True
         self._status.set(lane, self._counts[lane])
         self._envs.send(action, lane)
 
@@ -223,7 +226,9 @@ class WatchedEnvs:
     def recv(self, lane: int) -> EnvStep:
         """Waits for a lane."""
         self._status.set(lane, self._counts[lane])
-        return self._envs.recv(lane)
+        step = self._envs.recv(lane)
+        self._sent[lane] = False
+        return step
 
     def close(self) -> None:
         """Releases what the environments hold."""
@@ -280,8 +285,8 @@ class _Actor:
         if "begin" in command:
             return self._begin(**command["begin"])
         if "restore" in command:
-            seed, step, size = (command["restore"][name] for name in ("seed", "step", "bytes"))
-            return self._restore(seed, step, Standing.of(safetensors.torch.load(more.read(size))))
+            seed, row, size = (command["restore"][name] for name in ("seed", "row", "bytes"))
+            return self._restore(seed, row, Standing.of(safetensors.torch.load(more.read(size))))
         return self._collect([Place(*place) for place in command["collect"]])
 
     def close(self) -> None:
@@ -295,10 +300,10 @@ class _Actor:
         self._envs.reset(seed)
         self._collector = self._make_collector(row)
 
-    def _restore(self, seed: int, step: int, standing: Standing) -> bytes:
-        """Brings the slots back, where they have `step` steps; answers which of them show something else than then."""
+    def _restore(self, seed: int, row: int, standing: Standing) -> bytes:
+        """Brings the slots to where they had `row` rows; answers which of them show something else than then."""
         assert self._recorded is not None
-        self._watched.count_from(step)
+        self._watched.count_from(row)
         lost = bring_back(self._recorded, seed, standing.history, standing.seen.numpy())
         self._collector = self._make_collector(0)
         self._collector.load(standing.slots)

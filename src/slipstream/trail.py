@@ -69,4 +69,4 @@ class Trail:
         if standing is None:
             return {"begin": {"seed": self._seed, "row": self._row}}, b""
         content = safetensors.torch.save(standing.tensors())
-        return {"restore": {"seed": self._seed, "step": self.rows, "bytes": len(content)}}, content
+        return {"restore": {"seed": self._seed, "row": self.rows, "bytes": len(content)}}, content

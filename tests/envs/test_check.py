@@ -210,5 +210,5 @@ def test_a_mask_may_be_empty_where_an_episode_ends_and_nowhere_else(nested: bool
     assert check_env(lambda: Stuck(4, nested)) == []
     (finding,) = check_env(lambda: Stuck(2, nested))
     assert finding.severity == "error"
-    assert "step 2: expected at least one choice for every action in action_mask, got" in finding.problem
+    assert "step 2, episode 0: expected at least one choice for every action in action_mask, got" in finding.problem
     assert mask in finding.problem

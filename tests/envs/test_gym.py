@@ -186,7 +186,7 @@ def test_actions_arrive_in_the_terms_of_the_environment(space: Any, sent: list[A
         ("leave", r"toy:chaos: slot 0, step 3, episode 0: step\(0\) raised SystemExit"),
         ("shape", r"slot 0, step 3, .*expected float32 \[4\], got float32 \[3\]"),
         ("dtype", r"slot 0, step 3, .*expected float32 \[4\], got int32 \[4\]"),
-        ("nan", r"slot 0, step 3: expected finite numbers as observation, got \[nan"),
+        ("nan", r"slot 0, step 3, episode 0: expected finite numbers as observation, got \[nan"),
         ("reward", r"slot 0, step 3, .*expected a number as reward, got NoneType None"),
         ("old_api", r"slot 0, step 3, .*got 4 values; an environment of the old Gym API"),
     ],

@@ -68,7 +68,7 @@ def test_messages_name_the_slot_of_the_whole(workers: int) -> None:
     envs.reset(0)
     envs.recv(1)
     envs.send(np.zeros(2, np.int64), 1)
-    with pytest.raises(EnvError, match=r"slot 8, step 1: expected finite numbers"):
+    with pytest.raises(EnvError, match=r"slot 8, step 1, episode 0: expected finite numbers"):
         envs.recv(1)
     envs.close()
 

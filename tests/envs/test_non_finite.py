@@ -112,7 +112,8 @@ def test_clamp_writes_a_bound_or_nothing_and_the_episode_goes_on(backend: str) -
 
 @pytest.mark.parametrize("backend", ["here", "worker", "vector"])
 def test_by_default_it_is_an_error_that_says_what_else_there_is(backend: str) -> None:
-    with pytest.raises(EnvError, match=r"slot 0, step 3: expected finite numbers as reward, got nan; --env-options"):
+    place = "row 3" if backend == "vector" else "step 3, episode 0"
+    with pytest.raises(EnvError, match=rf"slot 0, {place}: expected finite numbers as reward, got nan; --env-options"):
         advance(spiky("reward", "raise", backend), 3)
 
 
@@ -129,7 +130,7 @@ class Half(Spiky):
 
 
 def test_skip_has_nothing_to_hold_on_to_where_a_reset_is_not_finite() -> None:
-    with pytest.raises(EnvError, match=r"slot 0, step 0: expected finite numbers as observation.bounded"):
+    with pytest.raises(EnvError, match=r"slot 0, step 0, episode 0: expected finite numbers as observation.bounded"):
         advance(spiky("nan", "skip", "here", at=0), 1)
 
 
@@ -156,8 +157,8 @@ def test_the_first_time_is_told(caplog: pytest.LogCaptureFixture) -> None:
         advance(spiky("all", "skip", "worker"), 12)
     told = [record.getMessage() for record in caplog.records]
     assert len(told) == 2
-    assert "slot 0, step 3: expected finite numbers as reward, got inf, which is clamped" in told[0]
-    assert "slot 0, step 3: expected finite numbers, and the episode is cut" in told[1]
+    assert "slot 0, step 3, episode 0: expected finite numbers as reward, got inf, which is clamped" in told[0]
+    assert "slot 0, step 3, episode 0: expected finite numbers, and the episode is cut" in told[1]
 
 
 def test_a_skipped_episode_is_played_back_as_it_was() -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +19,9 @@ from slipstream.envs.recorded import RecordedEnvs, bring_back
 from slipstream.envs.rows import EnvFailure
 from slipstream.envs.toy import Chaos
 from slipstream.types import EnvStep
+from tests.faulty import Once
+
+from .test_worker_failures import refuse_processes
 
 SEED = 7
 
@@ -167,6 +173,34 @@ def test_a_failure_in_reset_changes_no_row(workers: int, monkeypatch: pytest.Mon
     failing.close()
 
 
+@pytest.mark.parametrize("refusals", [3, 99])
+def test_a_system_that_refuses_to_start_workers_is_asked_again(
+    refusals: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patience, "_FIRST_PAUSE", 0.0)
+    failing = RecordedEnvs(make_envs(lambda: Once(str(tmp_path), "kill", 3), 2, workers=1), restarts=4)
+    played = Play(lambda: failing)
+    refuse_processes(refusals, monkeypatch)
+    if refusals == 3:
+        played.steps(8)
+    else:
+        with pytest.raises(EnvFailure, match="was killed by SIGKILL while busy with slot 0, step 3"):
+            played.steps(8)
+    assert failing.restarted == 4
+    failing.close()
+
+
+@pytest.mark.parametrize("fault", ["kill", "exit", "hang"])
+def test_a_worker_that_is_lost_the_same_way_at_the_same_place_is_raised_at_once(fault: str) -> None:
+    options = EnvOptions(kwargs={"fault": fault, "at": 3}, timeout_seconds=1.0)
+    failing = RecordedEnvs(make_envs("toy:chaos", 4, 2, options, workers=2), restarts=5)
+    played = Play(lambda: failing)
+    with pytest.raises(EnvFailure, match=r"busy with slot \d, step 3, episode 0"):
+        played.steps(5)
+    assert failing.restarted <= 2  # once for every lane
+    failing.close()
+
+
 def test_the_same_error_at_the_same_place_is_raised_at_once() -> None:
     options = EnvOptions(kwargs={"fault": "raise", "at": 3})
     failing = RecordedEnvs(make_envs("toy:chaos", 2, 2, options), restarts=99)
@@ -177,13 +211,27 @@ def test_the_same_error_at_the_same_place_is_raised_at_once() -> None:
     failing.close()
 
 
+class Frail(Chaos):
+    """Kills its process in the third step, when that is tried again in the fourth, and so on."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__("none")
+        self._path = path
+
+    def step(self, action: Any) -> Any:
+        deaths = len(list(self._path.iterdir()))
+        if self._steps + 1 == 3 + deaths:
+            (self._path / str(deaths)).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().step(action)
+
+
 @pytest.mark.parametrize("restarts", [0, 2])
-def test_no_more_restarts_than_are_allowed(restarts: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_more_restarts_than_are_allowed(restarts: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(patience, "_FIRST_PAUSE", 0.0)
-    options = EnvOptions(kwargs={"fault": "kill", "at": 3})
-    failing = RecordedEnvs(make_envs("toy:chaos", 2, 1, options, workers=1), restarts=restarts)
+    failing = RecordedEnvs(make_envs(lambda: Frail(tmp_path), 1, workers=1), restarts=restarts)
     played = Play(lambda: failing)
-    with pytest.raises(EnvFailure, match="was killed by SIGKILL while busy with slot 0"):
+    with pytest.raises(EnvFailure, match="was killed by SIGKILL while busy with slot 0, step 3"):
         played.steps(5)
     assert failing.restarted == restarts
     failing.close()
@@ -196,6 +244,27 @@ def test_what_is_wrong_rather_than_broken_is_not_tried_again() -> None:
         played.steps(5)
     assert failing.restarted == 0
     failing.close()
+
+
+class Later(Once):
+    """Shows NaN in the fourth step of an episode, whatever has come before."""
+
+    def step(self, action: Any) -> Any:
+        obs, *answer = super().step(action)
+        return (obs * np.float32(np.nan) if self._t == 4 else obs, *answer)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_steps_are_named_as_if_nothing_had_failed(workers: int, tmp_path: Path) -> None:
+    def make() -> RecordedEnvs:
+        fault = "kill" if workers else "raise"
+        return RecordedEnvs(make_envs(lambda: Later(str(tmp_path), fault, 2), 2, workers=workers), restarts=1)
+
+    played = Play(make)
+    with pytest.raises(EnvError, match="slot 0, step 4, episode 0: expected finite numbers"):
+        played.steps(5)
+    assert played.envs.restarted == 1
+    played.envs.close()
 
 
 def test_what_does_not_come_back_is_named() -> None:

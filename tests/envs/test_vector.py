@@ -89,7 +89,7 @@ def test_a_mode_may_be_its_value() -> None:
 
 def test_same_step_that_says_next_step_is_noticed() -> None:
     envs = make_envs(lambda: Declares(lanes_of(2, AutoresetMode.SAME_STEP)(), AutoresetMode.NEXT_STEP), 2)
-    with pytest.raises(EnvError, match=r"step 3: autoreset_mode says NEXT_STEP, but at the end .* is it another mode"):
+    with pytest.raises(EnvError, match=r"row 3: autoreset_mode says NEXT_STEP, but at the end .* is it another mode"):
         play(envs, 9)
 
 
@@ -102,7 +102,7 @@ class Silent(Declares):
 
 def test_a_dead_row_that_is_none_is_noticed() -> None:
     envs = make_envs(lambda: Silent(lanes_of(2, AutoresetMode.SAME_STEP)(), AutoresetMode.NEXT_STEP), 2)
-    with pytest.raises(EnvError, match=r"step 4: autoreset_mode says NEXT_STEP, but slot 0 has a reward or an end"):
+    with pytest.raises(EnvError, match=r"row 4: autoreset_mode says NEXT_STEP, but slot 0 has a reward or an end"):
         play(envs, 9)
 
 

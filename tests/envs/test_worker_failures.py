@@ -48,6 +48,19 @@ def _lives(pid: int) -> bool:
         return False
 
 
+def refuse_processes(times: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has the system refuse to start the next few processes."""
+    left, start = list(range(times)), subprocess.Popen
+
+    def popen(*args: Any, **kwargs: Any) -> Any:
+        if left:
+            left.pop()
+            raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+        return start(*args, **kwargs)
+
+    monkeypatch.setattr(subprocess, "Popen", popen)
+
+
 def fail(options: EnvOptions, env: str | Callable[[], gymnasium.Env[Any, Any]] = "toy:chaos") -> tuple[str, float]:
     """Steps until the fault; returns the message and the seconds from the faulty `send` to the error."""
     shm = set(os.listdir("/dev/shm"))

@@ -46,7 +46,6 @@ class GymEnvs:
         parts = [rows.part(self._spec.columns(lane)) for lane in range(lanes)]
         self._steps = [as_step(part, bool(source.score_key)) for part in parts]
         self._checks = row_checks(source, self._spec, self._actions, parts)
-        self._counts = [0] * lanes
         self._closed = False
 
     @property
@@ -56,7 +55,6 @@ class GymEnvs:
 
     def reset(self, seed: int) -> None:
         """Starts every slot at episode 0 of run `seed`."""
-        self._counts = [0] * self._spec.lanes
         for slot in self._slots:
             slot.reset(seed)
 
@@ -77,7 +75,6 @@ class GymEnvs:
             ValueError: Actions of the wrong shape, dtype or range.
         """
         actions = self._actions.encode(action)
-        self._counts[lane] += 1
         for slot, single in zip(self._slots[self._spec.columns(lane)], actions, strict=True):
             slot.step(single)
 
@@ -91,7 +88,7 @@ class GymEnvs:
         Raises:
             EnvError: A reward or observation is not finite, and not to be mended.
         """
-        return self._checks[lane](self._steps[lane], self._counts[lane])
+        return self._checks[lane](self._steps[lane])
 
     def close(self) -> None:
         """Closes the environments; the second call does nothing."""
@@ -128,10 +125,7 @@ def source_spec(
 def row_checks(source: Source, spec: EnvSpec, actions: Actions, lanes: Sequence[Rows]) -> list[RowCheck]:
     """What looks at the rows of each lane."""
     space, rule = spec.observation_space, source.non_finite
-    return [
-        RowCheck(actions, space, spec.slots(lane).start, rule, rows.skipped if rule == "skip" else None)
-        for lane, rows in enumerate(lanes)
-    ]
+    return [RowCheck(actions, space, spec.slots(lane).start, rule, rows) for lane, rows in enumerate(lanes)]
 
 
 def as_step(rows: Rows, scored: bool = False) -> EnvStep:

@@ -107,7 +107,7 @@ class RecordedEnvs:
 
     def _rest(self, record: _Lane, failure: EnvFailure) -> None:
         """Waits a little before the lane is tried again, or raises what it failed of if there is no hope."""
-        pause = record.patience.pause(failure, str(failure).partition("\n")[0], record.rows)
+        pause = record.patience.pause(failure, failure.kind, record.rows)
         self._mending(True)
         self.restarted += 1
         time.sleep(pause)

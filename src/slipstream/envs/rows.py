@@ -27,12 +27,22 @@ _log = logging.getLogger(__name__)
 class EnvError(RuntimeError):
     """An environment did what it may not: raised, died, or answered with something else than its spaces promise.
 
-    The message names the environment, the slot and the step.
+    The message names the environment, the slot, and its step and episode, or else rows since the reset of all slots.
     """
 
 
 class EnvFailure(EnvError):  # noqa: N818 - one kind of error, not another
-    """An environment raised, or its process died or hangs: it may go well if it is tried again."""
+    """An environment raised, or its process died or hangs: it may go well if it is tried again.
+
+    Args:
+        text: The message.
+        kind: What it is, without what differs from one to the next of the same kind; by default its first line.
+            "" for what comes of the machine rather than of the environment, and may come often.
+    """
+
+    def __init__(self, text: str, kind: str | None = None) -> None:
+        super().__init__(text)
+        self.kind = text.partition("\n")[0] if kind is None else kind
 
 
 @dataclass(frozen=True)
@@ -41,6 +51,8 @@ class Rows:
 
     Attributes:
         skipped: bool `[B]`, whether the episode was cut here because numbers were not finite.
+        step: int64 `[B]`, steps of the episode, if slots are what writes the row; where one fails, with that step.
+        episode: int64 `[B]`, its number, likewise.
     """
 
     obs: Tree
@@ -50,13 +62,17 @@ class Rows:
     ended: BoolArray
     score: FloatArray
     skipped: BoolArray
+    step: NDArray[np.int64]
+    episode: NDArray[np.int64]
 
     @staticmethod
     def empty(space: Space[Any], size: int) -> Rows:
         """Zeros for `size` slots with observations of `space`."""
         terminated, truncated, ended, skipped = (np.zeros(size, np.bool_) for _ in range(4))
         reward, score = (np.zeros(size, np.float32) for _ in range(2))
-        return Rows(spaces.empty_observations(space, size), reward, terminated, truncated, ended, score, skipped)
+        step, episode = (np.zeros(size, np.int64) for _ in range(2))
+        obs = spaces.empty_observations(space, size)
+        return Rows(obs, reward, terminated, truncated, ended, score, skipped, step, episode)
 
     def part(self, slots: slice) -> Rows:
         """The same memory, restricted to some slots."""
@@ -72,7 +88,13 @@ class Rows:
             self.ended[slots],
             self.score[slots],
             self.skipped[slots],
+            self.step[slots],
+            self.episode[slots],
         )
+
+    def place(self, column: int) -> str:
+        """Where a slot is, for messages."""
+        return f"step {self.step[column]}, episode {self.episode[column]}"
 
 
 class RowCheck:
@@ -83,7 +105,7 @@ class RowCheck:
         space: Of one observation.
         first_slot: Slot of column 0.
         non_finite: As in `EnvOptions`.
-        skipped: bool `[B]`, where slots say that they have cut an episode; None where they can't.
+        rows: Where slots note their steps and episodes, and that they have cut one; None where there are no such slots.
     """
 
     def __init__(
@@ -92,10 +114,10 @@ class RowCheck:
         space: Space[Any],
         first_slot: int,
         non_finite: NonFinite = "raise",
-        skipped: BoolArray | None = None,
+        rows: Rows | None = None,
     ) -> None:
         self._actions, self._space, self._first_slot = actions, space, first_slot
-        self._clamps, self._skipped = non_finite == "clamp", skipped
+        self._clamps, self._skips, self._rows = non_finite == "clamp", non_finite == "skip", rows
         self._remedy = (
             "--env-options.non-finite skip can't cut an episode at its reset, clamp goes on"
             if non_finite == "skip"
@@ -103,22 +125,22 @@ class RowCheck:
         )
         self._told = False
 
-    def __call__(self, step: EnvStep, count: int) -> EnvStep:
+    def __call__(self, step: EnvStep, count: int = 0) -> EnvStep:
         """The row, without NaN and infinity.
 
         The mask of an episode's last observation may leave an action without a choice: nothing is done there.
 
         Args:
             step: The row.
-            count: Steps since the reset, for the message.
+            count: Rows since the reset of all slots, for the message where slots don't note where they are.
 
         Raises:
             EnvError: A number is not finite and is not to be mended, or a mask leaves an action without a choice; it
                 names the first slot concerned.
         """
         mended = np.zeros(len(step.ended), np.bool_)
-        if self._skipped is not None and self._skipped.any():
-            mended |= self._skipped
+        if self._skips and self._rows is not None and self._rows.skipped.any():
+            mended |= self._rows.skipped
             self._tell(self._message(mended, "finite numbers, and the episode is cut", count))
         score = [] if step.score is None else [("score", step.score)]
         for path, leaf in [("reward", step.reward), *score, *tree.items(step.obs, "observation")]:
@@ -147,7 +169,8 @@ class RowCheck:
     def _message(self, bad: BoolArray, expected: str, count: int, got: Tree | None = None) -> str:
         column = int(np.flatnonzero(bad)[0])
         value = "" if got is None else f", got {tree.map(lambda leaf: leaf[column], got)}"
-        return f"{self._actions.name}: slot {self._first_slot + column}, step {count}: expected {expected}{value}"
+        place = f"row {count}" if self._rows is None else self._rows.place(column)
+        return f"{self._actions.name}: slot {self._first_slot + column}, {place}: expected {expected}{value}"
 
     def _tell(self, message: str) -> None:
         """Says the first time what the metrics count from then on."""

@@ -103,7 +103,7 @@ class Slot:
         self._source, self._index, self.column = source, index, column
         self._rows = rows
         self._write = spaces.observation_writer(env.observation_space, rows.obs)
-        self._seed = self._episode = self._step = 0
+        self._seed = self._episode = 0
         self._ended = self._broken = False
 
     def reset(self, seed: int) -> None:
@@ -134,7 +134,7 @@ class Slot:
         if self._ended:
             self._put(self._begin(), 0.0, False, False, 0.0)
             return
-        self._step += 1
+        self._rows.step[self.column] += 1
         answer = self._play(action)
         if self._source.non_finite == "skip":
             self._put_or_skip(*answer)
@@ -179,7 +179,8 @@ class Slot:
         rows.truncated[column] = rows.ended[column] = rows.skipped[column] = self._ended = True
 
     def _begin(self) -> Any:
-        self._episode, self._step = self._episode + 1, 0
+        self._episode += 1
+        self._rows.step[self.column], self._rows.episode[self.column] = 0, self._episode
         return self._reset(dice.env_seed(self._seed, "env", self._index, self._episode))
 
     def _reset(self, seed: int) -> Any:
@@ -233,7 +234,7 @@ class Slot:
         return obs
 
     def _place(self) -> str:
-        return f"{self._source.id}: slot {self._index}, step {self._step}, episode {self._episode}"
+        return f"{self._source.id}: slot {self._index}, {self._rows.place(self.column)}"
 
 
 def random_start(seed: int, slot: int, most: int) -> tuple[int, np.random.Generator]:

@@ -232,7 +232,7 @@ class _Lane:
 
     def _place(self) -> str:
         return (
-            f"{self._id}: slots {self._first_slot} to {self._first_slot + self.vector.num_envs - 1}, step {self._count}"
+            f"{self._id}: slots {self._first_slot} to {self._first_slot + self.vector.num_envs - 1}, row {self._count}"
         )
 
 

@@ -78,7 +78,6 @@ class WorkerEnvs:
             self._spec = source_spec(source, env, num_envs, lanes, first_slot)
             self._actions = Actions(env.action_space, self._spec.lane_size, source.id)
         self._timeout = timeout_seconds
-        self._counts = [0] * lanes
         self._patience = [timeout_seconds] * lanes
         self._due: list[_Due] = [{} for _ in range(lanes)]
         self._failed: list[EnvFailure | None] = [None] * lanes
@@ -115,7 +114,6 @@ class WorkerEnvs:
         """Starts every slot at episode 0 of run `seed`, in `[0, 2**64)`; returns at once."""
         for lane in range(self._spec.lanes):
             self._settle(lane)
-            self._counts[lane] = 0
             self._command(lane, RESET, seed)
 
     def restore(self, lane: int, seed: int, history: History) -> None:
@@ -151,7 +149,6 @@ class WorkerEnvs:
         """
         self._settle(lane)
         self._shared.action[self._spec.columns(lane)] = self._actions.encode(action)
-        self._counts[lane] += 1
         self._command(lane, STEP)
 
     def wait(self, lanes: Sequence[int]) -> list[int]:
@@ -170,7 +167,7 @@ class WorkerEnvs:
                 observation is not finite, and not to be mended.
         """
         self._settle(lane)
-        return self._checks[lane](self._steps[lane], self._counts[lane])
+        return self._checks[lane](self._steps[lane])
 
     def close(self) -> None:
         """Ends the workers: asks, then SIGTERM, then SIGKILL; the second call does nothing."""
@@ -181,7 +178,11 @@ class WorkerEnvs:
 
     def _renew(self, worker: _Worker) -> None:
         """Starts a worker anew in place of one that has died."""
-        child = self._start(worker.setup)
+        try:
+            child = self._start(worker.setup)
+        except OSError as error:
+            text = f"{self._spec.id}: another process for worker process {worker.child.pid} can't be started: {error}"
+            raise EnvFailure(text, "") from error
         # Threads of other lanes may still wait for the old one: its descriptors are closed when all have turned away.
         lanes = {lane for lane, columns in enumerate(worker.columns) if columns}
         self._graves.append(_Grave(worker.child, lanes))
@@ -287,13 +288,15 @@ class WorkerEnvs:
 
     def _hang(self, late: Sequence[tuple[_Worker, Child]], timeout: float) -> EnvFailure:
         """Gives workers up that don't answer; says where they are, and their Python stacks."""
-        texts = [f"{self._spec.id}: no answer within {timeout:g} seconds"]
+        how = f"no answer within {timeout:g} seconds"
+        texts, kinds = [f"{self._spec.id}: {how}"], [how]
         with self._changing:
             for worker, child in late:
                 if child is not worker.child or worker.failure is not None:
                     return self._fail(worker, child, None)  # another lane was faster
-                texts.append(f"worker process {child.pid}, busy with {self._place(worker)}:\n{child.stack_now()}")
-            failure = EnvFailure("\n\n".join(texts))
+                kinds.append(self._place(worker))
+                texts.append(f"worker process {child.pid}, busy with {kinds[-1]}:\n{child.stack_now()}")
+            failure = EnvFailure("\n\n".join(texts), ", ".join(kinds))
             for worker, child in late:
                 child.kill_group()
                 self._fail(worker, child, failure)
@@ -307,8 +310,9 @@ class WorkerEnvs:
         if worker.failure is None:
             if failure is None:
                 how, stack = child.obituary()
-                text = f"{self._spec.id}: worker process {child.pid} {how} while busy with {self._place(worker)}"
-                failure = EnvFailure(f"{text}\n\n{stack}" if stack else text)
+                kind = f"{how} while busy with {self._place(worker)}"
+                text = f"{self._spec.id}: worker process {child.pid} {kind}"
+                failure = EnvFailure(f"{text}\n\n{stack}" if stack else text, kind)
             worker.failure = failure
             for lane, columns in enumerate(worker.columns):
                 if columns:
@@ -317,7 +321,7 @@ class WorkerEnvs:
 
     def _place(self, worker: _Worker) -> str:
         column = int(self._shared.busy[worker.index])
-        return f"slot {self._spec.first_slot + column}, step {self._counts[column // self._spec.lane_size]}"
+        return f"slot {self._spec.first_slot + column}, {self._shared.rows.place(column)}"
 
 
 @dataclass
