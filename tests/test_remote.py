@@ -391,6 +391,27 @@ def test_a_system_that_refuses_to_start_processes_is_asked_again(
     assert psutil.Process().num_fds() == fds
 
 
+def test_playing_back_may_take_longer_than_the_time_limit() -> None:
+    class Slow(Counter):
+        def step(self, action: Any) -> Any:
+            time.sleep(0.05)
+            return super().step(action)
+
+    job = replace(work(lambda: Slow(), EnvOptions(timeout_seconds=0.5)), restarts=1)
+    remotes = Remotes(job, [range(0, 3)])
+    (collector,) = remotes.collectors
+    places = [Place(0, 0), Place(0, 2), Place(0, 4)]
+    try:
+        remotes.begin(11, 0)
+        remotes.ring.publish(weights(job.policy, 0))
+        collector.collect(places)
+        os.kill(collector.pid, signal.SIGKILL)
+        collector.collect(places)
+        assert remotes.restarted == 1
+    finally:
+        remotes.close()
+
+
 def test_stop_does_not_wait_for_a_process_that_hangs() -> None:
     job = work(lambda: Faulty("hang", 2))
     remotes = Remotes(job, SHARES)

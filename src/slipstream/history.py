@@ -80,11 +80,6 @@ class Past:
         """The actions sent last, `[B, *A]`; None if there are none."""
         return self._action[self._sent - 1] if self._sent else None
 
-    @property
-    def actions(self) -> int:
-        """How many are kept, of all slots together."""
-        return int((self._sent - self._first).sum())
-
     def sent(self, action: NDArray[Any]) -> None:
         """Takes in a row of actions, `[B, *A]`."""
         self._make_room(1)

@@ -39,7 +39,6 @@ _SLICE_SECONDS = 0.5
 _PAUSE_SLICE_SECONDS = 0.05
 _GRACE_SECONDS = 1.0  # for an answer after `stop`
 _MENDING = 10  # times the time limit are allowed while the process brings back environments that failed
-_ACTION_SECONDS = 1.0  # allowed for every action that is played again, beside the time limit
 _ERRORS = {kind.__name__: kind for kind in (EnvError, EnvFailure, ImportError, ValueError)}
 
 
@@ -175,17 +174,7 @@ class RemoteCollector:
 
     def _arrive(self) -> bytes:
         """Waits until the process is where its trail ends, if it was told to go there, and returns its answer."""
-        return self._receive(self._limits.step + self._playing_seconds) if self._due else b""
-
-    @property
-    def _playing_seconds(self) -> float:
-        """Allowed for playing all slots to where the last unroll ended."""
-        return _ACTION_SECONDS * self._trail.actions
-
-    @property
-    def _mending_seconds(self) -> float:
-        """Allowed without a sign of life while the process brings back environments that failed."""
-        return self._limits.mend + self._playing_seconds
+        return self._receive(self._limits.step) if self._due else b""
 
     def _despite_death(self, task: Callable[[], bytes]) -> bytes:
         """What `task` returns; if the process dies or hangs meanwhile, another takes its place and begins it again."""
@@ -258,7 +247,7 @@ class RemoteCollector:
                 return self._read(fd)
             if ready:
                 raise self._death()
-            limit = max(timeout, self._mending_seconds if status.mending else 0.0)  # before the beats: its end is one
+            limit = max(timeout, self._limits.mend if status.mending else 0.0)  # before the beats: its end is one
             now = time.monotonic()
             if status.beats != beats:
                 beats, moved = status.beats, now
@@ -335,7 +324,7 @@ class _Limits(NamedTuple):
     Attributes:
         step: While it collects.
         start: While it starts and makes environments.
-        mend: While it brings back environments that failed, beside what playing them takes.
+        mend: While it brings back environments that failed.
     """
 
     step: float

@@ -129,6 +129,10 @@ class Status:
     def set(self, lane: int, row: int) -> None:
         """Notes what is being done; a lane below 0 is none."""
         self._cells[2], self._cells[3] = lane, row
+        self.beat()
+
+    def beat(self) -> None:
+        """Gives a sign of life."""
         self._cells[1] += 1
 
     @property
@@ -271,6 +275,7 @@ class _Actor:
             workers=setup.workers,
             threads=setup.threads,
             first_slot=spec.first_slot,
+            played=self._status.beat,
         )
         self._envs = self._watched = WatchedEnvs(envs, self._status)
         if envs.spec != spec:

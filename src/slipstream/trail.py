@@ -40,11 +40,6 @@ class Trail:
             self._slots, self._seen = standing.slots, standing.seen
 
     @property
-    def actions(self) -> int:
-        """How many have to be played again."""
-        return self._past.actions
-
-    @property
     def standing(self) -> Standing | None:
         """Where it ends; None where it begins with a reset."""
         return None if self._slots is None else Standing(self._slots, self._past.history(), self._seen)

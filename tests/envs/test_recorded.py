@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -264,6 +265,32 @@ def test_steps_are_named_as_if_nothing_had_failed(workers: int, tmp_path: Path) 
     with pytest.raises(EnvError, match="slot 0, step 4, episode 0: expected finite numbers"):
         played.steps(5)
     assert played.envs.restarted == 1
+    played.envs.close()
+
+
+class Slow(Chaos):
+    """Steps that take 0.1 seconds, and never end if there is a certain file."""
+
+    def __init__(self, stuck: Path) -> None:
+        super().__init__("none", length=1000)
+        self._stuck = stuck
+
+    def step(self, action: Any) -> Any:
+        time.sleep(1000.0 if self._stuck.exists() else 0.1)
+        return super().step(action)
+
+
+def test_playing_back_may_take_longer_than_the_time_limit_but_not_for_ever(tmp_path: Path) -> None:
+    stuck, options = tmp_path / "stuck", EnvOptions(timeout_seconds=0.7)
+    played = Play(lambda: RecordedEnvs(make_envs(lambda: Slow(stuck), 2, 1, options, workers=1)))
+    played.steps(10)
+    history, seen = played.envs.history(), played.envs.seen()
+    assert bring_back(played.envs, SEED, history, seen) == []
+    stuck.touch()
+    begun = time.monotonic()
+    with pytest.raises(EnvFailure, match=r"no answer within 0\.7 seconds"):
+        bring_back(played.envs, SEED, history, seen)
+    assert time.monotonic() - begun < 5.0
     played.envs.close()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import gymnasium
 import numpy as np
@@ -45,6 +45,7 @@ class AtariEnvs:
         threads: Native threads per lane; 0 lets ALE choose (one per slot, at most one per core).
         decorrelate_steps: As in `EnvOptions`.
         first_slot: Slot of column 0.
+        played: Called after every row of actions that brings slots back, as a sign of life.
     """
 
     def __init__(
@@ -57,12 +58,13 @@ class AtariEnvs:
         threads: int = 0,
         decorrelate_steps: int = 0,
         first_slot: int = 0,
+        played: Callable[[], object] = bool,
     ) -> None:
         size = num_envs // check_lanes(num_envs, lanes)
         starts = range(first_slot, first_slot + num_envs, size)
         self._lanes = [_Lane(_make(game, protocol, size, threads), protocol, start) for start in starts]
         self._receivers = Receivers(self._lanes)
-        self._decorrelate_steps = decorrelate_steps
+        self._decorrelate_steps, self._played = decorrelate_steps, played
         env = self._lanes[0].env
         self._spec = EnvSpec(
             id=id,
@@ -93,7 +95,7 @@ class AtariEnvs:
         """Plays what every slot of `lane` has played since it was last seeded, all of them at once."""
         self._receivers.settle(lane)
         random = self._random_starts(seed, self._spec.slots(lane))
-        self._lanes[lane].restore(seed, history, random, self._actions)
+        self._lanes[lane].restore(seed, history, random, self._actions, self._played)
 
     def send(self, action: NDArray[np.int64], lane: int) -> None:
         """Hands the actions of `lane` to its threads.
@@ -155,7 +157,9 @@ class _Lane:
         none = np.zeros(len(self._slots), np.bool_)
         self._step = EnvStep(self._step.obs, np.zeros(len(none), np.float32), none, none.copy(), none.copy())
 
-    def restore(self, seed: int, history: History, random: Sequence[Moves], actions: Actions) -> None:
+    def restore(
+        self, seed: int, history: History, random: Sequence[Moves], actions: Actions, played: Callable[[], object]
+    ) -> None:
         """Brings all slots to where they were."""
         self._seed = seed
         self._starts = history.start.copy()
@@ -163,7 +167,8 @@ class _Lane:
             [
                 [*(first if start == 0 else []), *actions.encode_all(history.of(column)).tolist()]
                 for column, (first, start) in enumerate(zip(random, self._starts, strict=True))
-            ]
+            ],
+            played,
         )
         self._age = history.count.copy()
 
@@ -213,7 +218,7 @@ class _Lane:
         reward = np.where(chosen, np.float32(0.0), reward)
         self._step = EnvStep(obs, reward, terminated & ~chosen, truncated & ~chosen, ended & ~chosen)
 
-    def _play(self, moves: Sequence[Moves]) -> None:
+    def _play(self, moves: Sequence[Moves], played: Callable[[], object] = bool) -> None:
         """Begins every slot so that all have made their moves at the same time, the row that shows it being the newest.
 
         The emulators are only ever stepped together: one that has to wait for its beginning plays anything.
@@ -229,6 +234,7 @@ class _Lane:
             if togo:
                 self.env.send(np.array([some[-togo] if len(some) >= togo else 0 for some in moves], np.int64))
                 self._step = self._receive()
+                played()
 
 
 def atari_game(id: str) -> str | None:

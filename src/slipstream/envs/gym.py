@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from typing import Any
 
@@ -28,13 +28,22 @@ class GymEnvs:
         num_envs: Slots.
         lanes: Lanes; divides `num_envs`.
         first_slot: Slot of column 0.
+        played: Called after every action that brings slots back, as a sign of life.
 
     Raises:
         EnvError: An environment could not be made; those made before are closed.
         ValueError: An unsupported space, or lanes that don't divide `num_envs`.
     """
 
-    def __init__(self, source: Source, num_envs: int, lanes: int = 1, first_slot: int = 0) -> None:
+    def __init__(
+        self,
+        source: Source,
+        num_envs: int,
+        lanes: int = 1,
+        first_slot: int = 0,
+        played: Callable[[], object] = bool,
+    ) -> None:
+        self._played = played
         with ExitStack() as undo:
             first = undo.enter_context(closing(source.make(first_slot)))
             self._spec = source_spec(source, first, num_envs, lanes, first_slot)
@@ -65,7 +74,8 @@ class GymEnvs:
             EnvError: As `send`, or an environment could not be made anew.
         """
         for column, slot in enumerate(self._slots[self._spec.columns(lane)]):
-            slot.restore(seed, int(history.start[column]), self._actions.encode_all(history.of(column)))
+            actions = self._actions.encode_all(history.of(column))
+            slot.restore(seed, int(history.start[column]), actions, self._played)
 
     def send(self, action: NDArray[Any], lane: int) -> None:
         """Steps the slots of `lane`, here and now.

@@ -37,6 +37,7 @@ def make_envs(
     workers: int = 0,
     threads: int = 0,
     first_slot: int = 0,
+    played: Callable[[], object] = bool,
 ) -> Envs:
     """Environments behind the one protocol, chosen by what `env` is.
 
@@ -52,6 +53,7 @@ def make_envs(
         workers: Worker processes for Gymnasium environments; 0 steps them in this process. Others ignore it.
         threads: Native threads per lane for ALE and EnvPool; 0 chooses. Others ignore it.
         first_slot: Slot of the first environment, if they are a part of a run's environments.
+        played: Called now and then while slots are brought back, as a sign of life.
 
     Raises:
         ValueError: Neither an id nor a callable, an unknown id (the nearest ones are named), an option that the
@@ -72,13 +74,13 @@ def make_envs(
         if game is not None:
             protocol = atari_protocol(env, options)
             steps = options.decorrelate_steps
-            return atari.AtariEnvs(env, game, protocol, num_envs, lanes, threads, steps, first_slot)
+            return atari.AtariEnvs(env, game, protocol, num_envs, lanes, threads, steps, first_slot, played)
     source = gym_source(env, options)
     if workers:
-        return WorkerEnvs(source, num_envs, lanes, workers, options.timeout_seconds, first_slot)
+        return WorkerEnvs(source, num_envs, lanes, workers, options.timeout_seconds, first_slot, played)
     if env == "toy:step_time" and options.kwargs.get("clock", "sleep") == "sleep":
         return SleepingEnvs(source, num_envs, lanes, options, first_slot)
-    return GymEnvs(source, num_envs, lanes, first_slot)
+    return GymEnvs(source, num_envs, lanes, first_slot, played)
 
 
 def env_spec(env: str | EnvFactory, num_envs: int, lanes: int = 1, options: EnvOptions | None = None) -> EnvSpec:

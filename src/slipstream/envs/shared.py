@@ -25,7 +25,8 @@ class Shared:
     Attributes:
         rows: One row of all slots.
         action: `[num_envs, *A]` in the environment's terms.
-        busy: int64 `[workers]`, the column that a worker is stepping now, for the message if it dies there.
+        busy: int64 `[workers, 2]`, the column that a worker is stepping now, for messages, and how many actions it has
+            played to bring slots back.
     """
 
     rows: Rows
@@ -46,7 +47,7 @@ def map_shared(fd: int, obs_space: Space[Any], action: NDArray[Any], num_envs: i
     template = Rows.empty(obs_space, num_envs)
     flags = (template.reward, template.terminated, template.truncated, template.ended)
     cells = (*flags, template.score, template.skipped, template.step, template.episode)
-    others = [*cells, np.empty((num_envs, *action.shape), action.dtype), np.empty(workers, np.int64)]
+    others = [*cells, np.empty((num_envs, *action.shape), action.dtype), np.empty((workers, 2), np.int64)]
     leaves = [*tree.leaves(template.obs), *others]
     offsets = np.cumsum([0, *(math.ceil(leaf.nbytes / _ALIGNMENT) * _ALIGNMENT for leaf in leaves)]).tolist()
     os.ftruncate(fd, max(offsets[-1], 1))

@@ -114,10 +114,10 @@ class Slot:
             obs = self._decorrelate(obs)
         self._put(obs, 0.0, False, False, 0.0)
 
-    def restore(self, seed: int, start: int, actions: NDArray[Any]) -> None:
+    def restore(self, seed: int, start: int, actions: NDArray[Any], played: Callable[[], object]) -> None:
         """Plays episode `start` of run `seed` as far as `actions` lead, and writes the row that they end at.
 
-        An environment that has raised is made anew first.
+        An environment that has raised is made anew first. `played` is called after every action.
         """
         if self._broken:
             self._renew()
@@ -128,6 +128,7 @@ class Slot:
             self._put(self._begin(), 0.0, False, False, 0.0)
         for action in actions:
             self.step(action)
+            played()
 
     def step(self, action: Any) -> None:
         """Writes the row that `action` caused, or the reset if the episode had ended."""

@@ -68,7 +68,7 @@ class _Worker:
     def __init__(self, setup: Setup, memory: int) -> None:
         shared = map_shared(memory, setup.observation_space, setup.action_like, setup.num_envs, setup.workers)
         self._setup, self._rows, self._action = setup, shared.rows, shared.action
-        self._busy = shared.busy[setup.index : setup.index + 1]
+        self._busy = shared.busy[setup.index]
         self._slots: dict[int, Slot] = {}
 
     def make(self) -> None:
@@ -97,13 +97,17 @@ class _Worker:
         first = self._setup.num_envs // len(self._setup.columns) * lane
         for column in self._setup.columns[lane]:
             self._busy[0] = column
-            self._slots[column].restore(seed, int(history.start[column - first]), history.of(column - first))
+            start, actions = int(history.start[column - first]), history.of(column - first)
+            self._slots[column].restore(seed, start, actions, self._played)
 
     def step(self, lane: int) -> None:
         """Steps this worker's slots of `lane`."""
         for column in self._setup.columns[lane]:
             self._busy[0] = column
             self._slots[column].step(self._action[column])
+
+    def _played(self) -> None:
+        self._busy[1] += 1
 
     def close(self) -> None:
         """Closes the environments."""

@@ -19,7 +19,7 @@ import os
 import select
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from threading import Lock, RLock
@@ -40,8 +40,6 @@ from slipstream.history import History
 from slipstream.process import Child, ChildDied, ChildFailed
 from slipstream.types import EnvSpec, EnvStep
 
-_ACTION_SECONDS = 1.0  # allowed for every action that is played again, beside the time limit
-
 
 class WorkerEnvs:
     """`num_envs` Gymnasium environments in `workers` processes; bit-identical to `GymEnvs` for any number of them.
@@ -55,8 +53,9 @@ class WorkerEnvs:
         lanes: Lanes; divides `num_envs`.
         workers: Processes; those that would have no slot are not started.
         timeout_seconds: How long resetting or stepping a lane may take before the workers that do not answer are given
-            up.
+            up; they may take longer for bringing slots back, as long as no single action does.
         first_slot: Slot of column 0.
+        played: Called now and then while slots are brought back, as a sign of life.
 
     Raises:
         EnvError: An environment could not be made, here (one is made first, for the spec) or in a worker.
@@ -71,14 +70,14 @@ class WorkerEnvs:
         workers: int = 1,
         timeout_seconds: float = 300.0,
         first_slot: int = 0,
+        played: Callable[[], object] = bool,
     ) -> None:
         if workers < 1:
             raise ValueError(f"workers must be at least 1, got {workers}")
         with closing(source.make(first_slot)) as env:
             self._spec = source_spec(source, env, num_envs, lanes, first_slot)
             self._actions = Actions(env.action_space, self._spec.lane_size, source.id)
-        self._timeout = timeout_seconds
-        self._patience = [timeout_seconds] * lanes
+        self._timeout, self._played = timeout_seconds, played
         self._due: list[_Due] = [{} for _ in range(lanes)]
         self._failed: list[EnvFailure | None] = [None] * lanes
         self._workers: list[_Worker] = []
@@ -138,7 +137,6 @@ class WorkerEnvs:
             _leave(self._graves, lane)
         history = replace(history, action=self._actions.encode_all(history.action))
         self._command(lane, RESTORE, seed, history.dump())
-        self._patience[lane] = self._timeout + _ACTION_SECONDS * float(history.count.sum())
 
     def send(self, action: NDArray[Any], lane: int) -> None:
         """Hands the actions to the workers and returns at once.
@@ -206,7 +204,6 @@ class WorkerEnvs:
         self._check(worker, child, child.answers[0])
 
     def _command(self, lane: int, what: int, seed: int = 0, more: bytes = b"") -> None:
-        self._patience[lane] = self._timeout
         message = COMMAND.pack(what, lane, seed, len(more)) + more
         told = [(worker, worker.child) for worker in self._lane_workers[lane]]
         self._due[lane] = {child.answers[lane]: (worker, child) for worker, child in told}
@@ -238,7 +235,7 @@ class WorkerEnvs:
         if not all(due):
             return
         home = {fd: lane for lane in lanes for fd in self._due[lane]}
-        timeout = max(self._patience[lane] for lane in lanes)
+        timeout, played = self._timeout, self._shared.busy[:, 1].copy()
         deadline = time.monotonic() + timeout
         watched = [(worker, worker.child) for lane in lanes for worker in self._lane_workers[lane]]
         watched += [pair for lane in due for pair in lane.values()]  # some may have been replaced
@@ -250,6 +247,11 @@ class WorkerEnvs:
             ready = [fd for fd, _ in poll.poll(max(0.0, deadline - time.monotonic()) * 1000.0)]
             if not ready:
                 late = {worker.index: (worker, child) for missing in due for worker, child in missing.values()}
+                now = self._shared.busy[:, 1].copy()
+                if any(now[index] != played[index] for index in late):  # of whatever lane
+                    played, deadline = now, time.monotonic() + timeout
+                    self._played()
+                    continue
                 for missing in due:
                     missing.clear()
                 raise self._hang(list(late.values()), timeout)
@@ -320,7 +322,7 @@ class WorkerEnvs:
         return worker.failure
 
     def _place(self, worker: _Worker) -> str:
-        column = int(self._shared.busy[worker.index])
+        column = int(self._shared.busy[worker.index, 0])
         return f"slot {self._spec.first_slot + column}, {self._shared.rows.place(column)}"
 
 
