@@ -138,10 +138,10 @@ class RowCheck:
             EnvError: A number is not finite and is not to be mended, or a mask leaves an action without a choice; it
                 names the first slot concerned.
         """
-        mended = np.zeros(len(step.ended), np.bool_)
+        mended: list[BoolArray] = []
         if self._skips and self._rows is not None and self._rows.skipped.any():
-            mended |= self._rows.skipped
-            self._tell(self._message(mended, "finite numbers, and the episode is cut", count))
+            mended.append(self._rows.skipped)
+            self._tell(self._message(self._rows.skipped, "finite numbers, and the episode is cut", count))
         score = [] if step.score is None else [("score", step.score)]
         for path, leaf in [("reward", step.reward), *score, *tree.items(step.obs, "observation")]:
             if leaf.dtype.kind == "f" and not np.isfinite(leaf).all():
@@ -151,7 +151,7 @@ class RowCheck:
                     raise EnvError(f"{message}; {self._remedy}")
                 self._tell(f"{message}, which is clamped")
                 step = self._clamped(step)
-                mended |= bad
+                mended.append(bad)
         if isinstance(step.obs, dict) and ACTION_MASK in step.obs:
             mask = step.obs[ACTION_MASK]
             empty = self._actions.nothing_allowed(mask) & ~step.ended
@@ -159,7 +159,7 @@ class RowCheck:
                 raise EnvError(
                     self._message(empty, f"at least one choice for every action in {ACTION_MASK}", count, mask)
                 )
-        return step._replace(mended=int(mended.sum())) if mended.any() else step
+        return step._replace(mended=int(np.any(mended, axis=0).sum())) if mended else step
 
     def _clamped(self, step: EnvStep) -> EnvStep:
         score = None if step.score is None else _finite(step.score)
