@@ -34,7 +34,7 @@ from slipstream.run.directory import RunDirectory, create
 from slipstream.run.evaluate import Evaluator, slots
 from slipstream.run.files import CheckpointError
 from slipstream.run.learning import replay_line
-from slipstream.run.machine import surroundings
+from slipstream.run.machine import versions
 from slipstream.run.metrics import Metrics
 from slipstream.run.presets import spelled_out
 from slipstream.run.progress import Observer, Progress
@@ -269,7 +269,7 @@ def _require_same(config: Config, before: Mapping[str, Any], path: Path) -> None
 
 def _warn_of_versions(run: RunDirectory) -> None:
     """Warns where libraries have other versions than when the run was started."""
-    before, now = run.surroundings().get("versions", {}), surroundings()["versions"]
+    before, now = run.surroundings().get("versions", {}), versions()
     changed = [
         f"{name} {before[name]} is {now[name]} now" for name in before.keys() & now.keys() if before[name] != now[name]
     ]

@@ -29,12 +29,17 @@ def surroundings() -> dict[str, Any]:
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "versions": {name: version for name in (*_PACKAGES, *_OPTIONAL) if (version := _version(name))},
+        "versions": versions(),
         "cpu": processor(),
         "cores": cores(),
         "gpus": [torch.cuda.get_device_name(place) for place in range(torch.cuda.device_count())],
         "git": _git(),
     }
+
+
+def versions() -> dict[str, str]:
+    """Those of the libraries that bits may depend on, as far as they are installed."""
+    return {name: version for name in (*_PACKAGES, *_OPTIONAL) if (version := _version(name))}
 
 
 def cores() -> int:
