@@ -29,6 +29,9 @@ from slipstream.tape import RowByRow, Tape, Told
 from slipstream.types import Trajectory, Weights
 from slipstream.weights import copy_into
 
+_BLOCK = 64
+"""Observations in one forward without a gradient on a CPU; with nature_cnn, 520 at once take a third longer each."""
+
 
 class Learns(Protocol):
     """What a schedule and a run ask of whoever learns.
@@ -344,18 +347,30 @@ class Learner:
         @torch.no_grad()
         def evaluate(part: slice) -> tuple[Tensor, ...]:
             (batch,) = mapped(lambda leaf: leaf.to(self._device), [Pick(rows, part, None).gather(1)])
-            out = policy.unroll(batch.obs, batch.state0, batch.first)
             # The action of row T is not known yet; any one will do for a log-probability that is not looked at.
             action = torch.cat([batch.action, batch.action[-1:]])
-            log_prob, value = out.distribution.log_prob(action)[:-1].cpu(), out.value.cpu()
-            if params is None:
-                return log_prob, value
-            acted = out.distribution.like(params[:, part].to(self._device))
-            return log_prob, value, acted.kl(out.distribution)[:-1].cpu()
+
+            def told(block: slice) -> tuple[Tensor, ...]:
+                obs = tree.map(lambda leaf: leaf[block], batch.obs)
+                out = policy.unroll(obs, batch.state0, batch.first[block])
+                log_prob, value = out.distribution.log_prob(action[block]).cpu(), out.value.cpu()
+                if params is None:
+                    return log_prob, value
+                acted = out.distribution.like(params[block, part].to(self._device))
+                return log_prob, value, acted.kl(out.distribution).cpu()
+
+            log_prob, value, *kl = (torch.cat(rows) for rows in zip(*map(told, self._blocks(batch)), strict=True))
+            return log_prob[:-1], value, *(each[:-1] for each in kl)
 
         params = trajectory.extras.get("params")
         parts = self._crew.run([partial(evaluate, part) for part in self._shards(trajectory)])
         return Evaluation(*(torch.cat(columns, dim=1) for columns in zip(*parts, strict=True)))
+
+    def _blocks(self, batch: Batch) -> list[slice]:
+        """Rows of whole columns that are evaluated at once: all, but where smaller blocks stay in a CPU's cache."""
+        rows, width = batch.first.shape
+        size = rows if self.policy.recurrent or self._device.type != "cpu" else max(1, _BLOCK // width)
+        return [slice(start, start + size) for start in range(0, rows, size)]
 
 
 def snapshot(policy: Policy, version: int) -> Weights:

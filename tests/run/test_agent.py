@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import slipstream
 from slipstream import tree
+from slipstream.algos.ppo import PPO
 from slipstream.envs import check_env, make_envs
 from slipstream.nets.policy import Policy
 from slipstream.run.agent import Agent
@@ -154,6 +155,23 @@ def test_train_load_save(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="holds a saved agent, not a run"):
         slipstream.resume(tmp_path / "saved", total_steps=100, quiet=True)
     assert slipstream.resume(agent.run, total_steps=84, quiet=True).steps >= 84
+
+
+def test_settings_may_be_keywords_in_names_of_other_libraries_too(tmp_path: Path) -> None:
+    settings = {**SMALL, "log.dir": str(tmp_path), "log.tensorboard": False}
+    agent = slipstream.train(
+        "ppo", "CartPole-v1", config=settings, quiet=True, total_timesteps=28, learning_rate=2e-3, gamma=0.8
+    )
+    assert isinstance(agent.config.algo, PPO)
+    assert (agent.config.total_steps, agent.config.algo.lr, agent.config.algo.gamma) == (28, 2e-3, 0.8)
+    with pytest.raises(ConfigError, match=r"gama.*gamma"):
+        slipstream.train("ppo", "CartPole-v1", gama=0.9)
+    with pytest.raises(ConfigError, match="total_steps is given twice"):
+        slipstream.train("ppo", "CartPole-v1", total_steps=100, total_timesteps=200)
+    with pytest.raises(ConfigError, match=r"algo\.gamma is given twice, as 0\.9 and, by the name gamma, as 0\.8"):
+        slipstream.train("ppo", "CartPole-v1", config={"algo.gamma": 0.9}, gamma=0.8)
+    with pytest.raises(ConfigError, match="unroll: given twice, in config and as a keyword"):
+        slipstream.train("ppo", "CartPole-v1", config={"unroll": 8}, unroll=8)
 
 
 def test_a_saved_agent_is_the_same_policy_where_observations_do_not_count_from_zero(tmp_path: Path) -> None:

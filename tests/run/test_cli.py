@@ -541,11 +541,14 @@ def test_a_second_signal_ends_a_run_whose_environment_hangs(tmp_path: Path, at: 
         "14",
     ]
     words += ["--log.checkpoint-every", "20", "--placement.workers", str(workers), "--log.dir", str(tmp_path)]
+    words += ["--log.stall-seconds", "0.5"]
     child = subprocess.Popen(
         [sys.executable, "-c", HANGING, str(at), *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert child.stdout is not None
     assert any("hanging" in line for line in child.stdout)
+    assert any("no update for" in line for line in child.stdout)
+    assert any(line.endswith("in step\n") for line in child.stdout)
     child.send_signal(signal.SIGINT)
     assert any("Stopping after this update" in line for line in child.stdout)
     child.send_signal(signal.SIGINT)

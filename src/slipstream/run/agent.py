@@ -31,6 +31,7 @@ from slipstream.run.evaluate import Evaluation, one_math_thread
 from slipstream.run.files import writing
 from slipstream.run.loop import EnvFactory, Own, Trained
 from slipstream.run.presets import configure
+from slipstream.run.settings import ConfigError
 from slipstream.tree import Tree
 from slipstream.types import EnvSpec
 
@@ -199,6 +200,7 @@ def train(
     torso: nn.Module | None = None,
     policy: ActorCriticPolicy | None = None,
     quiet: bool = False,
+    **settings: Any,
 ) -> Agent:
     """Trains an agent from the preset of (algo, env) and returns it; the run directory has the rest.
 
@@ -211,6 +213,7 @@ def train(
         torso: A network of your own: observations `[N, *O]` to features `[N, F]`.
         policy: A whole policy of your own.
         quiet: Whether to show no progress.
+        settings: Those without a dot, beside `config`: `lr=3e-4`, `num_envs=16`, `schedule="concurrent"`.
 
     Raises:
         ConfigError: For an unknown setting or a value that does not fit; nothing has been written then.
@@ -219,7 +222,9 @@ def train(
     id, factory = _id_or_callable(env)
     name = id or CALLABLE + str(getattr(env, "__qualname__", type(env).__name__))
     given = {"seed": seed, "total_steps": total_steps}
-    changes = {**(config or {}), **{key: value for key, value in given.items() if value is not None}}
+    if twice := settings.keys() & (config or {}).keys():
+        raise ConfigError(f"{', '.join(sorted(twice))}: given twice, in config and as a keyword; leave one out")
+    changes = {**(config or {}), **settings, **{key: value for key, value in given.items() if value is not None}}
     chosen = configure(algo, name, changes)
     own = Own(factory, torso, policy)
     return _agent(loop.train(chosen, own, sys.argv, Console(quiet=quiet)), own)

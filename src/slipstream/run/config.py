@@ -102,6 +102,7 @@ class Log:
             as many bytes as the memory. Without it a resumed run fills a new one.
         eval_every: Steps between two evaluations; 0 for none.
         eval_episodes: Episodes of each evaluation.
+        stall_seconds: Without an update for so long, the run says where its threads are; 0 for never.
     """
 
     dir: str = "runs"
@@ -114,9 +115,10 @@ class Log:
     save_replay: bool = True
     eval_every: int = 0
     eval_episodes: int = 10
+    stall_seconds: float = 120.0
 
     def __post_init__(self) -> None:
-        _at_least(self, 0, "console_every", "keep_every", "eval_every", prefix="log.")
+        _at_least(self, 0, "console_every", "keep_every", "eval_every", "stall_seconds", prefix="log.")
         _at_least(self, 1, "metrics_every", "checkpoint_every", "keep_last", "eval_episodes", prefix="log.")
 
 

@@ -6,6 +6,7 @@ It is `runs/{env}__{algo}__{seed}__{stamp}/`:
     command.txt     what was typed
     env.json        versions, hardware, git
     error.txt       the traceback of the error that ended the run, if one did
+    stacks.txt      where all threads were when there was no update for a while
     metrics.jsonl   one JSON object per row, keyed by step
     tensorboard/    the same for TensorBoard
     checkpoints/    see checkpoint.py
@@ -92,6 +93,11 @@ class RunDirectory:
     def error(self) -> Path:
         """The traceback of the last attempt, if it failed."""
         return self.path / "error.txt"
+
+    @property
+    def stacks(self) -> Path:
+        """Where threads were when the run last stood still."""
+        return self.path / "stacks.txt"
 
     @property
     def metrics(self) -> Path:

@@ -42,6 +42,7 @@ from slipstream.run.saving import Checkpoints
 from slipstream.run.segments import Segments
 from slipstream.run.settings import ConfigError, flatten, plain
 from slipstream.run.signals import Interrupted, Signals
+from slipstream.run.stall import StallWatch
 from slipstream.run.training import Training
 from slipstream.run.unused import warn_unlearned, warn_unused
 from slipstream.types import Envs, EnvSpec
@@ -226,9 +227,11 @@ def _drive(this: _Run, saved: Checkpoint | None) -> Trained:
             display.say(f"{training.spec.id} is not deterministic: the same seed will not give the same run.")
         display.say(f"resume: {training.resumes}")
         signals = stack.enter_context(Signals(display.say))
+        watch = StallWatch(config.log.stall_seconds, run.stacks, display.say)
+        stack.callback(watch.close)
         progress.start()
         try:
-            _loop(training, [progress, *evaluators, rows, checkpoints, display], progress, signals)
+            _loop(training, [progress, *evaluators, rows, checkpoints, display, watch], progress, signals)
             if progress.finished or not training.starts_anew:
                 checkpoints.save()
         except EnvError as error:

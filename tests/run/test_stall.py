@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from queue import SimpleQueue
+from types import SimpleNamespace
+from typing import Any
+
+from slipstream.run.stall import StallWatch
+
+UPDATE: Any = SimpleNamespace()
+
+
+def test_it_says_where_every_thread_is_again_and_again(tmp_path: Path) -> None:
+    said: SimpleQueue[str] = SimpleQueue()
+    release = threading.Event()
+
+    def an_environment_that_hangs() -> None:
+        release.wait()
+
+    hanging = threading.Thread(target=an_environment_that_hangs, name="lane 3")
+    hanging.start()
+    watch = StallWatch(0.05, tmp_path / "stacks.txt", said.put)
+    try:
+        first, second = said.get(timeout=60), said.get(timeout=60)
+    finally:
+        watch.close()
+        release.set()
+        hanging.join()
+    for text in (first, second):
+        assert text.startswith("no update for ")
+        (line,) = [line for line in text.splitlines() if "lane 3" in line]
+        assert line.startswith(f"  lane 3: {__file__}:")
+        assert line.endswith("in an_environment_that_hangs")
+        assert text.splitlines()[-1] == f"whole stacks: {tmp_path / 'stacks.txt'}"
+        assert "slipstream-stall" not in text
+    stacks = (tmp_path / "stacks.txt").read_text()
+    assert "release.wait()" in stacks
+    assert "MainThread" in stacks
+
+
+def test_updates_keep_it_silent_and_an_unwritable_file_is_said(tmp_path: Path) -> None:
+    said: SimpleQueue[str] = SimpleQueue()
+    watch = StallWatch(3600.0, tmp_path / "stacks.txt", said.put)
+    watch(UPDATE)
+    watch.close()
+    watch.close()
+    assert said.empty()
+    watch = StallWatch(0.05, tmp_path / "nowhere" / "stacks.txt", said.put)
+    text = said.get(timeout=60)
+    watch.close()
+    assert text.splitlines()[-1] == "whole stacks: not written, No such file or directory"
+
+
+def test_zero_is_never(tmp_path: Path) -> None:
+    before = threading.active_count()
+    watch = StallWatch(0.0, tmp_path / "stacks.txt", print)
+    assert threading.active_count() == before
+    watch.close()
