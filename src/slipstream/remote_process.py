@@ -114,11 +114,14 @@ class Shared(NamedTuple):
         return Shared(slabs, ring, status.numpy(), SlotState(*mapped["slots"]), mapped["seen"])
 
 
+_STOP, _BEATS, _LANE, _ROW, _RESTARTS, _MENDING = range(6)
+
+
 class Status:
     """A process's row of shared numbers: whether it should stop, that it lives, and what it is doing.
 
     Args:
-        cells: int64 `[6]`: stop (the driver's to set), beats, lane, row of the lane, restarts, mending.
+        cells: int64 `[6]`, by the names `_STOP` (the driver's to set) to `_MENDING`.
     """
 
     EMPTY = (0, 0, -1, 0, 0, 0)
@@ -128,52 +131,52 @@ class Status:
 
     def set(self, lane: int, row: int) -> None:
         """Notes what is being done; a lane below 0 is none."""
-        self._cells[2], self._cells[3] = lane, row
+        self._cells[_LANE], self._cells[_ROW] = lane, row
         self.beat()
 
     def beat(self) -> None:
         """Gives a sign of life."""
-        self._cells[1] += 1
+        self._cells[_BEATS] += 1
 
     @property
     def beats(self) -> int:
         """Rises with everything that is done."""
-        return int(self._cells[1])
+        return int(self._cells[_BEATS])
 
     @property
     def place(self) -> tuple[int, int]:
         """Lane and row that it is busy with."""
-        return int(self._cells[2]), int(self._cells[3])
+        return int(self._cells[_LANE]), int(self._cells[_ROW])
 
     @property
     def restarted(self) -> int:
         """How often environments have been brought back after a failure."""
-        return int(self._cells[4])
+        return int(self._cells[_RESTARTS])
 
     @property
     def mending(self) -> bool:
         """Whether environments that failed are being brought back; whoever sees the end of it sees a beat, too."""
-        return bool(self._cells[5])
+        return bool(self._cells[_MENDING])
 
     def mend(self, begun: bool) -> None:
         """Notes that this begins or is done."""
-        self._cells[4] += begun
-        self._cells[1] += 1
-        self._cells[5] = begun
+        self._cells[_RESTARTS] += begun
+        self._cells[_BEATS] += 1
+        self._cells[_MENDING] = begun
 
     def renew(self) -> None:
         """Forgets what the process did; beats, restarts and `stop` are kept for the one that takes its place."""
-        self._cells[2:4] = self.EMPTY[2:4]
-        self._cells[5] = False
+        for cell in (_LANE, _ROW, _MENDING):
+            self._cells[cell] = self.EMPTY[cell]
 
     @property
     def stop(self) -> bool:
         """Whether it should stop at its next row."""
-        return bool(self._cells[0])
+        return bool(self._cells[_STOP])
 
     @stop.setter
     def stop(self, value: bool) -> None:
-        self._cells[0] = value
+        self._cells[_STOP] = value
 
 
 class WatchedEnvs:

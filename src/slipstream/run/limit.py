@@ -135,7 +135,8 @@ def _cost(stage: Callable[[], float], seconds: float, gpu: bool) -> float:
     """Seconds per step of a stage that is called for about `seconds` of wall-clock time."""
     clock = _finished if gpu else time.process_time
     stage()
-    steps, end, start = 0, time.perf_counter() + seconds, clock()
+    end, start = time.perf_counter() + seconds, clock()
+    steps = stage()  # once at least, also where other programs take all that time
     while time.perf_counter() < end:
         steps += stage()
     return (clock() - start) / steps
