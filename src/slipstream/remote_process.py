@@ -22,7 +22,7 @@ from torch import Tensor
 from slipstream import memory, process, slab, tree
 from slipstream.collector import Assignment, Stands, Stopped
 from slipstream.envs import EnvOptions, make_envs
-from slipstream.envs.recorded import RecordedEnvs, bring_back
+from slipstream.envs.recorded import bring_back, recorded
 from slipstream.envs.rows import EnvError
 from slipstream.history import History
 from slipstream.jitter import Jitter, JitteredEnvs
@@ -285,7 +285,7 @@ class _Actor:
             raise EnvError(f"{spec.id}: in a collector process the environments are {envs.spec}, in the driver {spec}")
         if setup.delay:
             self._envs = JitteredEnvs(self._envs, Jitter(setup.delay))
-        self._recorded = RecordedEnvs(self._envs, setup.restarts, self._status.mend) if spec.seeded_every else None
+        self._recorded = recorded(self._envs, setup.restarts, self._status.mend)
         self._envs = self._recorded or self._envs
 
     def obey(self, command: dict[str, Any], more: BinaryIO) -> bytes | None:

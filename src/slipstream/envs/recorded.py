@@ -19,6 +19,11 @@ from slipstream.types import BoolArray, Envs, EnvSpec, EnvStep
 Sums = NDArray[np.int64]
 
 
+def recorded(envs: Envs, restarts: int, mending: Callable[[bool], object] = bool) -> RecordedEnvs | None:
+    """`envs` with a memory, as of `RecordedEnvs`; None where they can't be brought back."""
+    return RecordedEnvs(envs, restarts, mending) if envs.spec.seeded_every else None
+
+
 class RecordedEnvs:
     """Environments whose actions are kept, slot by slot, since the slot's last keyed start; `Envs` in everything else.
 

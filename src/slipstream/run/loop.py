@@ -24,7 +24,7 @@ from rich.console import Console
 from torch import nn
 
 from slipstream.envs import EnvError, make_envs
-from slipstream.envs.recorded import RecordedEnvs
+from slipstream.envs.recorded import recorded
 from slipstream.nets.policy import ActorCriticPolicy, Policy
 from slipstream.run import checkpoint, metrics
 from slipstream.run.checkpoint import Checkpoint
@@ -380,7 +380,7 @@ def evaluation_envs(config: Config, episodes: int, env: EnvFactory | None = None
     options = replace(config.env_options, decorrelate_steps=0)
     size = (vector_columns(env) if env else 0) or slots(episodes)
     envs = make_envs(env or config.env, size, 1, options, workers=0, threads=config.placement.env_threads)
-    return RecordedEnvs(envs, config.placement.restarts) if envs.spec.seeded_every else envs
+    return recorded(envs, config.placement.restarts) or envs
 
 
 def vector_columns(env: Callable[[], object]) -> int:

@@ -19,7 +19,7 @@ from slipstream.crew import Crew
 from slipstream.descent import under
 from slipstream.envs import make_envs
 from slipstream.envs.make import env_spec
-from slipstream.envs.recorded import RecordedEnvs, bring_back
+from slipstream.envs.recorded import RecordedEnvs, bring_back, recorded
 from slipstream.jitter import Jitter, JitteredEnvs
 from slipstream.loader import Loader
 from slipstream.nets.actor_critic import ActorCritic
@@ -268,10 +268,8 @@ class Training:
             threads=place.env_threads,
         )
         envs = envs if jitter is None else JitteredEnvs(envs, jitter)
-        if not envs.spec.seeded_every:
-            return envs
-        self._recorded = RecordedEnvs(envs, place.restarts)
-        return self._recorded
+        self._recorded = recorded(envs, place.restarts)
+        return self._recorded or envs
 
     def _work(self, env: str | EnvMaker, jitter: Jitter | None) -> Work:
         """What collector processes are to do."""
