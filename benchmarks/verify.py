@@ -63,8 +63,8 @@ def cells() -> Iterator[tuple[str, str, dict[str, Any]]]:
         for name, (algo, settings) in ALGORITHMS.items():
             for schedule in ("sync", "concurrent"):
                 for lanes in LANES:
-                    size = {"num_envs": SLOTS, "unroll": ROWS, "lanes": lanes, "schedule": schedule}
-                    # Shards are one per lane by default; the gradient of a minibatch must share out over them.
+                    # One shard per lane: the gradient of a minibatch must share out over them.
+                    size = {"num_envs": SLOTS, "unroll": ROWS, "lanes": lanes, "shards": 0, "schedule": schedule}
                     yield (
                         f"{name}, {schedule}, {env}, {lanes} lanes",
                         algo,
