@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import io
+import os
 import time
 
 import pytest
 from rich.console import Console
 
-from slipstream.run.console import Display, clock, plain_line, stages_text
+from slipstream.run.console import Display, Lasting, clock, plain_line, stages_text
 from slipstream.run.progress import Budget, Mark, Progress
 from tests.run.reports import report
 
@@ -97,3 +98,13 @@ def test_the_panel_on_a_terminal() -> None:
 
 def test_clock() -> None:
     assert [clock(seconds) for seconds in (None, 0, 59.6, 3_725)] == ["?", "0:00", "1:00", "1:02:05"]
+
+
+def test_a_console_whose_reader_has_gone_is_silent_and_says_so_once(capfd: pytest.CaptureFixture[str]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as file:
+        console = Lasting(file=file)
+        console.print("lost")
+        console.print("lost as well")
+    assert capfd.readouterr().err == "slipstream: nobody reads the output any more; going on without it\n"

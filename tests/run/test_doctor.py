@@ -53,7 +53,10 @@ def test_placements_that_are_faster_are_proposed_together(machine: dict[str, Any
     diagnosis, text = found()
     assert diagnosis.proposal == {"placement.workers": 2, "placement.env_workers": 2}
     assert diagnosis.gain == pytest.approx(1.8)
-    assert "Faster placement, 1.80 times: --placement.env-workers 2 --placement.workers 2" in text
+    assert (
+        "Faster placement, 1.80 times when measured again in turn: --placement.env-workers 2 --placement.workers 2"
+        in text
+    )
     assert "Bottleneck: learning, 70% of the work of a step" in text
     assert "limit: 2 cores / their sum = 2,000 steps/s" in text
     assert diagnosis.efficiency == pytest.approx(0.05)
@@ -65,6 +68,13 @@ def test_where_cores_are_idle_the_bottleneck_is_waiting(machine: dict[str, Any])
     assert diagnosis.placements[0].busy == 0.07
     assert "Bottleneck: waiting: as configured, the cores are busy for 7% of the time." in text
     assert "Of the work that there is, 70% is learning." in text
+
+
+def test_where_one_core_is_never_idle_it_is_one_thread_that_the_others_wait_for(machine: dict[str, Any]) -> None:
+    machine["busy"] = 0.48
+    assert "Bottleneck: one thread: as configured, the cores are busy for 48% of the time. While it" in found()[1]
+    machine["busy"] = 0.4
+    assert "Bottleneck: waiting" in found()[1]
 
 
 def test_a_lucky_trial_has_to_win_again(machine: dict[str, Any]) -> None:

@@ -35,6 +35,7 @@ def test_flags_stand_anywhere_among_the_positional_arguments() -> None:
         (["a", "--episode", "3"], "unknown flag --episode. Did you mean --episodes?"),
         (["a", "--episodes"], "--episodes needs a value"),
         (["a", "--episodes", "--greedy"], "--episodes needs a value"),
+        (["a", "--episodes", "3", "--episodes=4"], "--episodes is given twice, as 3 and, by --episodes, as 4"),
         (["a", "--episodes", "x"], "episodes: expected a whole number (such as 128 or 2e6), got 'x'"),
     ],
 )

@@ -131,3 +131,12 @@ def test_one_setting_by_two_names_must_have_one_value() -> None:
     assert presets.configure("ppo", "CartPole-v1", {"lr": 0.1, "algo.lr": 0.1}).algo.lr == 0.1
     with pytest.raises(ConfigError, match=r"algo\.lr is given twice, as 0\.1 and, by the name lr, as 0\.2"):
         presets.configure("ppo", "CartPole-v1", {"algo.lr": 0.1, "lr": 0.2})
+
+
+@pytest.mark.parametrize(("total", "every"), [(500, 1_000), (20_000, 2_000), (100_000, 10_000), (10**7, 50_000)])
+def test_short_runs_have_checkpoints_too(total: int, every: int) -> None:
+    assert presets.configure("ppo", "CartPole-v1", {"total_steps": total}).log.checkpoint_every == every
+    assert (
+        presets.configure("ppo", "CartPole-v1", {"total_steps": total, "log.checkpoint_every": 7}).log.checkpoint_every
+        == 7
+    )

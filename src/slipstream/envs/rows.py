@@ -175,7 +175,7 @@ class RowCheck:
     def _tell(self, message: str) -> None:
         """Says the first time what the metrics count from then on."""
         if not self._told:
-            _log.warning("%s; faults/mended_rows counts from here on", message)
+            _log.warning("%s; from here on faults/mended_rows counts, from one row of the metrics to the next", message)
         self._told = True
 
 

@@ -222,12 +222,20 @@ def train(
     id, factory = _id_or_callable(env)
     name = id or CALLABLE + str(getattr(env, "__qualname__", type(env).__name__))
     given = {"seed": seed, "total_steps": total_steps}
+    _require_mapping(config)
     if twice := settings.keys() & (config or {}).keys():
         raise ConfigError(f"{', '.join(sorted(twice))}: given twice, in config and as a keyword; leave one out")
     changes = {**(config or {}), **settings, **{key: value for key, value in given.items() if value is not None}}
     chosen = configure(algo, name, changes)
     own = Own(factory, torso, policy)
     return _agent(loop.train(chosen, own, sys.argv, Console(quiet=quiet)), own)
+
+
+def _require_mapping(config: object) -> None:
+    if config is not None and not isinstance(config, Mapping):
+        raise ConfigError(
+            f"config: expected a mapping of settings, got {config!r}; for a file: config=yaml.safe_load(open(FILE))"
+        )
 
 
 def resume(

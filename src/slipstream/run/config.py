@@ -94,7 +94,7 @@ class Log:
         console_every: Steps between two lines when the output is not a terminal; 0 for a twentieth of the run, at most
             100,000.
         checkpoint_every: Steps between two checkpoints; one is also written after every evaluation, at the end and on
-            Ctrl-C.
+            Ctrl-C. 0 for a tenth of the run, but at least 1,000 and at most 50,000.
         keep_last: Newest checkpoints to keep; the best one is kept beside them: by its evaluation, or by the mean
             return of the last 100 training episodes in a run that does not evaluate.
         keep_every: Distance in steps at which checkpoints are kept for good, without their replays; 0 for none.
@@ -109,7 +109,7 @@ class Log:
     tensorboard: bool = True
     metrics_every: int = 1_000
     console_every: int = 0
-    checkpoint_every: int = 50_000
+    checkpoint_every: int = 0
     keep_last: int = 2
     keep_every: int = 0
     save_replay: bool = True
@@ -118,8 +118,10 @@ class Log:
     stall_seconds: float = 120.0
 
     def __post_init__(self) -> None:
-        _at_least(self, 0, "console_every", "keep_every", "eval_every", "stall_seconds", prefix="log.")
-        _at_least(self, 1, "metrics_every", "checkpoint_every", "keep_last", "eval_episodes", prefix="log.")
+        _at_least(
+            self, 0, "console_every", "checkpoint_every", "keep_every", "eval_every", "stall_seconds", prefix="log."
+        )
+        _at_least(self, 1, "metrics_every", "keep_last", "eval_episodes", prefix="log.")
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -26,6 +29,20 @@ _STAGES = ("collect", "learn", "env", "infer")
 _REFRESH_SECONDS = 0.25
 
 _SHOWN = ("entropy", "approx_kl", "explained_variance", "value_loss", "policy_loss", "learning_rate")
+
+
+class Lasting(Console):
+    """A console whose reader may go away (`| head`): from then on it is silent, and what was under way goes on."""
+
+    def on_broken_pipe(self) -> None:
+        """Has what is written from now on go nowhere, the rest of Python's buffer included."""
+        self.quiet = True
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.file.fileno())
+        os.close(nowhere)
+        if not self.stderr:
+            with suppress(OSError):
+                sys.stderr.write("slipstream: nobody reads the output any more; going on without it\n")
 
 
 class Display:

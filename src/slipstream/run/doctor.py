@@ -41,6 +41,9 @@ _FASTER = 1.05
 _WAITING = 0.5
 """Share of busy cores below which a run mostly waits."""
 
+_ONE_THREAD = 0.85
+"""Cores kept busy from which on one thread computes all the time, and the others wait for it, not for environments."""
+
 
 @dataclass(frozen=True)
 class Beside:
@@ -146,14 +149,14 @@ def diagnose(config: Config, seconds: float, rounds: int, schedules: bool, tell:
     placements = list[Trial]()
     for changes in _placements(config):
         placements.append(trial := _try(config, changes, seconds))
-        tell(_trial_line(trial, stages))
+        tell(_trial_line(trial, stages.limit))
     proposal, gain = _best(config, placements, seconds, rounds)
     tried = list[Trial]()
     if schedules:
-        tell("\nschedule (changes the result)                         steps/s   of the limit")
+        tell("\nschedule (changes the result)                         steps/s   as configured = 1")
         for changes in _schedules(config):
             tried.append(trial := _try(config, {**proposal, **changes}, seconds))
-            tell(_trial_line(replace(trial, changes=changes), stages))
+            tell(_trial_line(replace(trial, changes=changes), placements[0].speed))
     found = Diagnosis(stages, beside, memory, placements, tried, proposal, gain)
     for line in _verdict(config, found):
         tell(line)
@@ -257,7 +260,8 @@ def _verdict(config: Config, found: Diagnosis) -> Iterator[str]:
         yield f"The slowest stage is {name}: no run here is faster than it."
     elif found.placements[0].busy < _WAITING:
         busy = found.placements[0].busy
-        yield f"Bottleneck: waiting: as configured, the cores are busy for {busy:.0%} of the time. {_ADVICE['waiting']}"
+        cause = "waiting" if busy * stages.cores < _ONE_THREAD else "one thread"
+        yield f"Bottleneck: {cause}: as configured, the cores are busy for {busy:.0%} of the time. {_ADVICE[cause]}"
         yield f"Of the work that there is, {share:.0%} is {name}."
     else:
         yield f"Bottleneck: {name}, {share:.0%} of the work of a step. {_ADVICE[name]}"
@@ -266,7 +270,7 @@ def _verdict(config: Config, found: Diagnosis) -> Iterator[str]:
         + (": the rest is waiting, other programs, and what no stage has alone." if found.efficiency < 0.9 else ".")
     )
     if found.proposal:
-        yield f"Faster placement, {found.gain:.2f} times: {_typed(found.proposal)}"
+        yield f"Faster placement, {found.gain:.2f} times when measured again in turn: {_typed(found.proposal)}"
     else:
         yield "No placement was faster than the configured one."
     own = found.placements[0].speed * found.gain
@@ -279,6 +283,9 @@ def _verdict(config: Config, found: Diagnosis) -> Iterator[str]:
 _ADVICE = {
     "waiting": "The environments take their time without computing here: more of them, in more lanes (--num-envs, "
     "--lanes, --group), or --schedule concurrent, give the cores something to do meanwhile, and change the result.",
+    "one thread": "While it computes, the others have nothing to do: there is one lane and one shard, or operations "
+    "are so short that threads wait for Python's lock. A larger network or batch would use them; for a small one the "
+    "fastest of the lines above is what there is, and a second run beside this one takes the idle cores.",
     "stepping environments": "More environments do not help; cheaper ones do, or more cores.",
     "acting": "Its cost is the network's; fewer and larger lanes make larger batches of it.",
     "learning": "Its cost is the network times the passes over each row: algo.epochs, net.torso and the size of images "
@@ -325,11 +332,11 @@ def _memory_lines(memory: Memory) -> Iterator[str]:
     yield f"memory: {said}; this process, with libraries, at most {memory.peak / 1e6:,.0f} MB{free}"
 
 
-def _trial_line(trial: Trial, stages: Stages) -> str:
+def _trial_line(trial: Trial, reference: float) -> str:
     name = _typed(trial.changes) or "as configured"
     if trial.refused is not None:
         return f"{name:50}  not to be had: {trial.refused}"
-    return f"{name:50}  {trial.speed:9,.0f}   {trial.speed / stages.limit:12.2f}"
+    return f"{name:50}  {trial.speed:9,.0f}   {trial.speed / reference:12.2f}"
 
 
 def _typed(changes: Changes) -> str:

@@ -31,7 +31,7 @@ def split(
         canonical: Turns another library's name into the key it stands for.
 
     Raises:
-        ConfigError: For an unknown flag (it names the nearest), or one without its value.
+        ConfigError: For an unknown flag (it names the nearest), one without its value, or one with two.
     """
     positional: list[str] = []
     values: dict[str, Any] = {}
@@ -45,7 +45,9 @@ def split(
         key, negated = _key(name, known, canonical)
         if equals:
             waiting.insert(0, attached)
-        values[key] = "false" if negated else _value(key, known, waiting, bool(equals))
+        value = "false" if negated else _value(key, known, waiting, bool(equals))
+        if values.setdefault(key, value) != value:
+            raise ConfigError(f"{_flag(key)} is given twice, as {values[key]} and, by --{name}, as {value}")
     return positional, values
 
 

@@ -18,6 +18,9 @@ from slipstream.run.preset_table import PRESETS
 from slipstream.run.settings import ConfigError, flatten, nest, plain
 from slipstream.run.systems import published
 
+_CHECKPOINTS = range(1_000, 50_000)
+"""Least and greatest distance of checkpoints, unless it is set."""
+
 
 def family(env: str) -> str:
     """Preset family of an id, found without making the environment; `other` for callables.
@@ -59,7 +62,10 @@ def configure(algo: str, env: str, changes: Mapping[str, Any] | None = None) -> 
 
 
 def spelled_out(config: Config) -> Config:
-    """`config` with what the Atari protocol and `auto` stand for written out, so that a file tells all."""
+    """`config` with what the Atari protocol, `auto` and 0 stand for written out, so that a file tells all."""
+    if not config.log.checkpoint_every:
+        every = min(max(config.total_steps // 10, _CHECKPOINTS.start), _CHECKPOINTS.stop)
+        config = replace(config, log=replace(config.log, checkpoint_every=every))
     if config.net.precision == "auto":
         config = replace(config, net=replace(config.net, precision=quick_precision(config.placement.device)))
     if family(config.env) != "atari":

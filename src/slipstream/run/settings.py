@@ -46,7 +46,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
         leaves = difflib.get_close_matches(_leaf(name), by_leaf, n=count, cutoff=cutoff)
         return [by_leaf[leaf] for leaf in leaves]
 
-    if found := difflib.get_close_matches(name, names, n=1, cutoff=0.7) or close(0.6, 1):
+    found = difflib.get_close_matches(name, names, n=1, cutoff=0.7) or close(0.6, 1)
+    if found or (found := [each for each in names if each.lower() == name.lower()]):
         return f" Did you mean {found[0]}?"
     if len(names) <= _LISTED:
         return f" Known: {', '.join(names)}." if names else ""

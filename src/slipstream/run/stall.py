@@ -13,6 +13,11 @@ from types import FrameType
 
 from slipstream.types import Report
 
+_ADVICE = (
+    "A step of an environment that hangs can't be ended here (Ctrl-C twice ends the run); in a process of its own it "
+    "is, and is tried again: --placement.env-workers N --env-options.timeout-seconds S"
+)
+
 _LIBRARY = {Path(threading.__file__).parent, Path(concurrent.futures.__file__).parent}
 
 
@@ -69,7 +74,7 @@ class StallWatch:
             lines.append(f"whole stacks: {self._stacks}")
         except OSError as problem:
             lines.append(f"whole stacks: not written, {problem.strerror or problem}")
-        self._say("\n".join(lines))
+        self._say("\n".join([*lines, _ADVICE]))
 
 
 def _place(frame: FrameType) -> str:

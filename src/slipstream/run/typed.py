@@ -65,7 +65,10 @@ def configuration(algo: str, base: dict[str, Any], values: dict[str, Any], syste
     if _PROTOCOL in base and values.get(_PROTOCOL, base[_PROTOCOL]) != base[_PROTOCOL]:  # it spells the old one out
         base = {key: value for key, value in base.items() if not key.startswith("env_options.atari.")}
     known = known_settings(algo)
-    file = {canonical(key, known): value for key, value in base.items()}
+    file: dict[str, Any] = {}
+    for name, value in base.items():
+        if file.setdefault(key := canonical(name, known), value) != value:
+            raise ConfigError(f"{key} is twice in the file, as {file[key]!r} and, by the name {name}, as {value!r}")
     if not isinstance(env := (file | values).get("env"), str):
         raise ConfigError(f"--env is missing: slipstream {verb} {algo} --env ENV (slipstream envs lists them)")
     return presets.configure(algo, env, file | published(system, algo, presets.family(env)) | values)

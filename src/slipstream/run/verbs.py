@@ -17,7 +17,6 @@ from typing import Any
 
 import tyro
 import yaml
-from rich.console import Console
 
 from slipstream.algos import ALGORITHMS
 from slipstream.envs import EnvError, check_env, list_envs
@@ -25,7 +24,7 @@ from slipstream.envs.toy import settings_line
 from slipstream.run import flags, loop, settings, video
 from slipstream.run.agent import load
 from slipstream.run.config import Config, alias_lines, canonical, known_settings
-from slipstream.run.console import clock, return_text
+from slipstream.run.console import Lasting, clock, return_text
 from slipstream.run.directory import latest, to_yaml
 from slipstream.run.files import CheckpointError
 from slipstream.run.loop import Own, Trained
@@ -89,8 +88,8 @@ _TAKES = {"verify": "verify ALGO --env ENV", "doctor": "doctor ENV [--algo ALGO]
 _EXPECTED = (ConfigError, CheckpointError, EnvError, ValueError, ImportError, OSError, FloatingPointError)
 """Errors whose message says all; anything else is a bug in Slipstream and shows its traceback."""
 
-_out = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
-_error = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
+_out = Lasting(soft_wrap=True, highlight=False, markup=False, emoji=False)
+_error = Lasting(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
 
 
 def run(words: Sequence[str]) -> int:
@@ -216,9 +215,10 @@ def _finish(trained: Trained) -> int:
     """What to do with the run, as commands that can be pasted."""
     path, progress = trained.run.path, trained.progress
     frames = f" ({progress.steps * progress.frames_per_step:,} frames)" if progress.frames_per_step > 1 else ""
+    enough = f"ended by --stop-at-return {progress.stop_at_return:g}\n" if progress.solved else ""
     _out.print(
         f"Trained for {progress.steps:,} steps{frames} "
-        f"in {clock(progress.mark().seconds)}: return {return_text(progress)}\n"
+        f"in {clock(progress.mark().seconds)}: return {return_text(progress)}\n{enough}"
         f"run:       {path}\n"
         f"evaluate:  slipstream eval {path} --episodes 30\n"
         f"watch:     slipstream watch {path}\n"
@@ -247,8 +247,9 @@ def _refuse_settings(words: Sequence[str]) -> None:
         name = word.removeprefix("--").partition("=")[0]
         if word.startswith("--") and canonical(name, known) in known:
             raise ConfigError(
-                f"resume takes no {word}: of a run's settings only --total-steps can be changed. For a new run with "
-                f"the other settings of this one: slipstream train --config RUN {word} ..."
+                f"resume takes no {word}: --total-steps is all that can be changed here. placement.* and log.* may be "
+                "edited in the run's config.yaml; for a new run with the other settings of this one: slipstream train "
+                f"--config RUN {word} ..."
             )
 
 

@@ -211,7 +211,7 @@ def make_stage(config: Config, env: Callable[[], gymnasium.Env[Any, Any]] | None
     if env is None and family(config.env) == "atari":
         return _atari_stage(config.env, options)
     if env is None and config.env.startswith(envpool.PREFIX):
-        return _observation_stage(make_envs(config.env, 1, 1, options), _DEFAULT_FPS)
+        return _observation_stage(config.env, make_envs(config.env, 1, 1, options), _DEFAULT_FPS)
     made: list[gymnasium.Env[Any, Any]] = []
     mode = None if env is not None or config.env.startswith(toy.PREFIX) else "rgb_array"
     factory = GymFactory(env or config.env, options, mode)
@@ -223,7 +223,7 @@ def make_stage(config: Config, env: Callable[[], gymnasium.Env[Any, Any]] | None
     envs = make_envs(make, 1, 1, EnvOptions(score_key=score_key(env or config.env, options)))
     fps = float(made[-1].metadata.get("render_fps") or _DEFAULT_FPS)
     if made[-1].render_mode != "rgb_array":
-        return _observation_stage(envs, fps)
+        return _observation_stage(config.env, envs, fps)
 
     def rendered(obs: Tree) -> Frame:
         try:
@@ -254,14 +254,14 @@ def _atari_stage(env: str, options: EnvOptions) -> Stage:
     return Stage(make_envs(env, 1, 1, options, threads=1), seen, frame, fps)
 
 
-def _observation_stage(envs: Envs, fps: float) -> Stage:
-    """Shows observations that are images: grey, RGB, or planes in different colours; channels first or last."""
+def _observation_stage(name: str, envs: Envs, fps: float) -> Stage:
+    """Shows observations of `name` that are images: grey, RGB, or planes in colours; channels first or last."""
     space = envs.spec.observation_space
     shape = tuple(space.shape or ())
     if space.dtype != np.uint8 or len(shape) not in (2, 3):
         envs.close()
         raise EnvError(
-            f"{envs.spec.id} cannot be watched: it has no render_mode 'rgb_array', and its observations are no images"
+            f"{name} cannot be watched: it has no render_mode 'rgb_array', and its observations are no images"
         )
     first = len(shape) == 3 and shape[0] < shape[-1]
 
