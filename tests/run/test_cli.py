@@ -80,8 +80,9 @@ def _run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, list[str
         (
             "resume RUN --algo.lr 1e-3",
             2,
-            "resume takes no --algo.lr: of a run's settings only --total-steps can be changed. For a new run with the "
-            "other settings of this one: slipstream train --config RUN --algo.lr ...",
+            "resume takes no --algo.lr: --total-steps is all that can be changed here. placement.* and log.* may be "
+            "edited in the run's config.yaml; for a new run with the other settings of this one: slipstream train "
+            "--config RUN --algo.lr ...",
         ),
         ("resume RUN --steps 3", 2, "unknown flag --steps. Did you mean --total-steps?"),
         ("train --config .", 2, ". is not a run directory: it has no config.yaml"),

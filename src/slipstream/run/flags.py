@@ -23,7 +23,7 @@ Options = TypeVar("Options", bound="DataclassInstance")
 def split(
     arguments: Sequence[str], known: Mapping[str, Any], canonical: Callable[[str, Iterable[str]], str] | None = None
 ) -> tuple[list[str], dict[str, Any]]:
-    """Positional arguments, and flags as text by key.
+    """Positional arguments, and flags as text by key; of a flag that is typed twice the last one counts.
 
     Args:
         arguments: What was typed after the verb.
@@ -31,10 +31,12 @@ def split(
         canonical: Turns another library's name into the key it stands for.
 
     Raises:
-        ConfigError: For an unknown flag (it names the nearest), one without its value, or one with two.
+        ConfigError: For an unknown flag (it names the nearest), one without its value, or two names of one setting with
+            different values.
     """
     positional: list[str] = []
     values: dict[str, Any] = {}
+    names: dict[str, str] = {}
     waiting = list(arguments)
     while waiting:
         word = waiting.pop(0)
@@ -46,8 +48,10 @@ def split(
         if equals:
             waiting.insert(0, attached)
         value = "false" if negated else _value(key, known, waiting, bool(equals))
-        if values.setdefault(key, value) != value:
-            raise ConfigError(f"{_flag(key)} is given twice, as {values[key]} and, by --{name}, as {value}")
+        before = names.setdefault(key, name)
+        if before.replace("_", "-") != name.replace("_", "-") and values[key] != value:
+            raise ConfigError(f"--{before} {values[key]} and --{name} {value} are the same setting; leave one out")
+        values[key] = value
     return positional, values
 
 

@@ -93,6 +93,7 @@ PRESETS: dict[tuple[str, str], Preset] = {
     },
     # Networks this small have one lane and one shard, whatever --system says of lanes: an operation takes less time
     # than a second thread needs to get Python's lock. With two of each, PPO on CartPole took 1.8 to 2 times as long.
+    # A2C's shards are its lanes, so that it can reuse the forwards of acting.
     ("ppo", "classic"): {
         "total_steps": 100_000,
         "num_envs": 8,
@@ -118,7 +119,6 @@ PRESETS: dict[tuple[str, str], Preset] = {
         "total_steps": 200_000,
         "num_envs": 8,
         "unroll": 16,
-        "shards": 1,
         "net.share_torso": False,
         "algo.optimizer": "adam",
         "algo.lr": 3e-3,
