@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from rich.text import Text
 from torch import Tensor
 
 from slipstream.ranges import crossed
+from slipstream.run.files import discard
 from slipstream.run.machine import cores
 from slipstream.run.progress import WINDOW, Budget, Mark, Meter, Progress, spread
 from slipstream.types import Report
@@ -37,9 +37,7 @@ class Lasting(Console):
     def on_broken_pipe(self) -> None:
         """Has what is written from now on go nowhere, the rest of Python's buffer included."""
         self.quiet = True
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, self.file.fileno())
-        os.close(nowhere)
+        discard(self.file.fileno())
         if not self.stderr:
             with suppress(OSError):
                 sys.stderr.write("slipstream: nobody reads the output any more; going on without it\n")

@@ -115,3 +115,11 @@ def free(place: Path) -> str:
 def size(count: int) -> str:
     """Bytes in words."""
     return f"{count / 1e6:.1f} MB" if count >= 100_000 else f"{count / 1e3:.1f} kB"
+
+
+def discard(*descriptors: int) -> None:
+    """Has what is written to open descriptors from now on go nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in descriptors:
+        os.dup2(nowhere, descriptor)
+    os.close(nowhere)

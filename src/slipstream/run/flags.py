@@ -48,9 +48,9 @@ def split(
         if equals:
             waiting.insert(0, attached)
         value = "false" if negated else _value(key, known, waiting, bool(equals))
-        before = names.setdefault(key, name)
-        if before.replace("_", "-") != name.replace("_", "-") and values[key] != value:
-            raise ConfigError(f"--{before} {values[key]} and --{name} {value} are the same setting; leave one out")
+        flag = _flag(name)
+        if names.setdefault(key, flag) != flag and values[key] != value:
+            raise ConfigError(f"{names[key]} {values[key]} and {flag} {value} are the same setting; leave one out")
         values[key] = value
     return positional, values
 

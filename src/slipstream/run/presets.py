@@ -18,8 +18,8 @@ from slipstream.run.preset_table import PRESETS
 from slipstream.run.settings import ConfigError, flatten, nest, plain
 from slipstream.run.systems import published
 
-_CHECKPOINTS = range(1_000, 50_000)
-"""Least and greatest distance of checkpoints, unless it is set."""
+_NEAREST, _FARTHEST = 1_000, 50_000
+"""Steps between two checkpoints, at least and at most, unless they are set."""
 
 
 def family(env: str) -> str:
@@ -64,7 +64,7 @@ def configure(algo: str, env: str, changes: Mapping[str, Any] | None = None) -> 
 def spelled_out(config: Config) -> Config:
     """`config` with what the Atari protocol, `auto` and 0 stand for written out, so that a file tells all."""
     if not config.log.checkpoint_every:
-        every = min(max(config.total_steps // 10, _CHECKPOINTS.start), _CHECKPOINTS.stop)
+        every = min(max(config.total_steps // 10, _NEAREST), _FARTHEST)
         config = replace(config, log=replace(config.log, checkpoint_every=every))
     if config.net.precision == "auto":
         config = replace(config, net=replace(config.net, precision=quick_precision(config.placement.device)))

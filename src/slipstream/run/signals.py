@@ -10,6 +10,8 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
+from slipstream.run.files import discard
+
 _ENDING = [number for number in signal.Signals if number.name in ("SIGINT", "SIGTERM", "SIGHUP")]
 
 
@@ -68,7 +70,4 @@ class Signals:
 
     def _let_go_of_terminals(self) -> None:
         """Has output that went to a terminal go nowhere: writing to one that was closed is an error."""
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        for fd in self._terminals:
-            os.dup2(nowhere, fd)
-        os.close(nowhere)
+        discard(*self._terminals)

@@ -64,12 +64,12 @@ class StallWatch:
     def _tell(self, still: float) -> None:
         names = {thread.ident: thread.name for thread in threading.enumerate() if thread is not self._thread}
         running = sys._current_frames()  # pyright: ignore[reportPrivateUsage] - documented, for this
-        frames = {names[ident]: frame for ident, frame in running.items() if ident in names}
+        frames = [(names[ident], frame) for ident, frame in running.items() if ident in names]  # names may come twice
         lines = [f"no update for {still:.0f} s. Where the threads are:"]
-        lines += [f"  {name}: {_place(frame)}" for name, frame in frames.items()]
+        lines += [f"  {name}: {_place(frame)}" for name, frame in frames]
         try:
             self._stacks.write_text(
-                "\n".join(f"{name}\n{''.join(traceback.format_stack(frame))}" for name, frame in frames.items())
+                "\n".join(f"{name}\n{''.join(traceback.format_stack(frame))}" for name, frame in frames)
             )
             lines.append(f"whole stacks: {self._stacks}")
         except OSError as problem:
