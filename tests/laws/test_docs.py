@@ -19,6 +19,7 @@ from slipstream.run.agent import Agent
 from slipstream.run.config import known_settings
 from slipstream.run.directory import to_yaml
 from slipstream.run.presets import configure
+from slipstream.run.typed import resumed
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md"]
@@ -68,6 +69,8 @@ def test_command_is_understood(
     elif verb == "bench":
         monkeypatch.setattr(measuring, "bench", lambda *given: {"stages": {}, "variants": {}, "process": {}})
         assert cli.main([verb, *words]) == 0
+    elif verb == "resume":
+        resumed(words)
     elif verb in verbs.OPTIONS and verb != "envs":
         flags.parse(verbs.OPTIONS[verb], words, verb)
     else:

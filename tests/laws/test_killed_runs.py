@@ -146,7 +146,7 @@ def test_an_edited_configuration_is_refused(tmp_path: Path) -> None:
     config = run.path / "config.yaml"
     text = config.read_text()
     config.write_text(text.replace("  gamma: ", "  gamma: 0.5  # ").replace("workers: 1", "workers: 2"))
-    with pytest.raises(ConfigError, match=r"yaml has been edited: algo.gamma was 0\.9\d*, is 0\.5\. Put that back"):
+    with pytest.raises(ConfigError, match=r"can't go on with .* its result: algo.gamma was 0\.9\d*, not 0\.5\. Leave"):
         resume(run.path, 400)
     config.write_text(text.replace("workers: 1", "workers: 2"))
     assert resume(run.path, 400).progress.steps >= 400

@@ -36,8 +36,10 @@ def train(root: Path, own: Own | None = None, **changes: Any) -> Trained:
     return loop.train(configuration(root, **changes), own or Own(), ["a", "test it"], Console(file=io.StringIO()))
 
 
-def resume(path: Path, total_steps: int | None = None, own: Own | None = None) -> Trained:
-    return loop.resume(path, own or Own(), total_steps, Console(file=io.StringIO()))
+def resume(path: Path, total_steps: int | None = None, own: Own | None = None, **changes: Any) -> Trained:
+    dotted = {key.replace("__", "."): value for key, value in changes.items()}
+    total = {} if total_steps is None else {"total_steps": total_steps}
+    return loop.resume(path, own or Own(), dotted | total, Console(file=io.StringIO()))
 
 
 def stop_after(updates: int, error: Callable[[], BaseException]) -> Callable[..., None]:

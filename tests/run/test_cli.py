@@ -77,13 +77,6 @@ def _run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, list[str
         ("algos ppo", 2, "unexpected argument 'ppo': type slipstream algos"),
         ("envs cart pole", 2, "unexpected argument 'pole'; see slipstream envs --help"),
         ("envs --wrd cart", 2, "unknown flag --wrd. Did you mean --word?"),
-        (
-            "resume RUN --algo.lr 1e-3",
-            2,
-            "resume takes no --algo.lr: --total-steps is all that can be changed here. placement.* and log.* may be "
-            "edited in the run's config.yaml; for a new run with the other settings of this one: slipstream train "
-            "--config RUN --algo.lr ...",
-        ),
         ("resume RUN --steps 3", 2, "unknown flag --steps. Did you mean --total-steps?"),
         ("train --config .", 2, ". is not a run directory: it has no config.yaml"),
         ("train ppo --env CartPole-v1 --system htz", 2, "unknown system 'htz'. Did you mean hts?"),
@@ -312,6 +305,19 @@ def test_train_eval_resume(capsys: pytest.CaptureFixture[str], tmp_path: Path) -
     assert code == 0
     assert ", resumed at step 2" in out[0]
     assert metrics.read(run / "metrics.jsonl")[-1]["time/steps"] >= 300
+
+
+def test_resume_takes_what_the_result_does_not_depend_on(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    run = train(tmp_path, total_steps=42).run
+    longer = ["resume", str(run.path), "--total-steps", "84"]
+    code, _, error = _run(capsys, *longer, "--lr", "0.5", "--num-envs", "6")
+    assert code == 2
+    assert "can't go on with other settings that change its result: algo.lr was 0.002, not 0.5; num_envs was 3" in error
+    assert f"slipstream train --config {run.path} --algo.lr 0.5 --num-envs 6" in error
+    assert _run(capsys, *longer, "--placement.restarts", "7", "--log.keep-last", "5")[0] == 0
+    assert run.config().placement.restarts == 7, "it is written down"
+    code, _, error = _run(capsys, "resume", str(run.path), "--algo.lrr", "1")
+    assert (code, error) == (2, "slipstream: error: unknown flag --algo.lrr. Did you mean --algo.lr?")
 
 
 def test_the_latest_run_is_resumed_until_it_is_finished(

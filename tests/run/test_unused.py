@@ -206,7 +206,7 @@ def test_a_run_that_ends_before_its_first_gradient_step_is_said(tmp_path: Path) 
         return said(lambda: loop.train(config, Own(), [], Console(quiet=True)))
 
     def resume(run: RunDirectory, total_steps: int) -> list[str]:
-        return said(lambda: loop.resume(run.path, Own(), total_steps, Console(quiet=True)))[0]
+        return said(lambda: loop.resume(run.path, Own(), {"total_steps": total_steps}, Console(quiet=True)))[0]
 
     lines, trained = train(60)
     assert lines == [

@@ -30,7 +30,7 @@ from slipstream.run.directory import RunDirectory, to_yaml
 from slipstream.run.evaluate import Evaluation, one_math_thread
 from slipstream.run.files import writing
 from slipstream.run.loop import EnvFactory, Own, Trained
-from slipstream.run.presets import configure
+from slipstream.run.presets import changed, configure
 from slipstream.run.settings import ConfigError
 from slipstream.tree import Tree
 from slipstream.types import EnvSpec
@@ -221,21 +221,21 @@ def train(
     require_maker(env)
     id, factory = _id_or_callable(env)
     name = id or CALLABLE + str(getattr(env, "__qualname__", type(env).__name__))
-    given = {"seed": seed, "total_steps": total_steps}
-    _require_mapping(config)
-    if twice := settings.keys() & (config or {}).keys():
-        raise ConfigError(f"{', '.join(sorted(twice))}: given twice, in config and as a keyword; leave one out")
-    changes = {**(config or {}), **settings, **{key: value for key, value in given.items() if value is not None}}
-    chosen = configure(algo, name, changes)
+    chosen = configure(algo, name, _changes(config, settings, {"seed": seed, "total_steps": total_steps}))
     own = Own(factory, torso, policy)
     return _agent(loop.train(chosen, own, sys.argv, Console(quiet=quiet)), own)
 
 
-def _require_mapping(config: object) -> None:
+def _changes(config: object, settings: Mapping[str, Any], named: Mapping[str, Any]) -> dict[str, Any]:
+    """All settings that a caller gave: in `config`, as keywords, and by name where they are not None."""
     if config is not None and not isinstance(config, Mapping):
         raise ConfigError(
             f"config: expected a mapping of settings, got {config!r}; for a file: config=yaml.safe_load(open(FILE))"
         )
+    mapping: Mapping[str, Any] = config or {}
+    if twice := settings.keys() & mapping.keys():
+        raise ConfigError(f"{', '.join(sorted(twice))}: given twice, in config and as a keyword; leave one out")
+    return {**mapping, **settings, **{key: value for key, value in named.items() if value is not None}}
 
 
 def resume(
@@ -245,6 +245,8 @@ def resume(
     torso: nn.Module | None = None,
     policy: ActorCriticPolicy | None = None,
     quiet: bool = False,
+    config: Mapping[str, Any] | None = None,
+    **settings: Any,
 ) -> Agent:
     """Trains a run on from its newest checkpoint; `torso` and `policy` are those that it was started with.
 
@@ -255,15 +257,17 @@ def resume(
         torso: The network, if it has one of your own.
         policy: The policy, if it has one of your own.
         quiet: Whether to show no progress.
+        config: Settings to go on with, as of `train`: those that the result does not depend on, as `placement.workers`.
+        settings: Those without a dot, as of `train`.
 
     Raises:
-        ConfigError: If the run is finished; a higher `total_steps` lets it go on.
+        ConfigError: If the run is finished (a higher `total_steps` lets it go on), or a setting can't be changed.
         CheckpointError: If the environment has other spaces.
     """
     id, factory = _id_or_callable(env)
     own = Own(factory, torso, policy)
-    steps = None if total_steps is None else int(total_steps)
-    return _agent(loop.resume(Path(run), own, steps, Console(quiet=quiet), id), own)
+    changes = _changes(config, settings, {"total_steps": total_steps, "env": id})
+    return _agent(loop.resume(Path(run), own, changes, Console(quiet=quiet)), own)
 
 
 def load(
@@ -289,7 +293,7 @@ def load(
     """
     folder = RunDirectory(Path(run))
     id, factory = _id_or_callable(env)
-    config = loop.with_env(folder.config(), id)
+    config = folder.config() if id is None else changed(folder.config(), {"env": id})
     saved = _select(folder, str(checkpoint))
     spec = saved.spec()
     slots = replace(spec, num_envs=config.num_envs)  # policies that explore by slot have a number for each

@@ -61,17 +61,26 @@ def parse(kind: type[Options], arguments: Sequence[str], verb: str, *optional: s
     Raises:
         ConfigError: For a missing or superfluous argument, an unknown flag, or a wrong value.
     """
-    fields = dataclasses.fields(kind)
-    required = [field.name for field in fields if field.default is dataclasses.MISSING]
+    return placed(kind, *split(arguments, settings.keys(kind)), verb, *optional)
+
+
+def placed(
+    kind: type[Options], positional: Sequence[str], values: Mapping[str, Any], verb: str, *optional: str
+) -> Options:
+    """The same from what `split` gave.
+
+    Raises:
+        ConfigError: For a missing or superfluous argument, or a wrong value.
+    """
+    required = [field.name for field in dataclasses.fields(kind) if field.default is dataclasses.MISSING]
     names = [*required, *optional]
-    positional, values = split(arguments, settings.keys(kind))
     if len(positional) > len(names):
         raise ConfigError(f"unexpected argument {positional[len(names)]!r}; see slipstream {verb} --help")
-    values |= dict(zip(names, positional, strict=False))
+    given = {**values, **dict(zip(names, positional, strict=False))}
     for name in required:
-        if name not in values:
+        if name not in given:
             raise ConfigError(f"{name.upper()} is missing: type slipstream {verb} {' '.join(required).upper()}")
-    return settings.build(kind, values)
+    return settings.build(kind, given)
 
 
 def _key(

@@ -36,7 +36,7 @@ from slipstream.run.files import CheckpointError
 from slipstream.run.learning import replay_line
 from slipstream.run.machine import versions
 from slipstream.run.metrics import Metrics
-from slipstream.run.presets import spelled_out
+from slipstream.run.presets import changed
 from slipstream.run.progress import Observer, Progress
 from slipstream.run.saving import Checkpoints
 from slipstream.run.segments import Segments
@@ -120,26 +120,27 @@ def train(config: Config, own: Own, command: Sequence[str], console: Console) ->
         return _drive(_Run(config, own, training, run, _progress(config, training), console), None)
 
 
-def resume(path: Path, own: Own, total_steps: int | None, console: Console, env: str | None = None) -> Trained:
+def resume(path: Path, own: Own, changes: Mapping[str, Any], console: Console) -> Trained:
     """Trains on from the newest whole checkpoint of a run: counters, optimiser, anneals and metrics continue.
 
     Args:
         path: The run directory.
         own: The user's own pieces that the run was started with.
-        total_steps: A new total, to be taken whatever the return (`stop_at_return` no longer holds); None keeps the
-            run's own.
+        changes: Settings to go on with. A new `total_steps` is taken whatever the return, unless there is a new
+            `stop_at_return` too; another `env` is where the run trains from now on.
         console: Where progress is shown.
-        env: Another id, to train on there from now on; None keeps the run's own.
 
     Raises:
         Finished: If the run has taken all its steps, or has reached the return to stop at.
-        ConfigError: If its config.yaml has been edited where it may not.
+        ConfigError: If a setting was changed, here or in its config.yaml, that would make another run of it.
         CheckpointError: If there is no whole checkpoint, or it does not fit the environment or the network; the run is
             left as it was.
         Interrupted: After SIGINT or SIGTERM, with the state saved.
     """
     run = RunDirectory(path)
-    config = with_env(run.config(), env)
+    if "total_steps" in changes:
+        changes = {"stop_at_return": None, **changes}
+    config = changed(run.config(), changes)
     require_callable(config, own.env, path)
     with ExitStack() as stack:
         stack.enter_context(run.lock())
@@ -150,13 +151,11 @@ def resume(path: Path, own: Own, total_steps: int | None, console: Console, env:
         _require_same(config, facts.get("config", {}), path)  # older checkpoints have none
         if config.env != saved.manifest["env"]:
             facts["training"].pop("env_seed", None)  # it can't be played back on another
-        if total_steps is not None:
-            config = replace(config, total_steps=total_steps, stop_at_return=None)
         _require_unsolved(config, facts["progress"], path)
-        if total_steps is not None and saved.steps >= total_steps:
+        if "total_steps" in changes and saved.steps >= config.total_steps:
             raise Finished(
-                f"{path} has taken {saved.steps:,} steps already: give a higher total than {total_steps}, such as "
-                f"--total-steps {2 * saved.steps}"
+                f"{path} has taken {saved.steps:,} steps already: give a higher total than {config.total_steps}, such "
+                f"as --total-steps {2 * saved.steps}"
             )
         if saved.steps >= config.total_steps:
             raise Finished(
@@ -255,29 +254,31 @@ def _drive(this: _Run, saved: Checkpoint | None) -> Trained:
 
 
 def _require_same(config: Config, before: Mapping[str, Any], path: Path) -> None:
-    """Refuses a configuration that has been edited where that would make another run of it."""
+    """Refuses a configuration that differs where that would make another run of it."""
     was, now = flatten(before), flatten(plain(config))
     fixed = _CHECKPOINTS if config.exact_resume else ()
-    changed = [
-        f"{name} was {was[name]}, is {now[name]}"
+    other = sorted(
+        name
         for name in was.keys() & now.keys()
         if was[name] != now[name] and name != "env" and (not name.startswith(_FREE) or name in fixed)
-    ]
-    if changed:
+    )
+    if other:
+        values = "; ".join(f"{name} was {was[name]}, not {now[name]}" for name in other)
+        typed = " ".join(f"--{name.replace('_', '-')} {now[name]}" for name in other)
         raise ConfigError(
-            f"{path / 'config.yaml'} has been edited: {'; '.join(sorted(changed))}. Put that back to resume, or start "
-            f"a new run with it: slipstream train --config {path}"
+            f"{path} can't go on with other settings that change its result: {values}. Leave them as they were (in its "
+            f"config.yaml too), or start a new run: slipstream train --config {path} {typed}"
         )
 
 
 def _warn_of_versions(run: RunDirectory) -> None:
     """Warns where libraries have other versions than when the run was started."""
     before, now = run.surroundings().get("versions", {}), versions()
-    changed = [
+    other = [
         f"{name} {before[name]} is {now[name]} now" for name in before.keys() & now.keys() if before[name] != now[name]
     ]
-    if changed:
-        warnings.warn(f"since this run was started, {', '.join(sorted(changed))}: bits may differ", stacklevel=3)
+    if other:
+        warnings.warn(f"since this run was started, {', '.join(sorted(other))}: bits may differ", stacklevel=3)
 
 
 def _require_unsolved(config: Config, facts: Mapping[str, Any], path: Path) -> None:
@@ -354,11 +355,6 @@ def _evaluators(this: _Run) -> list[Evaluator]:
     envs = evaluation_envs(this.config, log.eval_episodes, this.own.env)
     policy = this.training.policy
     return [Evaluator(policy, envs, this.progress, log.eval_every, log.eval_episodes, this.config.seed)]
-
-
-def with_env(config: Config, env: str | None) -> Config:
-    """`config` with another environment id, if there is one."""
-    return config if env is None else spelled_out(replace(config, env=env))
 
 
 def require_callable(config: Config, env: EnvFactory | None, owner: Path) -> None:

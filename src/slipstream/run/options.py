@@ -126,6 +126,9 @@ class ResumeOptions:
         total_steps: New total of agent decisions; 0 keeps the run's own.
         latest: RUN is a directory of runs, of which the newest is meant; it is no error if that is finished. For jobs
             that are started again and again until they succeed.
+
+    Other settings may be typed too, as for `train`: those that the run's result does not depend on (`--placement.*`,
+    `--log.*`) and `--stop-at-return`.
     """
 
     run: str

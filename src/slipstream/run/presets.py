@@ -12,7 +12,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from slipstream.envs.make import env_family
-from slipstream.run.config import CALLABLE, Config, algorithm, canonical, from_plain, known_settings
+from slipstream.run.config import CALLABLE, Config, algorithm, canonical, from_plain, known_settings, override
 from slipstream.run.machine import quick_precision
 from slipstream.run.preset_table import PRESETS
 from slipstream.run.settings import ConfigError, flatten, nest, plain
@@ -51,14 +51,18 @@ def configure(algo: str, env: str, changes: Mapping[str, Any] | None = None) -> 
         ConfigError: For an unknown algorithm or key, a wrong value, or settings that contradict each other.
     """
     defaults = plain(Config(env=env, algo=algorithm(algo)()))
-    known = known_settings(algo)
-    wanted: dict[str, Any] = {}
-    for typed, value in flatten(changes or {}).items():
-        key = canonical(typed, known)
-        if wanted.setdefault(key, value) != value:
-            raise ConfigError(f"{key} is given twice, as {wanted[key]!r} and, by the name {typed}, as {value!r}")
+    wanted = _canonical(algo, changes or {})
     system = published(str(wanted.pop("system", "")), algo, family(env))
     return spelled_out(from_plain(nest(flatten(defaults) | preset(algo, env) | system | wanted)))
+
+
+def changed(config: Config, changes: Mapping[str, Any]) -> Config:
+    """`config` with `changes` (dotted or nested keys, any of the names that `configure` understands) over it.
+
+    Raises:
+        ConfigError: As `configure`.
+    """
+    return spelled_out(override(config, _canonical(config.algo.name, changes)))
 
 
 def spelled_out(config: Config) -> Config:
@@ -73,3 +77,14 @@ def spelled_out(config: Config) -> Config:
     atari = config.env_options.atari
     atari = replace(atari, **asdict(atari.spelled_out()))
     return replace(config, env_options=replace(config.env_options, atari=atari))
+
+
+def _canonical(algo: str, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`changes` by the dotted keys that they mean."""
+    known = known_settings(algo)
+    wanted: dict[str, Any] = {}
+    for typed, value in flatten(changes).items():
+        key = canonical(typed, known)
+        if wanted.setdefault(key, value) != value:
+            raise ConfigError(f"{key} is given twice, as {wanted[key]!r} and, by the name {typed}, as {value!r}")
+    return wanted

@@ -11,7 +11,7 @@ import difflib
 import math
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import yaml
@@ -46,7 +46,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
         leaves = difflib.get_close_matches(_leaf(name), by_leaf, n=count, cutoff=cutoff)
         return [by_leaf[leaf] for leaf in leaves]
 
-    found = difflib.get_close_matches(name, names, n=1, cutoff=0.7) or close(0.6, 1)
+    found = _with_word(name, names) or difflib.get_close_matches(name, names, n=1, cutoff=0.7) or close(0.6, 1)
     if found or (found := [each for each in names if each.lower() == name.lower()]):
         return f" Did you mean {found[0]}?"
     if len(names) <= _LISTED:
@@ -148,6 +148,13 @@ def coerce(hint: Any, value: Any, key: str) -> Any:
         return _coerce_dict(typing.get_args(hint)[1], value, key)
     simple = {bool: _coerce_bool, int: _coerce_int, float: _coerce_float, str: _coerce_str}
     return simple[hint](value, key)
+
+
+def _with_word(name: str, names: Sequence[str]) -> list[str]:
+    """The plainest of the names that have the last part of `name` as a word: `total_steps` for `steps`."""
+    word = _leaf(name).replace("_", "-")
+    having = [each for each in names if word in _leaf(each).replace("_", "-").split("-")]
+    return sorted(having, key=lambda each: (each.count("."), len(each)))[:1]
 
 
 def _leaf(key: str) -> str:

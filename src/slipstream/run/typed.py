@@ -10,7 +10,7 @@ from slipstream.algos import ALGORITHMS
 from slipstream.run import flags, presets, settings
 from slipstream.run.config import Config, canonical, known_settings
 from slipstream.run.directory import RunDirectory, read_yaml
-from slipstream.run.options import BenchFlags, DoctorFlags, TrainFlags, VerifyFlags
+from slipstream.run.options import BenchFlags, DoctorFlags, ResumeOptions, TrainFlags, VerifyFlags
 from slipstream.run.settings import ConfigError
 from slipstream.run.systems import published
 
@@ -41,6 +41,15 @@ def settings_and(kind: type[Flags], verb: str, algo: str, words: Sequence[str]) 
     if positional:
         raise ConfigError(f"unexpected argument {positional[0]!r}; see slipstream {verb} {algo} --help")
     return settings.build(kind, {key: values.pop(key) for key in own if key in values}), values
+
+
+def resumed(words: Sequence[str]) -> tuple[ResumeOptions, dict[str, Any]]:
+    """The options of `resume`, and the settings, of whichever algorithm, that were typed."""
+    own = settings.keys(ResumeOptions)
+    known = {key: hint for algo in ALGORITHMS for key, hint in known_settings(algo).items()}
+    positional, values = flags.split(words, {**known, **own}, canonical)
+    mine = {key: values.pop(key) for key in own if key in values}
+    return flags.placed(ResumeOptions, positional, mine, "resume"), values
 
 
 def file_of(words: Sequence[str]) -> Path | None:

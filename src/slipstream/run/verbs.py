@@ -23,7 +23,7 @@ from slipstream.envs import EnvError, check_env, list_envs
 from slipstream.envs.toy import settings_line
 from slipstream.run import flags, loop, settings, video
 from slipstream.run.agent import load
-from slipstream.run.config import Config, alias_lines, canonical, known_settings
+from slipstream.run.config import Config, alias_lines
 from slipstream.run.console import Lasting, clock, return_text
 from slipstream.run.directory import latest, to_yaml
 from slipstream.run.files import CheckpointError
@@ -44,7 +44,7 @@ from slipstream.run.preset_table import PRESETS
 from slipstream.run.settings import ConfigError
 from slipstream.run.signals import Interrupted
 from slipstream.run.systems import SYSTEMS
-from slipstream.run.typed import algorithm_of, configuration, file_of, settings_and, settings_of
+from slipstream.run.typed import algorithm_of, configuration, file_of, resumed, settings_and, settings_of
 
 _USAGE = """\
 slipstream: fast parallel deep reinforcement learning
@@ -228,29 +228,17 @@ def _finish(trained: Trained) -> int:
 
 
 def _resume(words: list[str]) -> int:
-    _refuse_settings(words)
-    options = flags.parse(ResumeOptions, words, "resume")
+    options, changes = resumed(words)
     path = latest(Path(options.run)) if options.latest else Path(options.run)
+    if options.total_steps:
+        changes["total_steps"] = options.total_steps
     try:
-        return _finish(loop.resume(path, Own(), options.total_steps or None, _out))
+        return _finish(loop.resume(path, Own(), changes, _out))
     except loop.Finished as finished:
         if not options.latest:
             raise
         _out.print(str(finished))
         return 0
-
-
-def _refuse_settings(words: Sequence[str]) -> None:
-    """Says what to do instead to those who want to resume a run with another setting."""
-    known = {key for algo in ALGORITHMS for key in known_settings(algo)} - set(settings.keys(ResumeOptions))
-    for word in words:
-        name = word.removeprefix("--").partition("=")[0]
-        if word.startswith("--") and canonical(name, known) in known:
-            raise ConfigError(
-                f"resume takes no {word}: --total-steps is all that can be changed here. placement.* and log.* may be "
-                "edited in the run's config.yaml; for a new run with the other settings of this one: slipstream train "
-                f"--config RUN {word} ..."
-            )
 
 
 def _eval(words: list[str]) -> int:
