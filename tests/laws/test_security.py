@@ -87,6 +87,13 @@ def test_a_configuration_runs_nothing(run: Path, tmp_path: Path, tag: str) -> No
     assert not (tmp_path / "done").exists()
 
 
+def test_a_key_that_is_there_twice_is_refused(run: Path) -> None:
+    file = run / "config.yaml"
+    file.write_text(f"{file.read_text()}seed: 4\n")
+    with pytest.raises(ConfigError, match=r"config\.yaml is not valid YAML: seed is there twice in .* line \d+"):
+        slipstream.load(run)
+
+
 def safetensors(header: object, data: bytes = b"abcd", length: int | None = None) -> bytes:
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return (len(text) if length is None else length).to_bytes(8, "little") + text + data

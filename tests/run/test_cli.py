@@ -74,6 +74,7 @@ def _run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, list[str
         ("watch nowhere", 2, "nowhere does not exist"),
         ("envs nosuchenvironment", 2, "no environment id contains 'nosuchenvironment'"),
         ("presets pop", 2, "no preset for 'pop'. Did you mean ppo?"),
+        ("presets ppo zzz", 2, "no preset for 'zzz'. `slipstream presets` lists all."),
         ("algos ppo", 2, "unexpected argument 'ppo': type slipstream algos"),
         ("envs cart pole", 2, "unexpected argument 'pole'; see slipstream envs --help"),
         ("envs --wrd cart", 2, "unknown flag --wrd. Did you mean --word?"),

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import textwrap
 import warnings
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -43,6 +44,9 @@ from slipstream.types import EnvSpec
 
 FORMAT = 1
 """Version of the layout; a reader refuses any other."""
+
+_TOLD = 160
+"""Characters of a line of PyTorch's that a message shows."""
 
 _TENSORS, _FACTS, _MANIFEST = "tensors.safetensors", "facts.json", "MANIFEST.json"
 
@@ -106,13 +110,15 @@ class Checkpoint:
         """Context in which its tensors are loaded into a network.
 
         Raises:
-            CheckpointError: If they don't fit; it has PyTorch's list.
+            CheckpointError: If they don't fit; it has the beginning of PyTorch's list.
         """
         try:
             yield
         except RuntimeError as error:
+            title, *lines = str(error).splitlines()
+            told = "; ".join(textwrap.shorten(line, _TOLD, placeholder=" ...") for line in (lines or [title])[:2])
             raise CheckpointError(
-                f"{self.path} does not fit the network; give the torso or policy that the run was trained with: {error}"
+                f"{self.path} does not fit the network; give the torso or policy that the run was trained with: {told}"
             ) from error
 
     @property

@@ -213,14 +213,28 @@ def to_yaml(config: Config) -> str:
     return yaml.safe_dump(plain(config), sort_keys=False, width=120)
 
 
+class _Once(yaml.SafeLoader):
+    """Refuses a mapping with the same key twice, of which YAML would take the last in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """As `SafeLoader`."""
+        names: list[Any] = []
+        for key, _ in node.value:
+            name = self.construct_object(key, deep=True)
+            if name in names:
+                raise yaml.constructor.ConstructorError(None, None, f"{name} is there twice", key.start_mark)
+            names.append(name)
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """A mapping from a YAML file.
 
     Raises:
-        ConfigError: If the file is missing or holds no mapping.
+        ConfigError: If the file is missing, holds no mapping, or has a key twice.
     """
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.load(path.read_text(), _Once)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from error
     except yaml.YAMLError as error:

@@ -37,8 +37,14 @@ class ConfigError(ValueError):
     """A setting that is unknown, of the wrong type or at odds with another; the message names it and says what fits."""
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """What to type instead of an unknown name: ` Did you mean X?`, or all names, or the few nearest ones."""
+def nearest(name: str, known: Iterable[str], listing: str = "slipstream train ALGO --help") -> str:
+    """What to type instead of an unknown name: ` Did you mean X?`, or all names, or the few nearest ones.
+
+    Args:
+        name: What was typed.
+        known: What may be.
+        listing: The command that shows all.
+    """
     names = sorted(known)
     by_leaf = {_leaf(candidate): candidate for candidate in reversed(names)}
 
@@ -52,7 +58,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     if len(names) <= _LISTED:
         return f" Known: {', '.join(names)}." if names else ""
     similar = f"; the nearest are {', '.join(found)}" if (found := close(0.5, 3)) else ""
-    return f" `slipstream train ALGO --help` lists all{similar}."
+    return f" `{listing}` lists all{similar}."
 
 
 def plain(value: Any) -> Any:

@@ -281,7 +281,7 @@ def _presets(words: list[str]) -> int:
     unknown = [word for word in words if word not in {part for key in PRESETS for part in key}]
     if unknown:
         names = sorted({part for key in PRESETS for part in key})
-        raise ConfigError(f"no preset for {unknown[0]!r}.{settings.nearest(unknown[0], names)}")
+        raise ConfigError(f"no preset for {unknown[0]!r}.{settings.nearest(unknown[0], names, 'slipstream presets')}")
     for key, values in PRESETS.items():
         if set(words) <= set(key):
             _out.print(f"# {key[0]} on {key[1]}\n{yaml.safe_dump(dict(values), sort_keys=False)}")
