@@ -22,10 +22,11 @@ from torch import Tensor
 from slipstream import memory, process, slab, tree
 from slipstream.collector import Assignment, Stands, Stopped
 from slipstream.envs import EnvOptions, make_envs
-from slipstream.envs.recorded import bring_back, recorded
+from slipstream.envs.recorded import recorded
 from slipstream.envs.rows import EnvError
 from slipstream.history import History
 from slipstream.jitter import Jitter, JitteredEnvs
+from slipstream.local import Locals
 from slipstream.nets.policy import Policy
 from slipstream.nets.trunk import packed
 from slipstream.ready import make_collector
@@ -287,11 +288,13 @@ class _Actor:
             self._envs = JitteredEnvs(self._envs, Jitter(setup.delay))
         self._recorded = recorded(self._envs, setup.restarts, self._status.mend)
         self._envs = self._recorded or self._envs
+        self._locals = Locals(self._envs, self._recorded, [range(spec.lanes)], self._make_collector)
 
     def obey(self, command: dict[str, Any], more: BinaryIO) -> bytes | None:
         """Does what the driver says; `more` holds what comes with it."""
         if "begin" in command:
-            return self._begin(**command["begin"])
+            self._locals.begin(**command["begin"])
+            return None
         if "restore" in command:
             seed, row, size = (command["restore"][name] for name in ("seed", "row", "bytes"))
             return self._restore(seed, row, Standing.of(safetensors.torch.load(more.read(size))))
@@ -302,26 +305,16 @@ class _Actor:
         if self._envs is not None:
             self._envs.close()
 
-    def _begin(self, seed: int, row: int) -> None:
-        """Resets the environments; the first row of every slot has the number `row`."""
-        assert self._envs is not None
-        self._envs.reset(seed)
-        self._collector = self._make_collector(row)
-
     def _restore(self, seed: int, row: int, standing: Standing) -> bytes:
         """Brings the slots to where they had `row` rows; answers which of them show something else than then."""
-        assert self._recorded is not None
         self._watched.count_from(row)
-        lost = bring_back(self._recorded, seed, standing.history, standing.seen.numpy())
-        self._collector = self._make_collector(0)
-        self._collector.load(standing.slots)
-        return json.dumps(lost).encode()
+        return json.dumps(self._locals.restore(seed, standing)).encode()
 
-    def _make_collector(self, row: int) -> Stands:
+    def _make_collector(self, lanes: range, row: int) -> Stands:
         assert self._envs is not None
         given = Assignment(
             self._envs,
-            range(self._setup.spec.lanes),
+            lanes,
             self._replica.policy,
             self._shared.slabs,
             self._setup.seed,
@@ -333,11 +326,12 @@ class _Actor:
         return make_collector(given, self._setup.group)
 
     def _collect(self, places: Sequence[Place]) -> bytes:
+        (collector,) = self._locals.collectors
         try:
-            collected = self._collector.collect(places)
+            collected = collector.collect(places)
         except Stopped:
             return b""
         if self._recorded is not None:
-            self._slots.copy_(self._collector.state())
+            self._slots.copy_(collector.state())
             self._seen[:] = self._recorded.seen()
         return json.dumps(asdict(collected)).encode()

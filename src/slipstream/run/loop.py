@@ -233,14 +233,12 @@ def _drive(this: _Run, saved: Checkpoint | None) -> Trained:
             _loop(training, [progress, *evaluators, rows, checkpoints, display, watch], progress, signals)
             if progress.finished or not training.starts_anew:
                 checkpoints.save()
-        except EnvError as error:
+        except Exception as error:
             # Environments fail while acting, when the learner is between two updates: what it has learned is whole.
-            if progress.steps and not training.starts_anew:
+            if isinstance(error, EnvError) and progress.steps and not training.starts_anew:
                 with suppress(CheckpointError):
                     checkpoints.save()
-            _leave_note(error, run)
-            raise
-        except Exception as error:
+            checkpoints.close()  # so that the note knows of what is being written
             _leave_note(error, run)
             raise
         except KeyboardInterrupt as stop:

@@ -7,6 +7,7 @@ import os
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import gymnasium
@@ -14,14 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from slipstream import dice, slab, tree
-from slipstream.collector import Assignment, Collected, Collects, Stands
+from slipstream.collector import Assignment, Collected, Stands
 from slipstream.crew import Crew
 from slipstream.descent import under
 from slipstream.envs import make_envs
 from slipstream.envs.make import env_spec
-from slipstream.envs.recorded import RecordedEnvs, bring_back, recorded
+from slipstream.envs.recorded import RecordedEnvs, recorded
 from slipstream.jitter import Jitter, JitteredEnvs
 from slipstream.loader import Loader
+from slipstream.local import Locals
 from slipstream.nets.actor_critic import ActorCritic
 from slipstream.nets.policy import ActorCriticPolicy, Policy
 from slipstream.nets.trunk import packed
@@ -33,7 +35,7 @@ from slipstream.run.machine import computes_bfloat16, cores, processor
 from slipstream.schedules import SCHEDULES, Parts
 from slipstream.schedules.asynchronous import slabs_needed
 from slipstream.schedules.parts import Barrier
-from slipstream.standing import SlotState, Standing
+from slipstream.standing import Standing
 from slipstream.tape import Tape
 from slipstream.types import Envs, Report, Weights
 from slipstream.weights import Bulletin, Replica
@@ -88,7 +90,7 @@ class Training:
             )
         self._remotes: Remotes | None = None
         self._recorded: RecordedEnvs | None = None
-        self._collectors: list[Stands] = []  # those in this process
+        self._staff: Remotes | Locals | None = None  # from the first iteration on
         self._running: Generator[Report] | None = None
         self._barrier = Barrier()
         self._env_seed = config.seed
@@ -127,11 +129,11 @@ class Training:
         config = self._config
         bulletin = self._bulletin()
         tapes = self._tapes()
-        collectors = self._begin(bulletin, tapes)
+        staff = self._begin(bulletin, tapes)
         delayed = config.algo.correction == "delayed_gradient" and config.schedule != "sync" and not tapes
         parts = Parts(
             actors=self._actors,
-            collectors=collectors,
+            collectors=staff.collectors,
             learner=self.learner,
             slabs=self.slabs,
             bulletin=bulletin,
@@ -142,7 +144,7 @@ class Training:
             stale=config.stale,
             tapes=tapes,
             barrier=self._barrier,
-            restarted=self._restarted,
+            restarted=lambda: staff.restarted,
         )
         self._running = SCHEDULES[config.schedule](parts)
         try:
@@ -151,8 +153,9 @@ class Training:
                     self.learner.restart_episodes()
                     self._cut = False
                 yield report
-                if self._standing_anew:
-                    self._collectors_anew(bulletin, tapes)
+                if self._standing_anew:  # as after a resume
+                    self._standing_anew, self._env_seed = False, self._seed_anew()
+                    self._start(staff)
         finally:
             self._running.close()
 
@@ -200,7 +203,8 @@ class Training:
             facts["resumes"] = "with new episodes, so that bits will differ; the environments had failed"
             return tensors, facts
         if self.plays_back:
-            tensors |= _named("standing.", self._where_slots_stand().tensors())
+            assert self._staff is not None
+            tensors |= _named("standing.", self._staff.state().tensors())
             facts["env_seed"] = self._env_seed
         if barrier.ahead is not None:
             tensors |= _named("ahead.", dict(tree.items(vars(self.slabs[barrier.ahead]))))
@@ -306,85 +310,50 @@ class Training:
         assert isinstance(own, ActorCritic)
         return [Tape(own if len(self.slabs) == 1 else copy.deepcopy(own), lanes) for _ in self.slabs]
 
-    def _begin(self, bulletin: Bulletin | None, tapes: Sequence[Tape]) -> Sequence[Collects]:
-        """The collectors, with all environments reset, or brought back to where they were."""
-        seed, standing = self._env_seed, self._standing
-        if standing is None:
-            self._restart_episodes()
+    def _begin(self, bulletin: Bulletin | None, tapes: Sequence[Tape]) -> Remotes | Locals:
+        """Who collects, with all environments reset, or brought back to where they were."""
         if self._remotes is not None:
-            if standing is None:
-                self._remotes.begin(seed, self._first_row())
-            else:
-                self._warn_of(self._remotes.restore(seed, standing))
-            return self._remotes.collectors
-        assert self.envs is not None
-        if standing is None:
-            self.envs.reset(seed)
+            staff = self._remotes
         else:
-            assert self._recorded is not None
-            self._warn_of(bring_back(self._recorded, seed, standing.history, standing.seen.numpy()))
-        self._collectors = [self._collector(self.envs, lanes, bulletin, tapes) for lanes in self._shares()]
-        if standing is not None:
-            for collector in self._collectors:
-                first, size = collector.lanes[0], self.spec.lane_size
-                collector.load(standing.slots.part(slice(first * size, (first + len(collector.lanes)) * size)))
-        return self._collectors
-
-    def _collectors_anew(self, bulletin: Bulletin | None, tapes: Sequence[Tape]) -> None:
-        """Has all slots start anew, as after a resume."""
-        self._standing_anew, self._env_seed = False, self._seed_anew()
-        self._restart_episodes()
-        if self._remotes is not None:
-            self._remotes.begin(self._env_seed, self._first_row())
-            return
-        assert self.envs is not None
-        self.envs.reset(self._env_seed)
-        self._collectors[:] = [self._collector(self.envs, lanes, bulletin, tapes) for lanes in self._shares()]
-
-    def _seed_anew(self) -> int:
-        """For environments that start anew at this version."""
-        return dice.env_seed(self._config.seed, "resume", self.learner.version)
-
-    def _restart_episodes(self) -> None:
-        """Tells the learner that all slots start an episode: after the slab that is ahead, if there is one."""
-        if self._barrier.ahead is None:
-            self.learner.restart_episodes()
-        else:
-            self._cut = True
-
-    def _restarted(self) -> int:
-        if self._remotes is not None:
-            return self._remotes.restarted
-        return 0 if self._recorded is None else self._recorded.restarted
-
-    def _warn_of(self, lost: Sequence[int]) -> None:
-        if lost:
+            assert self.envs is not None
+            staff = Locals(self.envs, self._recorded, self._shares(), partial(self._collector, bulletin, tapes))
+        self._staff = staff
+        if self._standing is None:
+            self._start(staff)
+        elif lost := staff.restore(self._env_seed, self._standing):
             warnings.warn(
                 f"after the same actions, slots {lost} show something else than before the run was stopped: "
                 f"{self.spec.id} is not deterministic, or not what it was. It goes on from there; bits will differ",
                 stacklevel=2,
             )
+        return staff
 
-    def _where_slots_stand(self) -> Standing:
-        if self._remotes is not None:
-            return self._remotes.state()
-        assert self._recorded is not None
-        slots = SlotState.join([collector.state() for collector in self._collectors])
-        return Standing(slots, self._recorded.history(), torch.from_numpy(self._recorded.seen()))
+    def _start(self, staff: Remotes | Locals) -> None:
+        """Resets all environments: their slots start an episode after the slab that is ahead, if there is one."""
+        if self._barrier.ahead is None:
+            self.learner.restart_episodes()
+        else:
+            self._cut = True
+        staff.begin(self._env_seed, self._first_row())
 
-    def _collector(self, envs: Envs, lanes: Sequence[int], bulletin: Bulletin | None, tapes: Sequence[Tape]) -> Stands:
+    def _seed_anew(self) -> int:
+        """For environments that start anew at this version."""
+        return dice.env_seed(self._config.seed, "resume", self.learner.version)
+
+    def _collector(self, bulletin: Bulletin | None, tapes: Sequence[Tape], lanes: range, row: int) -> Stands:
         """A collector that acts with the learner's own policy, or with a copy that follows the bulletin."""
+        assert self.envs is not None
         config = self._config
         replica = None if bulletin is None else Replica(packed(self.policy), bulletin)
         given = Assignment(
-            envs,
+            self.envs,
             lanes,
             replica.policy if replica else self.policy,
             self.slabs,
             config.seed,
             replica.refresh if replica else lambda: self.learner.version,
             every_row=_every_row(config),
-            row=self._first_row(),
+            row=row,
             device=self.device,
             graphs=bool(tapes),
             tapes=tapes,
