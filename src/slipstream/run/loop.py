@@ -110,7 +110,7 @@ def train(config: Config, own: Own, command: Sequence[str], console: Console) ->
     Raises:
         Interrupted: After SIGINT or SIGTERM, with the state saved.
     """
-    training = Training(config, own.env, own.torso, own.policy)
+    training = _training(config, own, console)
     with ExitStack() as stack:
         stack.callback(training.close)
         warn_unused(config, training.spec, own.torso is not None, own.policy is not None)
@@ -162,7 +162,7 @@ def resume(path: Path, own: Own, changes: Mapping[str, Any], console: Console) -
                 f"{path} is finished: it has taken {saved.steps:,} of {config.total_steps:,} steps. "
                 f"To go on, give a higher total: --total-steps {2 * max(config.total_steps, saved.steps)}"
             )
-        training = Training(config, own.env, own.torso, own.policy)
+        training = _training(config, own, console)
         stack.callback(training.close)
         saved.require(training.spec)
         with saved.fitting():
@@ -288,6 +288,12 @@ def _require_unsolved(config: Config, facts: Mapping[str, Any], path: Path) -> N
             f"{path} is finished: its mean return has reached {config.stop_at_return}. "
             f"To go on, give a total: --total-steps {max(config.total_steps, 2 * progress.steps)}"
         )
+
+
+def _training(config: Config, own: Own, console: Console) -> Training:
+    if config.placement.collectors == "process":
+        console.print("starting collector processes, which takes some seconds")
+    return Training(config, own.env, own.torso, own.policy)
 
 
 def _progress(config: Config, training: Training) -> Progress:
