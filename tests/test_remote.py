@@ -29,8 +29,9 @@ from slipstream.envs.toy import Chaos, Counter
 from slipstream.nets.actor_critic import ActorCritic, make_actor_critic
 from slipstream.nets.trunk import Network
 from slipstream.patience import Patience
-from slipstream.remote import Remotes, Work
+from slipstream.remote import Remotes
 from slipstream.remote_collector import RemoteCollector
+from slipstream.remote_process import Work
 from slipstream.run import training
 from slipstream.run.config import ConfigError
 from slipstream.run.presets import configure

@@ -15,64 +15,24 @@ status share one mapping without a name, which goes with the last of them.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
 
 import cloudpickle
 
 from slipstream import process
-from slipstream.envs import EnvOptions
-from slipstream.nets.policy import Policy
 from slipstream.remote_collector import Fate, RemoteCollector
-from slipstream.remote_process import Setup, Shared, Status
+from slipstream.remote_process import Setup, Shared, Status, Work
 from slipstream.standing import Standing
 from slipstream.types import EnvSpec, Trajectory
 from slipstream.weights import Ring
-
-
-@dataclass(frozen=True)
-class Work:
-    """What collector processes are to do.
-
-    Attributes:
-        env: Id or callable, as for `make_envs`; callables travel by cloudpickle.
-        options: As for `make_envs`.
-        workers: Processes that step environments, shared out among the collectors, one each at least; 0 for none.
-        threads: Native threads per lane.
-        spec: Of all environments of the run.
-        policy: On the CPU; only its structure counts.
-        rows: T.
-        slabs: Number of slabs.
-        seed: The run's seed.
-        group: Lanes per forward.
-        every_row: Whether to take over new weights before every row, rather than before every unroll.
-        graphs: Whether forwards make graphs, as those that are kept do.
-        delay: Longest random delay before a lane is stepped, in seconds.
-        restarts: How often in a row a lane that has failed, or a process that has died, may be brought back.
-    """
-
-    env: str | Callable[[], Any]
-    options: EnvOptions
-    workers: int
-    threads: int
-    spec: EnvSpec
-    policy: Policy
-    rows: int
-    slabs: int
-    seed: int
-    group: int = 1
-    every_row: bool = False
-    graphs: bool = False
-    delay: float = 0.0
-    restarts: int = 0
 
 
 class Remotes:
     """Collector processes, started and ended together.
 
     Args:
-        work: What they are to do.
+        work: What they are to do; its `workers` are shared out among them, one each at least.
         shares: The lanes of each, without gaps.
 
     Attributes:
@@ -99,22 +59,8 @@ class Remotes:
             self.ring: Ring = shared.ring
             self._fate = Fate([Status(cells) for cells in shared.status])
             for index, lanes in enumerate(shares):
-                setup = Setup(
-                    index=index,
-                    env=work.env,
-                    options=work.options,
-                    workers=max(work.workers // len(shares), 1) if work.workers else 0,
-                    threads=work.threads,
-                    spec=_share(work.spec, lanes),
-                    policy=work.policy,
-                    seed=work.seed,
-                    group=work.group,
-                    every_row=work.every_row,
-                    graphs=work.graphs,
-                    layout=layout,
-                    delay=work.delay,
-                    restarts=work.restarts,
-                )
+                workers = max(work.workers // len(shares), 1) if work.workers else 0
+                setup = Setup(index, replace(work, spec=_share(work.spec, lanes), workers=workers), layout)
                 self.collectors.append(RemoteCollector(children, _pickled(setup), setup, lanes, shared, self._fate))
             for collector in self.collectors:
                 collector.ready()
@@ -164,7 +110,7 @@ def _pickled(setup: Setup) -> bytes:
         return cloudpickle.dumps(setup)
     except Exception as error:
         raise ValueError(
-            f"{setup.spec.id}: collector processes need an environment and a policy that cloudpickle can carry; "
+            f"{setup.work.spec.id}: collector processes need an environment and a policy that cloudpickle can carry; "
             f"{type(error).__name__}: {error}. Pass functions that make what can't be carried, or use "
             "--placement.collectors thread"
         ) from error

@@ -62,11 +62,11 @@ class RemoteCollector:
         self, children: Children, content: bytes, setup: Setup, lanes: range, shared: Shared, fate: Fate
     ) -> None:
         self.lanes = tuple(lanes)
-        self._children, self._content, self._setup, self._spec = children, content, setup, setup.spec
+        self._children, self._content, self._setup, self._spec = children, content, setup, setup.work.spec
         self._shared, self._fate, self._status = shared, fate, fate.statuses[setup.index]
         self._limits = _Limits.of(setup)
         self._trail = Trail(setup, shared, 0, 0)
-        self._patience = Patience[Lost](setup.restarts)
+        self._patience = Patience[Lost](setup.work.restarts)
         self._replaced = 0
         self._used = threading.Lock()  # by whoever waits for the answer
         self._due = self._open = True
@@ -160,7 +160,7 @@ class RemoteCollector:
             except Stopped:
                 raise EnvError(f"{self._spec.id}: {self._name()} is still {self._doing()}") from None
         self._status.stop = False
-        self._trail, self._patience = trail, Patience(self._setup.restarts)
+        self._trail, self._patience = trail, Patience(self._setup.work.restarts)
         with suppress(Lost):  # `collect` sees to it
             self._tell(*trail.command())
 
@@ -334,9 +334,9 @@ class _Limits(NamedTuple):
     @staticmethod
     def of(setup: Setup) -> _Limits:
         """Those with which processes of environments are given up first, by the collector process that has them."""
-        limit = setup.options.timeout_seconds
-        if not setup.workers:
+        limit = setup.work.options.timeout_seconds
+        if not setup.work.workers:
             return _Limits(limit, max(limit, process.START_SECONDS), _MENDING * limit)
-        step = 1.5 * limit + setup.workers * process.CLOSE_SECONDS  # for their stacks
+        step = 1.5 * limit + setup.work.workers * process.CLOSE_SECONDS  # for their stacks
         start = max(step, 2 * process.START_SECONDS)  # one after the other
         return _Limits(step, start, _MENDING * start)

@@ -37,45 +37,61 @@ from slipstream.weights import Ring, RingReplica
 
 
 @dataclass(frozen=True)
-class Setup:
-    """What a collector process is told once.
+class Work:
+    """What collector processes are to do: all of them, or one.
 
     Attributes:
-        index: Its number.
-        env: Id or callable, as for `make_envs`.
+        env: Id or callable, as for `make_envs`; callables travel by cloudpickle.
         options: As for `make_envs`.
-        workers: Processes that step its environments; 0 for none.
+        workers: Processes that step environments; 0 for none.
         threads: Native threads per lane.
-        spec: Its share of the run's environments, as the driver saw them.
-        policy: Only its structure counts; weights come through the ring.
+        spec: Of all environments of the run, or of the process.
+        policy: On the CPU; only its structure counts, weights come through the ring.
+        rows: T.
+        slabs: Number of slabs.
         seed: The run's seed.
         group: Lanes per forward.
-        every_row: Whether to take over new weights before every row.
+        every_row: Whether to take over new weights before every row, rather than before every unroll.
         graphs: Whether forwards make graphs, as those that are kept do.
-        layout: Of the shared memory, from `layout`.
         delay: Longest random delay before a lane is stepped, in seconds.
-        restarts: How often in a row a lane that has failed may be brought back.
+        restarts: How often in a row a lane that has failed, or a process that has died, may be brought back.
     """
 
-    index: int
     env: str | Callable[[], Any]
     options: EnvOptions
     workers: int
     threads: int
     spec: EnvSpec
     policy: Policy
+    rows: int
+    slabs: int
     seed: int
-    group: int
-    every_row: bool
-    graphs: bool
+    group: int = 1
+    every_row: bool = False
+    graphs: bool = False
+    delay: float = 0.0
+    restarts: int = 0
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a collector process is told once.
+
+    Attributes:
+        index: Its number.
+        work: Its share of the work.
+        layout: Of the shared memory, from `Shared.layout`.
+    """
+
+    index: int
+    work: Work
     layout: Tree
-    delay: float
-    restarts: int
 
     @property
     def columns(self) -> slice:
         """Its slots among the run's."""
-        return slice(self.spec.first_slot, self.spec.first_slot + self.spec.num_envs)
+        spec = self.work.spec
+        return slice(spec.first_slot, spec.first_slot + spec.num_envs)
 
 
 class Shared(NamedTuple):
@@ -266,27 +282,27 @@ class _Actor:
     def make(self, fds: process.Descriptors) -> None:
         """Makes environments and policy."""
         setup: Setup = cloudpickle.loads(process.read_file(fds.setup))
-        spec = setup.spec
-        self._setup, self._shared = setup, Shared.over(fds.memory, setup.layout)
+        work, spec = setup.work, setup.work.spec
+        self._work, self._shared = work, Shared.over(fds.memory, setup.layout)
         self._status = Status(self._shared.status[setup.index])
         self._slots, self._seen = self._shared.slots.part(setup.columns), self._shared.seen.numpy()[setup.columns]
-        self._replica = RingReplica(setup.policy if setup.graphs else packed(setup.policy), self._shared.ring)
+        self._replica = RingReplica(work.policy if work.graphs else packed(work.policy), self._shared.ring)
         envs = make_envs(
-            setup.env,
+            work.env,
             spec.num_envs,
             spec.lanes,
-            setup.options,
-            workers=setup.workers,
-            threads=setup.threads,
+            work.options,
+            workers=work.workers,
+            threads=work.threads,
             first_slot=spec.first_slot,
             played=self._status.beat,
         )
         self._envs = self._watched = WatchedEnvs(envs, self._status)
         if envs.spec != spec:
             raise EnvError(f"{spec.id}: in a collector process the environments are {envs.spec}, in the driver {spec}")
-        if setup.delay:
-            self._envs = JitteredEnvs(self._envs, Jitter(setup.delay))
-        self._recorded = recorded(self._envs, setup.restarts, self._status.mend)
+        if work.delay:
+            self._envs = JitteredEnvs(self._envs, Jitter(work.delay))
+        self._recorded = recorded(self._envs, work.restarts, self._status.mend)
         self._envs = self._recorded or self._envs
         self._locals = Locals(self._envs, self._recorded, [range(spec.lanes)], self._make_collector)
 
@@ -317,13 +333,13 @@ class _Actor:
             lanes,
             self._replica.policy,
             self._shared.slabs,
-            self._setup.seed,
+            self._work.seed,
             self._replica.refresh,
-            every_row=self._setup.every_row,
-            graphs=self._setup.graphs,
+            every_row=self._work.every_row,
+            graphs=self._work.graphs,
             row=row,
         )
-        return make_collector(given, self._setup.group)
+        return make_collector(given, self._work.group)
 
     def _collect(self, places: Sequence[Place]) -> bytes:
         (collector,) = self._locals.collectors

@@ -28,7 +28,7 @@ class Trail:
     """
 
     def __init__(self, setup: Setup, shared: Shared, seed: int, row: int, standing: Standing | None = None) -> None:
-        spec = setup.spec
+        spec = setup.work.spec
         self._spec, self._seed, self._row = spec, seed, row
         self._columns = [(slab.action.numpy(), slab.valid.numpy()) for slab in shared.slabs]
         self._noted = shared.slots.part(setup.columns), shared.seen[setup.columns]

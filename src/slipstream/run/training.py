@@ -28,7 +28,8 @@ from slipstream.nets.actor_critic import ActorCritic
 from slipstream.nets.policy import ActorCriticPolicy, Policy
 from slipstream.nets.trunk import packed
 from slipstream.ready import group_that_holds, make_collector
-from slipstream.remote import Remotes, Work
+from slipstream.remote import Remotes
+from slipstream.remote_process import Work
 from slipstream.run.config import Config, ConfigError
 from slipstream.run.learning import make_learner
 from slipstream.run.machine import computes_bfloat16, cores, processor
