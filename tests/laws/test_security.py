@@ -19,7 +19,7 @@ import torch
 
 import slipstream
 from slipstream.run import checkpoint
-from slipstream.run.directory import RunDirectory
+from slipstream.run.directory import RunDirectory, read_yaml
 from slipstream.run.files import CheckpointError, digest, listed
 from slipstream.run.metrics import read
 from slipstream.run.remains import timeless
@@ -92,6 +92,12 @@ def test_a_key_that_is_there_twice_is_refused(run: Path) -> None:
     file.write_text(f"{file.read_text()}seed: 4\n")
     with pytest.raises(ConfigError, match=r"config\.yaml is not valid YAML: seed is there twice in .* line \d+"):
         slipstream.load(run)
+
+
+def test_keys_may_come_from_another_mapping(tmp_path: Path) -> None:
+    file = tmp_path / "part.yaml"
+    file.write_text("x: &small {num_envs: 4, lanes: 2}\ny: {<<: *small, lanes: 1}\n")
+    assert read_yaml(file)["y"] == {"num_envs": 4, "lanes": 1}
 
 
 def safetensors(header: object, data: bytes = b"abcd", length: int | None = None) -> bytes:

@@ -264,7 +264,7 @@ def test_a_run_is_loaded_and_resumed_with_an_id(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"num_envs was 3, not 6\. Leave"):
         slipstream.resume(agent.run, total_steps=42, env="CartPole-v1", quiet=True, num_envs=6)
     more = {"placement.restarts": 7}
-    resumed = slipstream.resume(agent.run, total_steps=42, env="CartPole-v1", quiet=True, config=more)
+    resumed = slipstream.resume(agent.run, total_timesteps=42, env="CartPole-v1", quiet=True, config=more)
     assert (resumed.steps >= 42, resumed.config.placement.restarts) == (True, 7)
     assert slipstream.load(agent.run).config.env == "CartPole-v1"
 

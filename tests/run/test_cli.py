@@ -74,6 +74,8 @@ def _run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, list[str
         ("watch nowhere", 2, "nowhere does not exist"),
         ("envs nosuchenvironment", 2, "no environment id contains 'nosuchenvironment'"),
         ("presets pop", 2, "no preset for 'pop'. Did you mean ppo?"),
+        ("train ppo --env CartPole-v1 --algo.size 3", 2, "unknown flag --algo.size. Did you mean --algo.batch-size?"),
+        ("train ppo --env CartPole-v1 --steps 3", 2, "unknown flag --steps. Did you mean --total-steps?"),
         ("presets ppo zzz", 2, "no preset for 'zzz'. `slipstream presets` lists all."),
         ("algos ppo", 2, "unexpected argument 'ppo': type slipstream algos"),
         ("envs cart pole", 2, "unexpected argument 'pole'; see slipstream envs --help"),
@@ -315,6 +317,9 @@ def test_resume_takes_what_the_result_does_not_depend_on(capsys: pytest.CaptureF
     assert code == 2
     assert "can't go on with other settings that change its result: algo.lr was 0.002, not 0.5; num_envs was 3" in error
     assert f"slipstream train --config {run.path} --algo.lr 0.5 --num-envs 6" in error
+    code, _, error = _run(capsys, *longer, "--env-options.kwargs.sutton_barto_reward", "true")
+    assert code == 2
+    assert "env_options.kwargs was {}, not {'sutton_barto_reward': True}" in error
     assert _run(capsys, *longer, "--placement.restarts", "7", "--log.keep-last", "5")[0] == 0
     assert run.config().placement.restarts == 7, "it is written down"
     code, _, error = _run(capsys, "resume", str(run.path), "--algo.lrr", "1")

@@ -8,6 +8,7 @@ import resource
 import signal
 import stat
 import threading
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -252,6 +253,30 @@ def test_an_error_keeps_its_traceback_in_the_run(tmp_path: Path, monkeypatch: py
     assert checkpoint.newest(path / "checkpoints").steps < 5 * 21
     resume(path)
     assert not (path / "error.txt").exists()
+
+
+def test_the_note_of_an_error_waits_for_the_checkpoint_that_is_being_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The traceback does not: the disk may be what is slow."""
+    original, raised = checkpoint.save, threading.Event()
+
+    def slow(root: Path, *given: Any) -> object:
+        assert raised.wait(60.0)
+        while not (root.parent / "error.txt").exists():
+            time.sleep(0.002)  # nothing tells of a new file
+        return original(root, *given)
+
+    def boom() -> BaseException:
+        raised.set()
+        return FloatingPointError("the loss is not finite")
+
+    monkeypatch.setattr(checkpoint, "save", slow)
+    monkeypatch.setattr(Progress, "__call__", stop_after(3, boom))
+    with pytest.raises(FloatingPointError) as caught:
+        train(tmp_path, log__checkpoint_every=42)
+    (path,) = tmp_path.iterdir()
+    assert caught.value.__notes__ == [f"traceback:  {path / 'error.txt'}", f"resume:     slipstream resume {path}"]
 
 
 class Overflowing(CartPoleEnv):

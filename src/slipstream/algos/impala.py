@@ -10,8 +10,10 @@ On-policy all ratios are 1 and the gradient is A2C's with the same `gae_lambda` 
 
 Deviation: the published code sums over the rows of a batch, here is the mean over the valid ones, so that learning rate
 and clip norm do not depend on the batch's size. `loss_scale` = num_envs * unroll restores the sum, which matters for
-`max_grad_norm` and, with RMSProp, for `eps`: the paper's Atari agent is `optimizer="rmsprop_tf"`, `eps=0.01`,
+`max_grad_norm` and for the optimiser's `eps`: the paper's Atari agent is `optimizer="rmsprop_tf"`, `eps=0.01`,
 `loss_scale=640` (32 unrolls of 20 rows), `max_grad_norm=40` and lr = 0.0006 annealed to 0.
+
+The metrics `approx_kl`, `rho_mean` and `rho_clipped` compare mu with pi before the step: what the lag has moved.
 """
 
 from __future__ import annotations

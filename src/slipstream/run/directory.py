@@ -213,6 +213,10 @@ def to_yaml(config: Config) -> str:
     return yaml.safe_dump(plain(config), sort_keys=False, width=120)
 
 
+_MERGE = "tag:yaml.org,2002:merge"
+"""Of the key `<<`, which puts another mapping's keys under those of its own."""
+
+
 class _Once(yaml.SafeLoader):
     """Refuses a mapping with the same key twice, of which YAML would take the last in silence."""
 
@@ -220,6 +224,8 @@ class _Once(yaml.SafeLoader):
         """As `SafeLoader`."""
         names: list[Any] = []
         for key, _ in node.value:
+            if key.tag == _MERGE:
+                continue
             name = self.construct_object(key, deep=True)
             if name in names:
                 raise yaml.constructor.ConstructorError(None, None, f"{name} is there twice", key.start_mark)
@@ -234,7 +240,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ConfigError: If the file is missing, holds no mapping, or has a key twice.
     """
     try:
-        content = yaml.load(path.read_text(), _Once)
+        loader = _Once(path.read_text())
+        try:
+            content = loader.get_single_data()
+        finally:
+            loader.dispose()
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from error
     except yaml.YAMLError as error:

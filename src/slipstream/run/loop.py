@@ -10,6 +10,7 @@ run ends. A second signal ends it at once, and the last periodic checkpoint is w
 
 from __future__ import annotations
 
+import shlex
 import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -36,7 +37,7 @@ from slipstream.run.files import CheckpointError
 from slipstream.run.learning import replay_line
 from slipstream.run.machine import versions
 from slipstream.run.metrics import Metrics
-from slipstream.run.presets import changed
+from slipstream.run.presets import by_key, changed
 from slipstream.run.progress import Observer, Progress
 from slipstream.run.saving import Checkpoints
 from slipstream.run.segments import Segments
@@ -52,6 +53,9 @@ EnvFactory = Callable[[], gymnasium.Env[Any, Any]]
 _FREE = ("total_steps", "stop_at_return", "placement.", "log.", "skip_gradients", "env_options.non_finite")
 """Beginnings of settings that may change from one part of a run to the next, as its `env` may: what a run that met no
 fault does not depend on."""
+
+
+_ARGUMENTS = "env_options.kwargs"
 
 
 _PATIENCE = 2.0
@@ -138,9 +142,11 @@ def resume(path: Path, own: Own, changes: Mapping[str, Any], console: Console) -
         Interrupted: After SIGINT or SIGTERM, with the state saved.
     """
     run = RunDirectory(path)
+    before = run.config()
+    changes = by_key(before.algo.name, changes)
     if "total_steps" in changes:
         changes = {"stop_at_return": None, **changes}
-    config = changed(run.config(), changes)
+    config = changed(before, changes)
     require_callable(config, own.env, path)
     with ExitStack() as stack:
         stack.enter_context(run.lock())
@@ -148,8 +154,9 @@ def resume(path: Path, own: Own, changes: Mapping[str, Any], console: Console) -
         tensors, facts = saved.tensors(), saved.facts()
         if "training" not in facts:
             raise ConfigError(f"{path} holds a saved agent, not a run: there is no optimiser state to train on with")
-        _require_same(config, facts.get("config", {}), path)  # older checkpoints have none
+        _require_same(config, facts.get("config") or plain(before), path)  # older checkpoints have none
         if config.env != saved.manifest["env"]:
+            console.print(f"trained on {saved.manifest['env']} so far, on {config.env} from here on")
             facts["training"].pop("env_seed", None)  # it can't be played back on another
         _require_unsolved(config, facts["progress"], path)
         if "total_steps" in changes and saved.steps >= config.total_steps:
@@ -234,12 +241,14 @@ def _drive(this: _Run, saved: Checkpoint | None) -> Trained:
             if progress.finished or not training.starts_anew:
                 checkpoints.save()
         except Exception as error:
+            _keep_traceback(error, run)  # first, however long the disk takes for what comes now
             # Environments fail while acting, when the learner is between two updates: what it has learned is whole.
             if isinstance(error, EnvError) and progress.steps and not training.starts_anew:
                 with suppress(CheckpointError):
                     checkpoints.save()
-            checkpoints.close()  # so that the note knows of what is being written
-            _leave_note(error, run)
+            checkpoints.close()
+            if any(run.checkpoints.glob("[0-9]*")):
+                error.add_note(f"resume:     slipstream resume {run.path}")
             raise
         except KeyboardInterrupt as stop:
             checkpoints.close(_PATIENCE)
@@ -253,7 +262,7 @@ def _drive(this: _Run, saved: Checkpoint | None) -> Trained:
 
 def _require_same(config: Config, before: Mapping[str, Any], path: Path) -> None:
     """Refuses a configuration that differs where that would make another run of it."""
-    was, now = flatten(before), flatten(plain(config))
+    was, now = _comparable(before), _comparable(plain(config))
     fixed = _CHECKPOINTS if config.exact_resume else ()
     other = sorted(
         name
@@ -262,11 +271,17 @@ def _require_same(config: Config, before: Mapping[str, Any], path: Path) -> None
     )
     if other:
         values = "; ".join(f"{name} was {was[name]}, not {now[name]}" for name in other)
-        typed = " ".join(f"--{name.replace('_', '-')} {now[name]}" for name in other)
+        typed = " ".join(f"--{name.replace('_', '-')} {shlex.quote(str(now[name]))}" for name in other)
         raise ConfigError(
             f"{path} can't go on with other settings that change its result: {values}. Leave them as they were (in its "
             f"config.yaml too), or start a new run: slipstream train --config {path} {typed}"
         )
+
+
+def _comparable(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by dotted key, arguments of the environment as one, since any may be missing."""
+    flat = {name: value for name, value in flatten(values).items() if not name.startswith(_ARGUMENTS)}
+    return flat | {_ARGUMENTS: values.get("env_options", {}).get("kwargs", {})}
 
 
 def _warn_of_versions(run: RunDirectory) -> None:
@@ -333,15 +348,13 @@ def _finishing(checkpoints: Checkpoints) -> Callable[[Any, BaseException | None,
     return close
 
 
-def _leave_note(error: Exception, run: RunDirectory) -> None:
-    """Adds to an error where its traceback is and how to go on, as far as the disk has them."""
+def _keep_traceback(error: Exception, run: RunDirectory) -> None:
+    """Writes an error's traceback down and adds to it where that is."""
     try:
         run.error.write_text("".join(traceback.format_exception(error)))
         error.add_note(f"traceback:  {run.error}")
     except OSError as problem:
         error.add_note(f"traceback:  not written, {problem.strerror or problem}")
-    if any(run.checkpoints.glob("[0-9]*")):
-        error.add_note(f"resume:     slipstream resume {run.path}")
 
 
 def _what_is_saved(run: RunDirectory) -> str:

@@ -121,14 +121,15 @@ class DoctorFlags:
 class ResumeOptions:
     """Train a run on from its newest whole checkpoint.
 
+    Other settings may be typed too, as for `train`, if the bits of a run that met no fault do not depend on them:
+    `--placement.*`, `--log.*`, `--skip-gradients`, `--env-options.non-finite`. So may `--stop-at-return`, and `--env`
+    with another environment of the same spaces, to go on there.
+
     Attributes:
         run: Run directory.
         total_steps: New total of agent decisions; 0 keeps the run's own.
         latest: RUN is a directory of runs, of which the newest is meant; it is no error if that is finished. For jobs
             that are started again and again until they succeed.
-
-    Other settings may be typed too, as for `train`: those that the run's result does not depend on (`--placement.*`,
-    `--log.*`) and `--stop-at-return`.
     """
 
     run: str

@@ -42,6 +42,21 @@ def preset(algo: str, env: str) -> dict[str, Any]:
     return {**PRESETS.get((algo, kind), {}), **PRESETS.get((algo, game), {})}
 
 
+def by_key(algo: str, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`changes` (dotted or nested) by the dotted keys that they mean.
+
+    Raises:
+        ConfigError: Two of them mean one key and have different values.
+    """
+    known = known_settings(algo)
+    wanted: dict[str, Any] = {}
+    for typed, value in flatten(changes).items():
+        key = canonical(typed, known)
+        if wanted.setdefault(key, value) != value:
+            raise ConfigError(f"{key} is given twice, as {wanted[key]!r} and, by the name {typed}, as {value!r}")
+    return wanted
+
+
 def configure(algo: str, env: str, changes: Mapping[str, Any] | None = None) -> Config:
     """The preset of (algo, env) with `changes` (dotted or nested keys) over it.
 
@@ -51,7 +66,7 @@ def configure(algo: str, env: str, changes: Mapping[str, Any] | None = None) -> 
         ConfigError: For an unknown algorithm or key, a wrong value, or settings that contradict each other.
     """
     defaults = plain(Config(env=env, algo=algorithm(algo)()))
-    wanted = _canonical(algo, changes or {})
+    wanted = by_key(algo, changes or {})
     system = published(str(wanted.pop("system", "")), algo, family(env))
     return spelled_out(from_plain(nest(flatten(defaults) | preset(algo, env) | system | wanted)))
 
@@ -62,7 +77,7 @@ def changed(config: Config, changes: Mapping[str, Any]) -> Config:
     Raises:
         ConfigError: As `configure`.
     """
-    return spelled_out(override(config, _canonical(config.algo.name, changes)))
+    return spelled_out(override(config, by_key(config.algo.name, changes)))
 
 
 def spelled_out(config: Config) -> Config:
@@ -77,14 +92,3 @@ def spelled_out(config: Config) -> Config:
     atari = config.env_options.atari
     atari = replace(atari, **asdict(atari.spelled_out()))
     return replace(config, env_options=replace(config.env_options, atari=atari))
-
-
-def _canonical(algo: str, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """`changes` by the dotted keys that they mean."""
-    known = known_settings(algo)
-    wanted: dict[str, Any] = {}
-    for typed, value in flatten(changes).items():
-        key = canonical(typed, known)
-        if wanted.setdefault(key, value) != value:
-            raise ConfigError(f"{key} is given twice, as {wanted[key]!r} and, by the name {typed}, as {value!r}")
-    return wanted

@@ -157,9 +157,13 @@ def coerce(hint: Any, value: Any, key: str) -> Any:
 
 
 def _with_word(name: str, names: Sequence[str]) -> list[str]:
-    """The plainest of the names that have the last part of `name` as a word: `total_steps` for `steps`."""
-    word = _leaf(name).replace("_", "-")
-    having = [each for each in names if word in _leaf(each).replace("_", "-").split("-")]
+    """The plainest of the names that have the last part of `name` as a word, in its group if it names one."""
+    word, group = _leaf(name).replace("_", "-"), name.rpartition(".")[0]
+    having = [
+        each
+        for each in names
+        if each.startswith(group and f"{group}.") and word in _leaf(each).replace("_", "-").split("-")
+    ]
     return sorted(having, key=lambda each: (each.count("."), len(each)))[:1]
 
 

@@ -39,7 +39,11 @@ _SLICE_SECONDS = 0.5
 
 
 def slabs_needed(max_lag: int, drops: bool) -> int:
-    """Slabs that `asynchronous` wants, so that memory never bounds what the lag allows."""
+    """Slabs that `asynchronous` wants, so that memory never bounds what the lag allows.
+
+    Two at least, since `max_lag` is 1 at least: in one, collectors of several lanes could leave a place that none can
+    claim.
+    """
     return _ahead(max_lag, drops) + 1
 
 

@@ -76,6 +76,7 @@ def _stand(parts: Parts, ahead: int | None, pending: Pending[Collected]) -> None
     barrier = parts.barrier
     barrier.at_rest = not pending.errors()
     barrier.ahead = ahead if barrier.at_rest else None
+    barrier.collected, barrier.behaviour = (), None
     if barrier.ahead is not None:
         barrier.collected, barrier.behaviour = pending.results(), behaviour_weights(parts, barrier.ahead)
 
