@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from slipstream.algos import A2C, ALGORITHMS, DQN, PPO
+from slipstream.algos import A2C, ALGORITHMS, DQN, IMPALA, PPO
 from slipstream.envs import AtariOptions
 from slipstream.envs.options import PROTOCOLS
 from slipstream.run import presets, typed
@@ -125,6 +125,20 @@ def test_paac_has_its_own_update_on_the_games_it_was_published_with() -> None:
     assert isinstance(flags, A2C)
     assert (flags.eps, flags.ent_coef) == (0.1, 0.02)
     assert presets.configure("a2c", "CartPole-v1", {"system": "paac"}).num_envs == 8
+
+
+def test_impala_has_the_papers_update_by_the_name_of_the_system() -> None:
+    """Espeholt et al., 2018: RMSProp with an epsilon of 0.01, sums over 32 unrolls of 20 rows, norm 40."""
+    config = presets.configure("impala", "ALE/Pong-v5", {"system": "impala"})
+    algo = config.algo
+    assert isinstance(algo, IMPALA)
+    assert (config.schedule, config.lanes, config.num_envs, config.unroll) == ("async", 4, 32, 20)
+    assert (algo.optimizer, algo.eps, algo.lr, algo.anneal_lr) == ("rmsprop_tf", 0.01, 6e-4, True)
+    assert (algo.gae_lambda, algo.ent_coef, algo.vf_coef) == (1.0, 0.01, 0.5)
+    assert (algo.loss_scale, algo.max_grad_norm) == (32 * 20, 40.0)
+    preset = presets.configure("impala", "ALE/Pong-v5").algo
+    assert isinstance(preset, IMPALA)
+    assert preset.optimizer == "adam"
 
 
 def test_one_setting_by_two_names_must_have_one_value() -> None:

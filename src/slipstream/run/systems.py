@@ -1,7 +1,7 @@
 """The published systems, by name: `--system hts`.
 
 A system is a schedule and lanes; they lie over the preset and a file, under the user's flags. What it decides beyond
-that (its network, its optimiser) is in the presets of its algorithm, but where those have other numbers.
+that (its network, its optimiser) is in the presets of its algorithm; where those have other numbers, they are here.
 """
 
 from __future__ import annotations
@@ -19,16 +19,30 @@ SYSTEMS: dict[str, dict[str, Any]] = {
 }
 
 
-# Clemente et al., 2017: its entropy weight and clip norm, a learning rate of 0.0007 per environment.
-_PAAC_UPDATE: dict[str, Any] = {
-    "num_envs": 32,
-    "net.init": "paac",
-    "algo.eps": 0.1,
-    "algo.lr_scaling": "num_envs",
-    "algo.anneal_lr": True,
-    "algo.loss_scale": 5.0,
-    "algo.ent_coef": 0.01,
-    "algo.max_grad_norm": 40.0,
+# The numbers of an update as published, by (system, algorithm, family), where presets have others.
+_UPDATES: dict[tuple[str, str, str], dict[str, Any]] = {
+    # Clemente et al., 2017: its entropy weight and clip norm, a learning rate of 0.0007 per environment.
+    ("paac", "a2c", "atari"): {
+        "num_envs": 32,
+        "net.init": "paac",
+        "algo.eps": 0.1,
+        "algo.lr_scaling": "num_envs",
+        "algo.anneal_lr": True,
+        "algo.loss_scale": 5.0,
+        "algo.ent_coef": 0.01,
+        "algo.max_grad_norm": 40.0,
+    },
+    # Espeholt et al., 2018, table of the Atari experiments; its losses are sums over 32 unrolls of 20 rows.
+    ("impala", "impala", "atari"): {
+        "num_envs": 32,
+        "unroll": 20,
+        "algo.optimizer": "rmsprop_tf",
+        "algo.eps": 0.01,
+        "algo.lr": 6e-4,
+        "algo.gae_lambda": 1.0,
+        "algo.loss_scale": 640.0,
+        "algo.ent_coef": 0.01,
+    },
 }
 
 
@@ -51,4 +65,4 @@ def published(system: str, algo: str, family: str) -> dict[str, Any]:
         raise ConfigError(
             f"system {system} is an algorithm as well: slipstream train {system} --system {system} --env ENV"
         )
-    return SYSTEMS[system] | (_PAAC_UPDATE if (system, algo, family) == ("paac", "a2c", "atari") else {})
+    return SYSTEMS[system] | _UPDATES.get((system, algo, family), {})
