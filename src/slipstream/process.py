@@ -27,6 +27,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from threading import Lock
 
+import cloudpickle
+
 CLOSE_SECONDS = 1.5
 """For children to end by themselves, and again after SIGTERM."""
 START_SECONDS = 120.0
@@ -35,6 +37,10 @@ _OK, _FAILED = b"k", b"f"
 _MOST_REPORT = 16_000
 _F_SETSIG = 10  # Linux; Python's fcntl does not name it
 _ONE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+
+
+class NotPortable(ValueError):  # noqa: N818 - what it says
+    """What a child is to work with can't be sent to it."""
 
 
 class ChildDied(Exception):  # noqa: N818 - what it says
@@ -290,6 +296,26 @@ def leave() -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)
+
+
+def pickled(setup: object, need: str, instead: str) -> bytes:
+    """What a child is told at its start.
+
+    Args:
+        setup: Holds callables of the user's, which may be lambdas or live in `__main__`.
+        need: Who needs what, for the message.
+        instead: What to type where that can't be had.
+
+    Raises:
+        NotPortable: It can't be sent.
+    """
+    try:
+        return cloudpickle.dumps(setup)
+    except Exception as error:
+        raise NotPortable(
+            f"{need} that cloudpickle can carry; {type(error).__name__}: {error}. Pass functions that make what can't "
+            f"be carried, or use {instead}"
+        ) from error
 
 
 def anonymous_file(content: bytes = b"") -> int:

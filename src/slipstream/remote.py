@@ -18,8 +18,6 @@ import weakref
 from collections.abc import Sequence
 from dataclasses import replace
 
-import cloudpickle
-
 from slipstream import process
 from slipstream.remote_collector import Fate, RemoteCollector
 from slipstream.remote_process import Setup, Shared, Status, Work
@@ -61,7 +59,12 @@ class Remotes:
             for index, lanes in enumerate(shares):
                 workers = max(work.workers // len(shares), 1) if work.workers else 0
                 setup = Setup(index, replace(work, spec=_share(work.spec, lanes), workers=workers), layout)
-                self.collectors.append(RemoteCollector(children, _pickled(setup), setup, lanes, shared, self._fate))
+                content = process.pickled(
+                    setup,
+                    f"{work.spec.id}: collector processes need an environment and a policy",
+                    "--placement.collectors thread",
+                )
+                self.collectors.append(RemoteCollector(children, content, setup, lanes, shared, self._fate))
             for collector in self.collectors:
                 collector.ready()
         except BaseException:
@@ -103,17 +106,6 @@ class Remotes:
         for collector in self.collectors:
             collector.close()
         self._finalizer()
-
-
-def _pickled(setup: Setup) -> bytes:
-    try:
-        return cloudpickle.dumps(setup)
-    except Exception as error:
-        raise ValueError(
-            f"{setup.work.spec.id}: collector processes need an environment and a policy that cloudpickle can carry; "
-            f"{type(error).__name__}: {error}. Pass functions that make what can't be carried, or use "
-            "--placement.collectors thread"
-        ) from error
 
 
 def _share(spec: EnvSpec, lanes: range) -> EnvSpec:

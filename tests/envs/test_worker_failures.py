@@ -9,6 +9,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from itertools import repeat
@@ -24,6 +25,7 @@ from slipstream import dice
 from slipstream.envs import EnvError, EnvOptions, make_envs
 from slipstream.envs.toy import Chaos
 from slipstream.envs.workers import WorkerEnvs
+from slipstream.process import NotPortable
 from tests.faulty import Rude
 
 from .playing import assert_equal, play
@@ -212,6 +214,18 @@ def test_a_death_in_the_middle_of_a_report_is_a_death() -> None:
 def test_construction_that_fails_here_fails_early() -> None:
     with pytest.raises(EnvError, match="making the environment of slot 0 failed: ZeroDivisionError"):
         make_envs(lambda: 1 / 0, 2, workers=2)  # type: ignore[arg-type, return-value]
+
+
+def test_what_cannot_travel_is_refused() -> None:
+    lock = threading.Lock()
+
+    def factory() -> gymnasium.Env[Any, Any]:
+        with lock:
+            return gymnasium.make("CartPole-v1")
+
+    message = r"need an environment that cloudpickle can carry; TypeError: cannot pickle .* --placement.env-workers 0"
+    with pytest.raises(NotPortable, match=message):
+        make_envs(factory, 4, workers=2)
 
 
 def test_construction_that_fails_in_a_worker() -> None:

@@ -43,9 +43,8 @@ FORBIDDEN = re.compile(
 # nothing else.
 # torch's global generator is borrowed, seeded and given back where initial weights are drawn.
 EXCEPTIONS = {
-    ("cloudpickle.dumps", "envs/workers.py"),
+    ("cloudpickle.dumps", "process.py"),
     ("cloudpickle.loads", "envs/worker_process.py"),
-    ("cloudpickle.dumps", "remote.py"),
     ("cloudpickle.loads", "remote_process.py"),
     ("torch.default_generator.manual_seed", "nets/initialize.py"),
 }

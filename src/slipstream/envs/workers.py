@@ -25,7 +25,6 @@ from dataclasses import dataclass, field, replace
 from threading import Lock, RLock
 from typing import Any, NamedTuple
 
-import cloudpickle
 import numpy as np
 from numpy.typing import NDArray
 
@@ -91,7 +90,9 @@ class WorkerEnvs:
             self._shared = map_shared(self._memory, env.observation_space, like, num_envs, len(members))
             for index, columns in enumerate(members):
                 setup = Setup(source, env.observation_space, like, num_envs, first_slot, len(members), index, columns)
-                content = cloudpickle.dumps(setup)
+                content = process.pickled(
+                    setup, f"{source.id}: worker processes need an environment", "--placement.env-workers 0"
+                )
                 self._workers.append(_Worker(index, columns, content, self._start(content)))
             for worker in self._workers:
                 self._await_made(worker)

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from slipstream import tree
 from slipstream.jitter import Jitter
+from slipstream.process import NotPortable
 from slipstream.replay_learner import ReplayLearner
 from slipstream.run.config import Config, ConfigError, Placement
 from slipstream.run.loop import Own
@@ -107,7 +108,7 @@ def _outcomes(
     for name, placement in chosen:
         try:
             training = _training(replace(config, placement=placement), own, Jitter(delay))
-        except ValueError as error:  # a ConfigError, or what can't be sent to another process
+        except (ConfigError, NotPortable) as error:
             yield Outcome(name, 0, refused=str(error))
         else:
             yield _compare(name, reference, _fingerprints(training))
