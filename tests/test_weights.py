@@ -18,7 +18,7 @@ from slipstream.types import EnvSpec, Weights
 from slipstream.weights import Ring, RingReplica
 
 SPEC = EnvSpec("test", gymnasium.spaces.Box(-1.0, 1.0, (7,), np.float32), gymnasium.spaces.Discrete(3), 2)
-SNAPSHOTS = 2000
+SNAPSHOTS = 1000
 
 WRITER = """
 import sys

@@ -69,6 +69,8 @@ EXACT: dict[str, tuple[str, Any, dict[str, Any]]] = {
     "vector, forwards reused": ("a2c", vector, {"schedule": "concurrent", "algo.reuse_forward": True}),
 }
 
+APART = {"collectors": "process", "workers": 2}
+
 Saved = tuple[bytes, str, list[bytes]]
 
 
@@ -138,9 +140,13 @@ def test_a_run_may_go_on_in_another_placement(case: str, before: dict[str, Any],
 
 
 @pytest.mark.parametrize(
-    "placement", [{"workers": 1}, {"collectors": "process", "workers": 2}], ids=["here", "process"]
+    ("case", "placement"),
+    [
+        *((case, {"workers": 1}) for case in EXACT),
+        *((case, APART) for case in ("EnvPool", "vector")),
+        *(pytest.param(case, APART, marks=pytest.mark.slow) for case in EXACT if case not in ("EnvPool", "vector")),
+    ],
 )
-@pytest.mark.parametrize("case", EXACT)
 def test_environments_that_cannot_be_brought_back_start_anew_at_every_checkpoint(
     case: str, placement: dict[str, Any]
 ) -> None:

@@ -145,7 +145,7 @@ def brought(random: np.random.Generator, streams: list[Stream], unroll: int, kin
     return [next_slab([streams[slot] for slot in order], unroll, kind)]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     seed=st.integers(0, 10**6),
     kind=st.sampled_from(KINDS),
