@@ -30,7 +30,7 @@ from slipstream.run.directory import RunDirectory, to_yaml
 from slipstream.run.evaluate import Evaluation, one_math_thread
 from slipstream.run.files import writing
 from slipstream.run.loop import EnvFactory, Own, Trained
-from slipstream.run.presets import changed, configure
+from slipstream.run.presets import configure, spelled_out
 from slipstream.run.settings import ConfigError
 from slipstream.tree import Tree
 from slipstream.types import EnvSpec
@@ -293,7 +293,9 @@ def load(
     """
     folder = RunDirectory(Path(run))
     id, factory = _id_or_callable(env)
-    config = folder.config() if id is None else changed(folder.config(), {"env": id})
+    config = folder.config()
+    if id is not None:
+        config = spelled_out(replace(config, env=id))
     saved = _select(folder, str(checkpoint))
     spec = saved.spec()
     slots = replace(spec, num_envs=config.num_envs)  # policies that explore by slot have a number for each

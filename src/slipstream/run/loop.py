@@ -29,7 +29,7 @@ from slipstream.envs.recorded import recorded
 from slipstream.nets.policy import ActorCriticPolicy, Policy
 from slipstream.run import checkpoint, metrics
 from slipstream.run.checkpoint import Checkpoint
-from slipstream.run.config import CALLABLE, Config
+from slipstream.run.config import CALLABLE, Config, override
 from slipstream.run.console import Display
 from slipstream.run.directory import RunDirectory, create
 from slipstream.run.evaluate import Evaluator, slots
@@ -37,7 +37,7 @@ from slipstream.run.files import CheckpointError
 from slipstream.run.learning import replay_line
 from slipstream.run.machine import versions
 from slipstream.run.metrics import Metrics
-from slipstream.run.presets import by_key, changed
+from slipstream.run.presets import by_key, spelled_out
 from slipstream.run.progress import Observer, Progress
 from slipstream.run.saving import Checkpoints
 from slipstream.run.segments import Segments
@@ -146,7 +146,7 @@ def resume(path: Path, own: Own, changes: Mapping[str, Any], console: Console) -
     changes = by_key(before.algo.name, changes)
     if "total_steps" in changes:
         changes = {"stop_at_return": None, **changes}
-    config = changed(before, changes)
+    config = spelled_out(override(before, changes))
     require_callable(config, own.env, path)
     with ExitStack() as stack:
         stack.enter_context(run.lock())

@@ -12,7 +12,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from slipstream.envs.make import env_family
-from slipstream.run.config import CALLABLE, Config, algorithm, canonical, from_plain, known_settings, override
+from slipstream.run.config import CALLABLE, Config, algorithm, canonical, from_plain, known_settings
 from slipstream.run.machine import quick_precision
 from slipstream.run.preset_table import PRESETS
 from slipstream.run.settings import ConfigError, flatten, nest, plain
@@ -69,15 +69,6 @@ def configure(algo: str, env: str, changes: Mapping[str, Any] | None = None) -> 
     wanted = by_key(algo, changes or {})
     system = published(str(wanted.pop("system", "")), algo, family(env))
     return spelled_out(from_plain(nest(flatten(defaults) | preset(algo, env) | system | wanted)))
-
-
-def changed(config: Config, changes: Mapping[str, Any]) -> Config:
-    """`config` with `changes` (dotted or nested keys, any of the names that `configure` understands) over it.
-
-    Raises:
-        ConfigError: As `configure`.
-    """
-    return spelled_out(override(config, by_key(config.algo.name, changes)))
 
 
 def spelled_out(config: Config) -> Config:
