@@ -28,10 +28,10 @@ from slipstream.envs.make import env_spec
 from slipstream.envs.toy import Chaos, Counter
 from slipstream.nets.actor_critic import ActorCritic, make_actor_critic
 from slipstream.nets.trunk import Network
+from slipstream.outpost import Work
 from slipstream.patience import Patience
 from slipstream.remote import Remotes
 from slipstream.remote_collector import RemoteCollector
-from slipstream.remote_process import Work
 from slipstream.run import training
 from slipstream.run.config import ConfigError
 from slipstream.run.presets import configure
@@ -88,7 +88,7 @@ def remote(remotes: Remotes, job: Work, seed: int, row: int, versions: Sequence[
     remotes.begin(seed, row)
     found: list[Any] = []
     for number, version in enumerate(versions):
-        remotes.ring.publish(weights(job.policy, version))
+        remotes.publish(weights(job.policy, version))
         collected = run(
             remotes.collectors, [range(c.lanes[0], c.lanes[-1] + 1) for c in remotes.collectors], number % 2
         )
@@ -227,7 +227,7 @@ def fail(fault: str, timeout: float = 300.0) -> tuple[str, float, list[int]]:
     assert set(os.listdir("/dev/shm")) == names
     try:
         remotes.begin(11, 0)
-        remotes.ring.publish(weights(job.policy, 0))
+        remotes.publish(weights(job.policy, 0))
         begun = time.monotonic()
         with ThreadPoolExecutor() as pool:
             tasks = [pool.submit(_forever, collector) for collector in remotes.collectors]
@@ -291,7 +291,7 @@ def test_what_cannot_be_brought_back_ends_at_once() -> None:
     remotes = Remotes(replace(work(factory), restarts=3), SHARES)
     try:
         remotes.begin(11, 0)
-        remotes.ring.publish(weights(work(factory).policy, 0))
+        remotes.publish(weights(work(factory).policy, 0))
         with pytest.raises(EnvError, match="was killed by SIGKILL while busy with slots 4 to 5, row 4"):
             remotes.collectors[1].collect([Place(0, 4)])
         assert remotes.restarted == 0
@@ -312,7 +312,7 @@ def test_stop_ends_the_pause_before_a_process_is_replaced(monkeypatch: pytest.Mo
     pids = [collector.pid for collector in remotes.collectors]
     try:
         remotes.begin(11, 0)
-        remotes.ring.publish(weights(job.policy, 0))
+        remotes.publish(weights(job.policy, 0))
         with ThreadPoolExecutor() as pool:
             task = pool.submit(remotes.collectors[1].collect, [Place(0, 4)])
             assert pausing.wait(LIMIT)
@@ -404,7 +404,7 @@ def test_playing_back_may_take_longer_than_the_time_limit() -> None:
     places = [Place(0, 0), Place(0, 2), Place(0, 4)]
     try:
         remotes.begin(11, 0)
-        remotes.ring.publish(weights(job.policy, 0))
+        remotes.publish(weights(job.policy, 0))
         collector.collect(places)
         os.kill(collector.pid, signal.SIGKILL)
         collector.collect(places)
@@ -419,10 +419,10 @@ def test_stop_does_not_wait_for_a_process_that_hangs() -> None:
     pids = [collector.pid for collector in remotes.collectors]
     try:
         remotes.begin(11, 0)
-        remotes.ring.publish(weights(job.policy, 0))
+        remotes.publish(weights(job.policy, 0))
         with ThreadPoolExecutor() as pool:
             task = pool.submit(remotes.collectors[1].collect, [Place(0, 4)])
-            while remotes.collectors[1]._status.place != (0, 2):
+            while remotes.collectors[1]._link.status.place != (0, 2):
                 assert not task.done()
             begun = time.monotonic()
             remotes.collectors[1].stop()
@@ -441,7 +441,7 @@ def test_close_while_another_thread_collects() -> None:
     job = work("toy:counter")
     remotes = Remotes(job, [range(0, 3)])
     remotes.begin(11, 0)
-    remotes.ring.publish(weights(job.policy, 0))
+    remotes.publish(weights(job.policy, 0))
     raised: list[BaseException] = []
 
     def collect() -> None:
@@ -452,7 +452,7 @@ def test_close_while_another_thread_collects() -> None:
 
     thread = threading.Thread(target=collect)
     thread.start()
-    while not remotes.collectors[0]._status.beats:
+    while not remotes.collectors[0]._link.status.beats:
         assert thread.is_alive()
     remotes.close()
     remotes.close()
@@ -551,7 +551,7 @@ from tests.test_remote import SHARES, EnvOptions, Remotes, weights, work
 job = work("toy:chaos", EnvOptions(kwargs={"fault": "hang", "at": 2}))
 remotes = Remotes(job, SHARES)
 remotes.begin(11, 0)
-remotes.ring.publish(weights(job.policy, 0))
+remotes.publish(weights(job.policy, 0))
 print(*(collector.pid for collector in remotes.collectors), flush=True)
 if sys.argv[1] == "exit":
     sys.exit(3)

@@ -1,78 +1,73 @@
 """Collectors in other processes, as the driver sees them: the same bits, on cores of their own.
 
-    driver thread of collector p            process p (`remote_process`): its lanes, environments and policy
+    driver thread of collector p            outpost p: its lanes, environments and policy
     begin                                ->  resets its environments
-    publish: weights into the ring          takes the newest weights before an unroll (or before every row)
-    collect(places)                      ->  fills the places of its lanes in the shared slabs
+    publish                                  takes the newest weights before an unroll (or before every row)
+    collect(places)                      ->  fills the places of its lanes in the slabs
     waits for the answer or its end      <-  steps, episodes and seconds; or an error
 
-Who waits for whom: `collect` waits for its own process only, and notices at once if that dies; another takes its place
-and does the unroll again (`remote_collector`). An error of one process stops the others at their next row and is raised
-in all of them. Processes wait for commands. If the driver dies, the kernel ends them (`process`). Slabs, weights and
-status share one mapping without a name, which goes with the last of them.
+Who waits for whom: `collect` waits for its own outpost only, and notices at once if that dies; another takes its place
+and does the unroll again (`remote_collector`). An error of one stops the others at their next row and is raised in all
+of them. Outposts wait for commands. What carries all this is a `link.Medium`: processes of this machine
+(`process_link`), which the kernel ends if the driver dies.
 """
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from slipstream import process
+from slipstream.link import Medium
+from slipstream.outpost import Work
+from slipstream.process_link import Processes
 from slipstream.remote_collector import Fate, RemoteCollector
-from slipstream.remote_process import Setup, Shared, Status, Work
 from slipstream.standing import Standing
-from slipstream.types import EnvSpec, Trajectory
-from slipstream.weights import Ring
+from slipstream.types import EnvSpec, Trajectory, Weights
 
 
 class Remotes:
-    """Collector processes, started and ended together.
+    """Collectors in other processes, started and ended together.
 
     Args:
         work: What they are to do; its `workers` are shared out among them, one each at least.
         shares: The lanes of each, without gaps.
+        medium: What carries it.
 
     Attributes:
-        collectors: One per process, in the order of `shares`.
+        collectors: One per outpost, in the order of `shares`.
         slabs: What they fill.
-        ring: Where they find new weights.
 
     Raises:
         EnvError: A process could not make its environments, or died.
         ImportError: A package is missing.
+        NotPortable: Environment or policy can't be sent to another process.
         ValueError: As from `make_envs`.
     """
 
-    def __init__(self, work: Work, shares: Sequence[range]) -> None:
-        layout = Shared.layout(work.spec, work.policy, work.rows, work.slabs, len(shares))
-        memory = process.anonymous_file()
-        children = process.Children("slipstream.remote_process", memory)
-        self._finalizer = weakref.finalize(self, children.close)
+    def __init__(
+        self, work: Work, shares: Sequence[range], medium: Callable[[Work, Sequence[Work]], Medium] = Processes
+    ) -> None:
+        workers = max(work.workers // len(shares), 1) if work.workers else 0
+        parts = [replace(work, spec=_share(work.spec, lanes), workers=workers) for lanes in shares]
+        self._medium = medium(work, parts)
+        self.slabs: Sequence[Trajectory] = self._medium.slabs
+        self._fate = Fate(self._medium.links)
         self.collectors: list[RemoteCollector] = []
         try:
-            shared = Shared.over(memory, layout)
-            shared.status[:] = Status.EMPTY
-            self.slabs: list[Trajectory] = shared.slabs
-            self.ring: Ring = shared.ring
-            self._fate = Fate([Status(cells) for cells in shared.status])
-            for index, lanes in enumerate(shares):
-                workers = max(work.workers // len(shares), 1) if work.workers else 0
-                setup = Setup(index, replace(work, spec=_share(work.spec, lanes), workers=workers), layout)
-                content = process.pickled(
-                    setup,
-                    f"{work.spec.id}: collector processes need an environment and a policy",
-                    "--placement.collectors thread",
-                )
-                self.collectors.append(RemoteCollector(children, content, setup, lanes, shared, self._fate))
+            for link, part, lanes in zip(self._medium.links, parts, shares, strict=True):
+                self.collectors.append(RemoteCollector(link, part, lanes, self.slabs, self._fate))
             for collector in self.collectors:
                 collector.ready()
         except BaseException:
             self.close()
             raise
 
+    def publish(self, weights: Weights) -> None:
+        """Makes `weights` the newest, which collectors take before their next unroll or row."""
+        self._medium.publish(weights)
+
     def begin(self, seed: int, row: int) -> None:
-        """Has all processes reset their environments and start collecting afresh; returns at once.
+        """Has all outposts reset their environments and start collecting afresh; returns at once.
 
         Args:
             seed: For the environments.
@@ -83,7 +78,7 @@ class Remotes:
             collector.begin(seed, row)
 
     def restore(self, seed: int, standing: Standing) -> list[int]:
-        """Has all processes bring their slots back in place of `begin`; returns those that show something else."""
+        """Has all outposts bring their slots back in place of `begin`; returns those that show something else."""
         self._fate.begin()
         parts = [standing.part(collector.columns) for collector in self.collectors]
         for collector, part in zip(self.collectors, parts, strict=True):
@@ -96,16 +91,16 @@ class Remotes:
 
     @property
     def restarted(self) -> int:
-        """How often environments or processes have been brought back after a failure."""
+        """How often environments or outposts have been brought back after a failure."""
         return sum(collector.restarted for collector in self.collectors)
 
     def close(self) -> None:
-        """Ends the processes within a few seconds; the second call does nothing."""
+        """Ends the outposts within a few seconds; the second call does nothing."""
         for collector in self.collectors:
             collector.stop()
         for collector in self.collectors:
             collector.close()
-        self._finalizer()
+        self._medium.close()
 
 
 def _share(spec: EnvSpec, lanes: range) -> EnvSpec:

@@ -1,10 +1,10 @@
-"""The driver's end of a collector process, which lives on in another process if it dies.
+"""The driver's end of an outpost: a collector that lives on in another process if its own dies.
 
-    driver                                      process
+    driver                                      outpost
     collect(places)                          -> fills rows 0 to T-1 of its columns
-    answer: keeps where the slots stand now  <- notes where they stand, in shared memory
+    answer: keeps where the slots stand now  <- tells where they stand
 
-    or it dies, or does nothing for too long: what is left of it is killed, and another process starts
+    or it dies, or does nothing for too long: what is left of it is killed, and another outpost starts
     where the slots stood at the last answer -> plays its environments to there
     the same places again                    -> fills rows 0 to T-1 with the same bits, if it finds the same weights
 
@@ -13,9 +13,7 @@ What takes a process there is read from the slabs, unroll by unroll, before the 
 
 from __future__ import annotations
 
-import json
 import logging
-import select
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -26,19 +24,20 @@ from typing import NamedTuple
 from slipstream import process
 from slipstream.collector import Collected, Stopped
 from slipstream.envs.rows import EnvError, EnvFailure
+from slipstream.link import Answer, Link
+from slipstream.outpost import Work
 from slipstream.patience import Patience
-from slipstream.process import ChildDied, ChildFailed, Children
-from slipstream.remote_process import Setup, Shared, Status
+from slipstream.process import ChildDied, ChildFailed
 from slipstream.standing import Standing
 from slipstream.trail import Trail
-from slipstream.types import Place
+from slipstream.types import Place, Trajectory
 
 _log = logging.getLogger(__name__)
 
 _SLICE_SECONDS = 0.5
 _PAUSE_SLICE_SECONDS = 0.05
 _GRACE_SECONDS = 1.0  # for an answer after `stop`
-_MENDING = 10  # times the time limit are allowed while the process brings back environments that failed
+_MENDING = 10  # times the time limit are allowed while the outpost brings back environments that failed
 _ERRORS = {kind.__name__: kind for kind in (EnvError, EnvFailure, ImportError, ValueError)}
 
 
@@ -47,48 +46,44 @@ class Lost(EnvFailure):
 
 
 class RemoteCollector:
-    """The driver's end of a collector process; satisfies `Collects`.
+    """The driver's end of an outpost; satisfies `Collects`.
 
     Args:
-        children: To start it among.
-        content: `setup`, pickled.
-        setup: What the process is told.
+        link: To the outpost; it is started.
+        work: What the outpost is told.
         lanes: Its lanes, as the run numbers them.
-        shared: What it shares with the process.
-        fate: What it shares with the other processes.
+        slabs: What it fills.
+        fate: What it shares with the others.
     """
 
-    def __init__(
-        self, children: Children, content: bytes, setup: Setup, lanes: range, shared: Shared, fate: Fate
-    ) -> None:
+    def __init__(self, link: Link, work: Work, lanes: range, slabs: Sequence[Trajectory], fate: Fate) -> None:
         self.lanes = tuple(lanes)
-        self._children, self._content, self._setup, self._spec = children, content, setup, setup.work.spec
-        self._shared, self._fate, self._status = shared, fate, fate.statuses[setup.index]
-        self._limits = _Limits.of(setup)
-        self._trail = Trail(setup, shared, 0, 0)
-        self._patience = Patience[Lost](setup.work.restarts)
+        self._link, self._work, self._spec, self._slabs, self._fate = link, work, work.spec, slabs, fate
+        self._limits = _Limits.of(work)
+        self._trail = Trail(self._spec, slabs, 0, 0)
+        self._patience = Patience[Lost](work.restarts)
         self._replaced = 0
         self._used = threading.Lock()  # by whoever waits for the answer
         self._due = self._open = True
-        self._child = children.start(content)
+        link.start()
 
     @property
     def columns(self) -> slice:
         """Its slots."""
-        return self._setup.columns
+        return slice(self._spec.first_slot, self._spec.first_slot + self._spec.num_envs)
 
     @property
     def pid(self) -> int:
         """Number of the process."""
-        return self._child.pid
+        return self._link.pid
 
     @property
     def restarted(self) -> int:
         """How often its environments, or it with them, have been brought back after a failure."""
-        return self._status.restarted + self._replaced
+        return self._link.status.restarted + self._replaced
 
     def ready(self) -> None:
-        """Waits until the process has made its environments.
+        """Waits until the outpost has made its environments.
 
         Raises:
             EnvError: It could not, or died.
@@ -99,27 +94,27 @@ class RemoteCollector:
             self._receive(self._limits.start)
 
     def begin(self, seed: int, row: int) -> None:
-        """Has the process reset its environments and start afresh; returns at once, but for an answer still due.
+        """Has the outpost reset its environments and start afresh; returns at once, but for an answer still due.
 
         Raises:
-            EnvError: The process is still busy with what it was told before.
+            EnvError: The outpost is still busy with what it was told before.
         """
         with self._used:
-            self._start(Trail(self._setup, self._shared, seed, row))
+            self._start(Trail(self._spec, self._slabs, seed, row))
 
     def restore(self, seed: int, standing: Standing) -> None:
-        """Has the process bring its slots back, as `begin`; returns at once."""
+        """Has the outpost bring its slots back, as `begin`; returns at once."""
         with self._used:
-            self._start(Trail(self._setup, self._shared, seed, 0, standing))
+            self._start(Trail(self._spec, self._slabs, seed, 0, standing))
 
-    def lost(self) -> list[int]:
+    def lost(self) -> Sequence[int]:
         """Waits until the slots are back, after `restore`, and returns those that show something else.
 
         Raises:
-            EnvError: An environment raised, or the process died or hangs.
+            EnvError: An environment raised, or the outpost died or hangs.
         """
         with self._used:
-            return json.loads(self._despite_death(self._arrive))
+            return self._despite_death(self._arrive).lost
 
     def state(self) -> Standing:
         """Where its slots stand; to be called between two unrolls, if they can be brought back."""
@@ -136,15 +131,15 @@ class RemoteCollector:
             Stopped: After `stop`.
         """
         with self._used:
-            answer = self._despite_death(partial(self._unroll, places))
-            if not answer:
+            unroll = self._despite_death(partial(self._collect, places)).unroll
+            if unroll is None:
                 raise self._fate.error or Stopped
-            self._trail.add(places)
-        return Collected.of(json.loads(answer))
+            self._trail.add(places, unroll)
+        return unroll.collected
 
     def stop(self) -> None:
         """Has a `collect` under way in another thread, and every later one until `begin`, raise `Stopped`."""
-        self._status.stop = True
+        self._link.stop(True)
 
     def close(self) -> None:
         """Waits, for a few seconds at most, until nobody waits for the process; call after `stop`."""
@@ -153,31 +148,31 @@ class RemoteCollector:
             self._used.release()
 
     def _start(self, trail: Trail) -> None:
-        """Has the process go where a trail begins, once it has answered what it was told before."""
+        """Has the outpost go where a trail begins, once it has answered what it was told before."""
         if self._due:
             try:
                 self._receive(self._limits.step)
             except Stopped:
                 raise EnvError(f"{self._spec.id}: {self._name()} is still {self._doing()}") from None
-        self._status.stop = False
-        self._trail, self._patience = trail, Patience(self._setup.work.restarts)
+        self._link.stop(False)
+        self._trail, self._patience = trail, Patience(self._work.restarts)
         with suppress(Lost):  # `collect` sees to it
-            self._tell(*trail.command())
+            self._tell(trail.tell)
 
-    def _unroll(self, places: Sequence[Place]) -> bytes:
-        """The process's answer to `collect`; nothing if it was stopped."""
+    def _collect(self, places: Sequence[Place]) -> Answer:
+        """The answer to `collect`."""
         self._require_going()
-        if other := json.loads(self._arrive() or b"[]"):
+        if other := self._arrive().lost:
             _log.warning("%s: slots %s are back, but show something else: bits will differ", self._spec.id, other)
-        self._tell({"collect": [list(place) for place in places]})
+        self._tell(lambda link: link.collect(places))
         return self._receive(self._limits.step)
 
-    def _arrive(self) -> bytes:
-        """Waits until the process is where its trail ends, if it was told to go there, and returns its answer."""
-        return self._receive(self._limits.step) if self._due else b""
+    def _arrive(self) -> Answer:
+        """Waits until the outpost is where its trail ends, if it was told to go there, and returns its answer."""
+        return self._receive(self._limits.step) if self._due else Answer()
 
-    def _despite_death(self, task: Callable[[], bytes]) -> bytes:
-        """What `task` returns; if the process dies or hangs meanwhile, another takes its place and begins it again."""
+    def _despite_death(self, task: Callable[[], Answer]) -> Answer:
+        """What `task` returns; if the outpost dies or hangs meanwhile, another takes its place and begins it again."""
         anew = False
         while True:
             try:
@@ -189,7 +184,7 @@ class RemoteCollector:
                 anew = True
 
     def _rest(self, lost: Lost) -> None:
-        """Waits a little before the process is replaced; raises what happened to it if there is no hope."""
+        """Waits a little before the outpost is replaced; raises what happened to it if there is no hope."""
         self._require_going()
         if not self._spec.seeded_every:
             raise self._fate.fail(lost)
@@ -198,55 +193,51 @@ class RemoteCollector:
         except Lost as final:
             raise self._fate.fail(final) from None
         deadline = time.monotonic() + pause
-        while (left := deadline - time.monotonic()) > 0.0 and not self._status.stop:
+        while (left := deadline - time.monotonic()) > 0.0 and not self._link.status.stop:
             time.sleep(min(left, _PAUSE_SLICE_SECONDS))
 
     def _replace(self) -> None:
         """Has another process go to where the last unroll ended."""
         self._require_going()
-        self._status.renew()
+        self._link.status.renew()
+        name = self._name()
         try:
-            self._child = self._children.start(self._content, instead=self._child)
+            self._link.start()
         except ChildDied:
             raise Stopped from None  # closed meanwhile
         except OSError as error:
-            raise Lost(f"{self._spec.id}: another process for {self._name()} can't be started: {error}", "") from error
+            raise Lost(f"{self._spec.id}: another process for {name} can't be started: {error}", "") from error
         self._replaced += 1
         self._due = True
         self._receive(self._limits.start)
-        self._tell(*self._trail.command())
+        self._tell(self._trail.tell)
 
     def _require_going(self) -> None:
         if not self._open:
             raise EnvError(f"{self._spec.id}: the collector processes are closed")
-        if self._status.stop:
+        if self._link.status.stop:
             raise self._fate.error or Stopped
 
-    def _tell(self, command: dict[str, object], more: bytes = b"") -> None:
+    def _tell(self, what: Callable[[Link], None]) -> None:
         self._due = True
         try:
-            self._child.tell(json.dumps(command).encode() + b"\n" + more)
+            what(self._link)
         except ChildDied:
             raise self._death() from None
 
-    def _receive(self, timeout: float) -> bytes:
+    def _receive(self, timeout: float) -> Answer:
         """The answer that is due, or the error that it reports.
 
-        Gives up when the process has done nothing for `timeout` seconds, or does not answer soon after `stop`.
+        Gives up when the outpost has done nothing for `timeout` seconds, or does not answer soon after `stop`.
         """
-        child, status = self._child, self._status
-        (fd,) = child.answers
-        poll = select.poll()
-        for source in (fd, child.pidfd):
-            if source is not None:
-                poll.register(source, select.POLLIN)
+        link, status = self._link, self._link.status
         beats, moved, stopped = status.beats, time.monotonic(), None
         while True:
-            ready = [source for source, _ in poll.poll(_SLICE_SECONDS * 1000.0)]
-            if fd in ready:
-                return self._read(fd)
-            if ready:
-                raise self._death()
+            try:
+                if link.wait(_SLICE_SECONDS):
+                    return self._read()
+            except ChildDied:
+                raise self._death() from None
             limit = max(timeout, self._limits.mend if status.mending else 0.0)  # before the beats: its end is one
             now = time.monotonic()
             if status.beats != beats:
@@ -258,35 +249,33 @@ class RemoteCollector:
                 if now - stopped > _GRACE_SECONDS:
                     raise self._fate.error or Stopped
 
-    def _read(self, fd: int) -> bytes:
+    def _read(self) -> Answer:
         try:
-            answer = self._child.read(fd)
-        except ChildDied:
-            raise self._death() from None
+            answer = self._link.read()
         except ChildFailed as error:
             self._due = False
-            text = f"{error}\n\nin collector process {self.pid}:\n{error.traceback}"
+            text = f"{error}\n\nin {self._link.name}:\n{error.traceback}"
             raise self._fate.fail(_ERRORS.get(error.kind, RuntimeError)(text)) from None
         self._due = False
         return answer
 
     def _death(self) -> Lost:
-        how, stack = self._child.obituary()
+        how, stack = self._link.obituary()
         text = f"{self._spec.id}: {self._name()} {how} while {self._doing()}"
         return Lost(f"{text}\n\n{stack}" if stack else text, how)
 
     def _hang(self, seconds: float) -> Lost:
         how = f"has done nothing for {seconds:g} seconds"
-        text = f"{self._spec.id}: {self._name()} {how}, while {self._doing()}\n\n{self._child.stack_now()}"
-        self._child.kill_group()
+        text = f"{self._spec.id}: {self._name()} {how}, while {self._doing()}\n\n{self._link.stack()}"
+        self._link.kill()
         return Lost(text, how)
 
     def _name(self) -> str:
         first, size = self._spec.first_slot, self._spec.num_envs
-        return f"collector process {self.pid} (slots {first} to {first + size - 1})"
+        return f"{self._link.name} (slots {first} to {first + size - 1})"
 
     def _doing(self) -> str:
-        lane, row = self._status.place
+        lane, row = self._link.status.place
         if lane < 0:
             return "making or resetting its environments"
         slots = self._spec.slots(lane)
@@ -294,14 +283,14 @@ class RemoteCollector:
 
 
 class Fate:
-    """What the processes of a run share: if one fails, all stop, and its error is everyone's.
+    """What the outposts of a run share: if one fails, all stop, and its error is everyone's.
 
     Args:
-        statuses: Of all processes.
+        links: To all of them.
     """
 
-    def __init__(self, statuses: Sequence[Status]) -> None:
-        self.statuses = statuses
+    def __init__(self, links: Sequence[Link]) -> None:
+        self._links = links
         self.error: Exception | None = None
         self._changing = threading.Lock()
 
@@ -310,11 +299,11 @@ class Fate:
         self.error = None
 
     def fail(self, error: Exception) -> Exception:
-        """Stops all processes, and returns the first error."""
+        """Stops all, and returns the first error."""
         with self._changing:
             self.error = self.error or error
-        for status in self.statuses:
-            status.stop = True
+        for link in self._links:
+            link.stop(True)
         return self.error
 
 
@@ -332,11 +321,11 @@ class _Limits(NamedTuple):
     mend: float
 
     @staticmethod
-    def of(setup: Setup) -> _Limits:
+    def of(work: Work) -> _Limits:
         """Those with which processes of environments are given up first, by the collector process that has them."""
-        limit = setup.work.options.timeout_seconds
-        if not setup.work.workers:
+        limit = work.options.timeout_seconds
+        if not work.workers:
             return _Limits(limit, max(limit, process.START_SECONDS), _MENDING * limit)
-        step = 1.5 * limit + setup.work.workers * process.CLOSE_SECONDS  # for their stacks
+        step = 1.5 * limit + work.workers * process.CLOSE_SECONDS  # for their stacks
         start = max(step, 2 * process.START_SECONDS)  # one after the other
         return _Limits(step, start, _MENDING * start)

@@ -27,9 +27,9 @@ from slipstream.local import Locals
 from slipstream.nets.actor_critic import ActorCritic
 from slipstream.nets.policy import ActorCriticPolicy, Policy
 from slipstream.nets.trunk import packed
+from slipstream.outpost import Work
 from slipstream.ready import group_that_holds, make_collector
 from slipstream.remote import Remotes
-from slipstream.remote_process import Work
 from slipstream.run.config import Config, ConfigError
 from slipstream.run.learning import make_learner
 from slipstream.run.machine import computes_bfloat16, cores, processor
@@ -299,7 +299,7 @@ class Training:
     def _bulletin(self) -> Bulletin | None:
         """Where collectors find weights, unless they act with the learner's own policy."""
         if self._remotes is not None:
-            return Bulletin([self._remotes.ring.publish])
+            return Bulletin([self._remotes.publish])
         alone = self._config.schedule == "sync" or self._config.reuses_forward  # the tapes have policies of their own
         return None if alone else Bulletin()
 

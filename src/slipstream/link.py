@@ -1,0 +1,122 @@
+"""What ties the driver to an outpost: how it starts, is told what to do, answers and ends. One file per kind of tie."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from slipstream.outpost import Status, Unroll
+from slipstream.standing import Standing
+from slipstream.types import Place, Trajectory, Weights
+
+
+class Answer(NamedTuple):
+    """What an outpost says to what it was told.
+
+    Attributes:
+        lost: To `restore`: slots that are back but show something else than then.
+        unroll: To `collect`: what it brought, its rows in their places; None if it was stopped.
+    """
+
+    lost: Sequence[int] = ()
+    unroll: Unroll | None = None
+
+
+class Link(Protocol):
+    """The driver's end of a tie to one outpost; to be used by one thread at a time, but for `stop`.
+
+    To everything that it is told comes one answer, also to its start.
+    """
+
+    @property
+    def status(self) -> Status:
+        """What the outpost is doing, as far as is known here."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """What to call it in messages."""
+        ...
+
+    @property
+    def pid(self) -> int:
+        """Number of its process."""
+        ...
+
+    def start(self) -> None:
+        """Starts the outpost, in place of what is left of the one before.
+
+        Raises:
+            ChildDied: All have been closed.
+            OSError: The system can't start another.
+        """
+        ...
+
+    def begin(self, seed: int, row: int) -> None:
+        """Tells it to reset its environments and start afresh.
+
+        Raises:
+            ChildDied: It is not there to be told; so in `restore` and `collect`.
+        """
+        ...
+
+    def restore(self, seed: int, row: int, standing: Standing) -> None:
+        """Tells it to bring its slots to where they had `row` rows."""
+        ...
+
+    def collect(self, places: Sequence[Place]) -> None:
+        """Tells it to fill an unroll of every lane."""
+        ...
+
+    def stop(self, wanted: bool) -> None:
+        """Has it stop at its next row, now and whenever it collects, until this is taken back."""
+        ...
+
+    def wait(self, seconds: float) -> bool:
+        """Whether the answer comes within `seconds`; brings `status` up to date.
+
+        Raises:
+            ChildDied: It ended before.
+        """
+        ...
+
+    def read(self) -> Answer:
+        """The answer, once it has come.
+
+        Raises:
+            ChildDied: It breaks off.
+            ChildFailed: It is the report of an error.
+        """
+        ...
+
+    def obituary(self) -> tuple[str, str]:
+        """How it ended, not having been told to (`was killed by SIGKILL`), and the stack that it left, if any."""
+        ...
+
+    def stack(self) -> str:
+        """Its Python stack while it lives, or what else is known of why it does not answer."""
+        ...
+
+    def kill(self) -> None:
+        """Ends it at once, with all that it started."""
+        ...
+
+
+class Medium(Protocol):
+    """What links of one run have in common: where rows come to and weights go out.
+
+    Attributes:
+        slabs: What the outposts fill.
+        links: To the outposts, in the order of their lanes; not started yet.
+    """
+
+    slabs: Sequence[Trajectory]
+    links: Sequence[Link]
+
+    def publish(self, weights: Weights) -> None:
+        """Makes `weights` the newest."""
+        ...
+
+    def close(self) -> None:
+        """Ends the outposts within a few seconds; the second call does nothing."""
+        ...
