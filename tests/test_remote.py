@@ -83,11 +83,19 @@ def inline(job: Work, seed: int, row: int, versions: Sequence[int], workers: int
         envs.close()
 
 
-def remote(remotes: Remotes, job: Work, seed: int, row: int, versions: Sequence[int]) -> list[Any]:
-    """The same, from collector processes."""
+def remote(
+    remotes: Remotes,
+    job: Work,
+    seed: int,
+    row: int,
+    versions: Sequence[int],
+    before: Callable[[int], object] = bool,
+) -> list[Any]:
+    """The same, from collector processes; `before` is called with the number of every unroll."""
     remotes.begin(seed, row)
     found: list[Any] = []
     for number, version in enumerate(versions):
+        before(number)
         remotes.publish(weights(job.policy, version))
         collected = run(
             remotes.collectors, [range(c.lanes[0], c.lanes[-1] + 1) for c in remotes.collectors], number % 2

@@ -103,15 +103,17 @@ class Link(Protocol):
 
 
 class Medium(Protocol):
-    """What links of one run have in common: where rows come to and weights go out.
+    """What the links of a run have in common: where rows come to and weights go out."""
 
-    Attributes:
-        slabs: What the outposts fill.
-        links: To the outposts, in the order of their lanes; not started yet.
-    """
+    @property
+    def slabs(self) -> Sequence[Trajectory]:
+        """What the outposts fill."""
+        ...
 
-    slabs: Sequence[Trajectory]
-    links: Sequence[Link]
+    @property
+    def links(self) -> Sequence[Link]:
+        """To the outposts, in the order of their lanes; not started yet."""
+        ...
 
     def publish(self, weights: Weights) -> None:
         """Makes `weights` the newest."""

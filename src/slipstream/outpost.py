@@ -213,6 +213,11 @@ class Status:
         self._cells[_BEATS] += 1
         self._cells[_MENDING] = begun
 
+    def take(self, cells: NDArray[np.int64], restarts: int) -> None:
+        """Takes over what is told from elsewhere, but for `stop`; `restarts` came before what it tells of."""
+        self._cells[_BEATS:] = cells[_BEATS:]
+        self._cells[_RESTARTS] += restarts
+
     def renew(self) -> None:
         """Forgets what the process did; beats, restarts and `stop` are kept for the one that takes its place."""
         for cell in (_LANE, _ROW, _MENDING):

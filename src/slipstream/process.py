@@ -281,14 +281,18 @@ def answer(fd: int, task: Callable[[], bytes | None]) -> bool:
     try:
         content = task() or b""
     except Exception as error:  # noqa: BLE001 - it is raised again in the driver
-        # Short enough for a pipe that nobody reads.
-        text = "".join(traceback.format_exception(error))
-        kind, message = type(error).__name__, str(error)[:_MOST_REPORT]
-        report = json.dumps({"kind": kind, "message": message, "traceback": text[-_MOST_REPORT:]}).encode()
-        _write(fd, _FAILED + len(report).to_bytes(4, "little") + report)
+        told = json.dumps(report(error)).encode()
+        _write(fd, _FAILED + len(told).to_bytes(4, "little") + told)
         return False
     _write(fd, _OK + len(content).to_bytes(4, "little") + content)
     return True
+
+
+def report(error: Exception) -> dict[str, str]:
+    """What `ChildFailed` is made of in the driver; short enough for a pipe that nobody reads."""
+    text = "".join(traceback.format_exception(error))
+    message = str(error)[:_MOST_REPORT]
+    return {"kind": type(error).__name__, "message": message, "traceback": text[-_MOST_REPORT:]}
 
 
 def leave() -> None:

@@ -9,7 +9,7 @@
 Who waits for whom: `collect` waits for its own outpost only, and notices at once if that dies; another takes its place
 and does the unroll again (`remote_collector`). An error of one stops the others at their next row and is raised in all
 of them. Outposts wait for commands. What carries all this is a `link.Medium`: processes of this machine
-(`process_link`), which the kernel ends if the driver dies.
+(`process_link`), which the kernel ends if the driver dies, or actors of a Ray cluster (`ray_link`).
 """
 
 from __future__ import annotations

@@ -65,6 +65,7 @@ class RemoteCollector:
         self._replaced = 0
         self._used = threading.Lock()  # by whoever waits for the answer
         self._due = self._open = True
+        self._collecting = False
         link.start()
 
     @property
@@ -164,7 +165,7 @@ class RemoteCollector:
         self._require_going()
         if other := self._arrive().lost:
             _log.warning("%s: slots %s are back, but show something else: bits will differ", self._spec.id, other)
-        self._tell(lambda link: link.collect(places))
+        self._tell(lambda link: link.collect(places), collecting=True)
         return self._receive(self._limits.step)
 
     def _arrive(self) -> Answer:
@@ -218,8 +219,8 @@ class RemoteCollector:
         if self._link.status.stop:
             raise self._fate.error or Stopped
 
-    def _tell(self, what: Callable[[Link], None]) -> None:
-        self._due = True
+    def _tell(self, what: Callable[[Link], None], *, collecting: bool = False) -> None:
+        self._due, self._collecting = True, collecting
         try:
             what(self._link)
         except ChildDied:
@@ -276,6 +277,8 @@ class RemoteCollector:
 
     def _doing(self) -> str:
         lane, row = self._link.status.place
+        if lane < 0 and self._collecting:  # it has not told how far it is
+            return f"busy with the {self._slabs[0].rows} rows after row {self._trail.rows}"
         if lane < 0:
             return "making or resetting its environments"
         slots = self._spec.slots(lane)

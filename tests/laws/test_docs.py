@@ -121,11 +121,11 @@ def test_files_and_links_exist(document: str) -> None:
 
 def test_every_fault_has_its_tests() -> None:
     """Or the word that says why not; and the tests are there."""
-    rows = re.findall(r"^\| ([A-G]\d+)†? \|.*$", text := (ROOT / "docs" / "faults.md").read_text(), re.MULTILINE)
-    sizes = {"A": 14, "B": 9, "C": 11, "D": 7, "E": 3, "F": 4, "G": 7}
+    rows = re.findall(r"^\| ([A-H]\d+)†? \|.*$", text := (ROOT / "docs" / "faults.md").read_text(), re.MULTILINE)
+    sizes = {"A": 14, "B": 9, "C": 11, "D": 7, "E": 3, "F": 4, "G": 7, "H": 5}
     assert rows == [f"{section}{number}" for section, size in sizes.items() for number in range(1, size + 1)]
     for line in text.splitlines():
-        if re.match(r"\| [A-G]\d", line):
+        if re.match(r"\| [A-H]\d", line):
             assert "::" in line or "*Refused*" in line or "*Open*" in line, line
     for file, name in re.findall(r"`([\w/]+\.py)::(\w+)`", text):
         assert f"\ndef {name}(" in (ROOT / file).read_text(), f"{file}::{name}"

@@ -27,6 +27,7 @@ HOMES = {
     "gfootball": "envs/football.py",
     "imageio": "run/video.py",
     "ale_py": "envs/atari.py",
+    "ray": "ray_cluster.py",
 }
 MADE = {"gfootball"}  # no pip line installs it: `make grf` does
 
@@ -40,11 +41,12 @@ FORBIDDEN = re.compile(
     r"|rand|randn|randint|randperm|rand_like|randn_like|normal|multinomial|bernoulli))(\..*)?"
 )
 # cloudpickle carries the user's callable and policy from the driver to its own processes, over an anonymous file, and
-# nothing else.
+# to its own Ray actors, and nothing else.
 # torch's global generator is borrowed, seeded and given back where initial weights are drawn.
 EXCEPTIONS = {
     ("cloudpickle.dumps", "process.py"),
     ("cloudpickle.loads", "envs/worker_process.py"),
+    ("cloudpickle.loads", "ray_outpost.py"),
     ("cloudpickle.loads", "remote_process.py"),
     ("torch.default_generator.manual_seed", "nets/initialize.py"),
 }

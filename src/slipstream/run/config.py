@@ -56,10 +56,12 @@ class Placement:
     """Where the work runs: it decides the speed of a run, never its result.
 
     Attributes:
-        collectors: Who collects: threads; processes, each with its own environments and policy, on the CPU; or the
-            learner's own thread (inline), for debugging.
+        collectors: Who collects: threads; processes, each with its own environments and policy, on the CPU; the same in
+            actors of a Ray cluster (ray); or the learner's own thread (inline), for debugging.
         workers: Threads or processes that act, at most one per lane, and threads that differentiate, each with one math
-            thread; 0 for one per core.
+            thread; 0 for one per core. With ray the actors, 0 for one per lane; threads differentiate on every core.
+        address: Of the Ray cluster, `auto` or `host:port`, for collectors in ray; without one the run starts a cluster
+            of its own on this machine.
         loaders: Threads that gather minibatches (and copy them to a GPU) ahead of the learner; 0 to gather each when it
             is needed, as with collectors inline.
         env_workers: Processes that step environments of this machine's Python; 0 to step them where they are acted in.
@@ -71,8 +73,9 @@ class Placement:
         device: Where networks run; auto is the GPU if there is one.
     """
 
-    collectors: Literal["inline", "thread", "process"] = "thread"
+    collectors: Literal["inline", "thread", "process", "ray"] = "thread"
     workers: int = 0
+    address: str = ""
     loaders: int = 1
     env_workers: int = 0
     env_threads: int = 0
@@ -306,6 +309,8 @@ def _covers(config: Config) -> None:
         raise ConfigError("net.latent_from_rl=False would leave the values' own torso untrained: set net.share_torso")
     if config.schedule == "async" and config.placement.collectors == "inline":
         raise ConfigError("schedule=async needs collectors of their own: use --placement.collectors thread or process")
+    if config.schedule == "async" and config.refresh == "row" and config.placement.collectors == "ray":
+        raise ConfigError("refresh=row: Ray actors take new weights before an unroll; use --refresh unroll")
 
 
 def _divides(config: Config, part: str, whole: str) -> None:

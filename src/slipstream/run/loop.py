@@ -306,8 +306,9 @@ def _require_unsolved(config: Config, facts: Mapping[str, Any], path: Path) -> N
 
 
 def _training(config: Config, own: Own, console: Console) -> Training:
-    if config.placement.collectors == "process":
-        console.print("starting collector processes, which takes some seconds")
+    slow = {"process": "collector processes", "ray": "Ray actors"}.get(config.placement.collectors)
+    if slow is not None:
+        console.print(f"starting {slow}, which takes some seconds")
     return Training(config, own.env, own.torso, own.policy)
 
 

@@ -22,12 +22,15 @@ from slipstream.envs import make_envs
 from slipstream.envs.make import env_spec
 from slipstream.envs.recorded import RecordedEnvs, recorded
 from slipstream.jitter import Jitter, JitteredEnvs
+from slipstream.link import Medium
 from slipstream.loader import Loader
 from slipstream.local import Locals
 from slipstream.nets.actor_critic import ActorCritic
 from slipstream.nets.policy import ActorCriticPolicy, Policy
 from slipstream.nets.trunk import packed
 from slipstream.outpost import Work
+from slipstream.process_link import Processes
+from slipstream.ray_link import Actors
 from slipstream.ready import group_that_holds, make_collector
 from slipstream.remote import Remotes
 from slipstream.run.config import Config, ConfigError
@@ -83,11 +86,11 @@ class Training:
                 stacklevel=2,
             )
         lanes = config.lanes
-        remote = place.collectors == "process"
+        remote = place.collectors in ("process", "ray")
         if remote and self.device.type != "cpu":
             raise ConfigError(
-                "placement.collectors=process acts on the CPU, so that its bits would not be those of a GPU: use "
-                "--placement.device cpu, or --placement.collectors thread with --placement.env-workers"
+                f"placement.collectors={place.collectors} acts on the CPU, so that its bits would not be those of a "
+                "GPU: use --placement.device cpu, or --placement.collectors thread with --placement.env-workers"
             )
         self._remotes: Remotes | None = None
         self._recorded: RecordedEnvs | None = None
@@ -98,13 +101,13 @@ class Training:
         self._standing: Standing | None = None  # to go on from
         self._standing_anew = self._cut = False
         self.envs: Envs | None = None if remote else self._make_envs(env, jitter)
-        inline, workers = place.collectors == "inline", place.workers or cores()
-        self._crew = Crew(1 if inline else workers, before=jitter)
+        inline = place.collectors == "inline"
+        learners, actors = _threads(config)
+        self._crew = Crew(learners, before=jitter)
         # Where collecting and learning overlap, both have as many threads as there are cores: the system gives a core
         # that one side leaves idle to the other.
-        self._actors = (
-            self._crew if config.schedule == "sync" else Crew(self._crew.workers, inline=inline, before=jitter)
-        )
+        shared = config.schedule == "sync" and learners == actors
+        self._actors = self._crew if shared else Crew(actors, inline=inline, before=jitter)
         self._loader = Loader(0 if inline else place.loaders, self.device, before=jitter)
         try:
             given = env or config.env
@@ -113,7 +116,7 @@ class Training:
             self.policy: Policy = self.learner.policy
             self._group = group_that_holds(self.policy, self.spec, config.group, self.device)
             if remote:
-                self._remotes = Remotes(self._work(given, jitter), self._shares())
+                self._remotes = Remotes(self._work(given, jitter), self._shares(), self._medium)
                 self.slabs = self._remotes.slabs
             else:
                 pin, count = self.device.type == "cuda", _slabs(config)
@@ -296,6 +299,12 @@ class Training:
             restarts=config.placement.restarts,
         )
 
+    def _medium(self, work: Work, parts: Sequence[Work]) -> Medium:
+        """What ties collectors in other processes to this one."""
+        if self._config.placement.collectors == "process":
+            return Processes(work, parts)
+        return Actors(work, parts, self._config.placement.address, cores())
+
     def _bulletin(self) -> Bulletin | None:
         """Where collectors find weights, unless they act with the learner's own policy."""
         if self._remotes is not None:
@@ -379,6 +388,16 @@ class Training:
 
 def _named(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {prefix + name: value for name, value in tensors.items()}
+
+
+def _threads(config: Config) -> tuple[int, int]:
+    """Threads that differentiate, and threads that act or wait for those who do; at most so many have work."""
+    place = config.placement
+    if place.collectors == "inline":
+        return 1, 1
+    if place.collectors == "ray":
+        return cores(), place.workers or config.lanes // config.group
+    return place.workers or cores(), place.workers or cores()
 
 
 def _every_row(config: Config) -> bool:

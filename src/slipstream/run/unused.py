@@ -99,11 +99,13 @@ def _rules(config: Config, spec: EnvSpec, own_torso: bool, own_policy: bool) -> 
     yield Rule("", names, config.schedule != "async", f"for schedule=async only, and this is {config.schedule}")
     yield Rule("env_options.atari", (), spec.family != "atari", f"{name} is no Atari game")
     yield Rule("env_options", ("score_key",), native, f"{name} is stepped by native threads, which give no info")
-    idle = not place.env_workers and place.collectors != "process"
+    idle = not place.env_workers and place.collectors not in ("process", "ray")
     yield Rule("env_options", ("timeout_seconds",), idle, "it is for processes: placement.env_workers or collectors")
     yield Rule("placement", ("env_threads",), not native, f"{name} is stepped in Python; see placement.env_workers")
     yield Rule("placement", ("env_workers",), native, f"{name} is stepped by native threads; see placement.env_threads")
     inline = place.collectors == "inline"
+    alone = place.collectors != "ray"
+    yield Rule("placement", ("address",), alone, f"collectors are in no Ray cluster, but in {place.collectors}")
     yield Rule("placement", ("loaders",), inline, "placement.collectors is inline, so that all is done in one thread")
     idle = not native and place.env_workers > config.num_envs
     yield Rule("placement", ("env_workers",), idle, f"only {config.num_envs} have an environment to step, by num_envs")

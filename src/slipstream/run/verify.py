@@ -78,7 +78,7 @@ def verify(
     Args:
         config: What to run; its own placement counts for what placements do not name (`env_workers`, `device`).
         updates: Updates of every run.
-        placements: `inline`, `thread:N` or `process:N`.
+        placements: `inline`, `thread:N`, `process:N` or `ray:N`.
         delay: Longest delay to inject before a step of a lane or a task of a worker or loader, in seconds.
         own: A user's own pieces.
 
@@ -125,11 +125,9 @@ def placement_of(name: str, placement: Placement) -> Placement:
     kind, _, count = name.partition(":")
     if kind == "inline" and not count:
         return replace(placement, collectors="inline", workers=1, loaders=0)
-    if kind == "thread" and count.isdecimal() and int(count):
-        return replace(placement, collectors="thread", workers=int(count), loaders=int(count))
-    if kind == "process" and count.isdecimal() and int(count):
-        return replace(placement, collectors="process", workers=int(count), loaders=int(count))
-    raise ConfigError(f"unknown placement {name!r}: expected inline, thread:N or process:N, as in thread:2")
+    if kind in ("thread", "process", "ray") and count.isdecimal() and int(count):
+        return replace(placement, collectors=kind, workers=int(count), loaders=int(count))
+    raise ConfigError(f"unknown placement {name!r}: expected inline, thread:N, process:N or ray:N, as in thread:2")
 
 
 def first_difference(update: int, expected: Fingerprint, found: Fingerprint) -> str | None:

@@ -1,0 +1,118 @@
+"""An outpost in an actor of Ray, on any node: what the actor does. Ray itself is not imported here.
+
+Its methods run one after the other in the order of their calls, but for `watch` and `stop`, which have a thread of
+their own (the concurrency group `watch`). None raises: errors go back as reports, so that the driver tells them from a
+death.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+import cloudpickle
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from slipstream import process, slab, tree
+from slipstream.collector import home
+from slipstream.outpost import Outpost, Status, Work, acting_policy
+from slipstream.standing import Standing
+from slipstream.weights import copy_into
+
+Told = dict[str, Any]
+"""What a method returns: `{"said": ...}`, or `{"failed": {"kind", "message", "traceback"}}`."""
+
+
+class RayOutpost:
+    """What lives in the actor.
+
+    Args:
+        content: `Work`, pickled.
+    """
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+        self._cells = np.array(Status.EMPTY, np.int64)
+        self._status = Status(self._cells)
+        self._task, self._stopped = 0, -1
+        self._version = -1
+        self._outpost: Outpost | None = None
+        torch.set_num_threads(1)
+        # Weights lie in the object store, where nobody can write; they are only read.
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+
+    def make(self) -> Told:
+        """Makes environments and policy; says the number of this process, and its machine."""
+        return _told(self._make)
+
+    def begin(self, task: int, seed: int, row: int) -> Told:
+        """Resets the environments and starts afresh, under a number that `stop` can name."""
+        self._take(task)
+        return _told(lambda: self._living.begin(seed, row))
+
+    def restore(self, task: int, seed: int, row: int, tensors: Mapping[str, NDArray[Any]]) -> Told:
+        """Brings the slots to where they had `row` rows."""
+        self._take(task)
+        standing = Standing.of({name: torch.from_numpy(value.copy()) for name, value in tensors.items()})
+        return _told(lambda: self._living.restore(seed, row, standing))
+
+    def collect(self, version: int, weights: Mapping[str, NDArray[Any]]) -> Told:
+        """Fills an unroll of every lane with these weights; says nothing if it was stopped."""
+        return _told(lambda: self._collect(version, weights))
+
+    def watch(self) -> NDArray[np.int64]:
+        """What it is doing, as of `Status`."""
+        return self._cells
+
+    def stop(self, task: int) -> None:
+        """Ends what was begun under this number, or an earlier one, at the next row."""
+        self._stopped = max(self._stopped, task)
+        self._obey()
+
+    @property
+    def _living(self) -> Outpost:
+        assert self._outpost is not None, "it could not be made"
+        return self._outpost
+
+    def _make(self) -> tuple[int, str]:
+        work: Work = cloudpickle.loads(self._content)
+        self._policy = acting_policy(work)
+        self._slab = slab.allocate(work.spec, self._policy, work.rows)
+        self._places = home(range(work.spec.lanes), work.spec.lane_size, 0)
+        self._outpost = Outpost(work, [self._slab], self._policy, lambda: self._version, self._status)
+        return os.getpid(), platform.node()
+
+    def _take(self, task: int) -> None:
+        self._task = task
+        self._obey()
+
+    def _obey(self) -> None:
+        self._status.stop = self._stopped >= self._task
+
+    def _collect(self, version: int, weights: Mapping[str, NDArray[Any]]) -> dict[str, Any] | None:
+        if version != self._version:
+            copy_into(self._policy, {name: torch.from_numpy(value) for name, value in weights.items()})
+            self._version = version
+        unroll = self._living.collect(self._places)
+        if unroll is None:
+            return None
+        return {
+            "rows": tree.map(Tensor.numpy, vars(self._slab)),
+            "collected": asdict(unroll.collected),
+            "slots": None if unroll.slots is None else tree.map(Tensor.numpy, unroll.slots),
+            "seen": unroll.seen,
+        }
+
+
+def _told(task: Callable[[], Any]) -> Told:
+    try:
+        return {"said": task()}
+    except Exception as error:  # noqa: BLE001 - it is raised again in the driver
+        return {"failed": process.report(error)}

@@ -1,0 +1,257 @@
+"""Collectors in Ray actors: the same bits as in this process, on any node; faults are seen, and leave nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import psutil
+import pytest
+
+from slipstream.collector import Stopped
+from slipstream.envs import EnvError, EnvOptions
+from slipstream.outpost import Work
+from slipstream.ray_cluster import RayError
+from slipstream.ray_link import Actors
+from slipstream.remote import Remotes
+from slipstream.run.config import ConfigError
+from slipstream.run.presets import configure
+from slipstream.run.training import Training
+from slipstream.run.verify import verify
+from slipstream.types import Place
+
+from .envs.test_worker_failures import gone
+from .test_remote import SHARES, Faulty, assert_equal, inline, remote, weights, work
+
+ray: Any = pytest.importorskip("ray")
+
+LIMIT = 10.0
+
+
+def actors(job: Work, address: str = "", shares: Sequence[range] = SHARES) -> Remotes:
+    return Remotes(job, shares, partial(_medium, address))
+
+
+def _medium(address: str, job: Work, parts: Sequence[Work]) -> Actors:
+    return Actors(job, parts, address, 2)
+
+
+def kill(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+    psutil.Process(pid).wait() if psutil.pid_exists(pid) else None
+
+
+def listening() -> set[str]:
+    """Addresses on which processes of this test listen."""
+    family = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    found = [each for process in family for each in process.net_connections("tcp")]
+    return {each.laddr.ip for each in found if each.status == psutil.CONN_LISTEN}
+
+
+def test_a_private_cluster_gives_the_bits_of_this_process_and_leaves_nothing() -> None:
+    before, environment = listening(), dict(os.environ)
+    job = replace(work("CartPole-v1", EnvOptions(decorrelate_steps=5)), restarts=3)
+    remotes = actors(job)
+    try:
+        started = [child.pid for child in psutil.Process().children(recursive=True)]
+        assert listening() - before <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
+        versions = [0, 1, 2, 5]
+        assert_equal(remote(remotes, job, 11, 0, versions), inline(job, 11, 0, versions))
+
+        def another_dies(unroll: int) -> None:
+            if unroll:
+                kill(remotes.collectors[unroll - 1].pid)
+
+        found = remote(remotes, job, 12, 35, [5, 6, 7], another_dies)
+        assert_equal(found, inline(job, 12, 35, [5, 6, 7]))
+        assert remotes.restarted == 2
+    finally:
+        remotes.close()
+    assert gone(started)
+    assert dict(os.environ) == environment
+    assert not ray.is_initialized()
+
+
+DRIVER = """
+import psutil
+from tests.test_ray import Place, actors, weights, work
+from slipstream.envs import EnvOptions
+job = work("toy:chaos", EnvOptions(kwargs={"fault": "hang", "at": 2}))
+remotes = actors(job)
+remotes.begin(11, 0)
+remotes.publish(weights(job.policy, 0))
+print(*(child.pid for child in psutil.Process().children(recursive=True)), flush=True)
+remotes.collectors[1].collect([Place(0, 4)])
+"""
+
+
+def test_nothing_survives_the_driver() -> None:
+    driver = subprocess.Popen([sys.executable, "-c", DRIVER], stdout=subprocess.PIPE)
+    assert driver.stdout is not None
+    pids = [int(word) for word in driver.stdout.readline().split()]
+    assert len(pids) > 4
+    driver.kill()
+    driver.wait()
+    driver.stdout.close()
+    assert gone(pids)
+
+
+def test_what_ray_cannot_do_is_refused() -> None:
+    with pytest.raises(ConfigError, match="Ray actors take new weights before an unroll"):
+        configure("impala", "CartPole-v1", {"placement.collectors": "ray", "refresh": "row"})
+
+
+def test_no_cluster_at_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "init", _refuse)
+    config = configure("ppo", "CartPole-v1", {"placement.collectors": "ray", "placement.address": "auto"})
+    with pytest.raises(RayError, match=r"no Ray cluster at auto: nobody there\. `ray start --head` starts one"):
+        Training(config)
+
+
+def _refuse(**options: Any) -> None:
+    raise ConnectionError("nobody there")
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Any]:
+    """A cluster of two nodes with two cores each, to which this process is connected."""
+    from ray.cluster_utils import Cluster
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+        patch.setenv("OMP_NUM_THREADS", "1")
+        cluster = Cluster(initialize_head=True, connect=True, head_node_args={"num_cpus": 2})
+        cluster.add_node(num_cpus=2)
+        cluster.wait_for_nodes()
+        yield cluster
+        ray.shutdown()
+        cluster.shutdown()
+
+
+def node_of(collector: Any) -> str:
+    """Where a collector's actor is."""
+    (node,) = [each["node_id"] for each in ray.util.state.list_actors() if each["pid"] == collector.pid]
+    return node
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_a_lost_node_is_done_without(nodes: Any) -> None:
+    job = replace(work("CartPole-v1"), restarts=3)
+    other = nodes.add_node(num_cpus=2)
+    nodes.wait_for_nodes()
+    remotes = actors(job, shares=[range(0, 1), range(1, 2), range(2, 3)])
+    try:
+
+        def node_dies(unroll: int) -> None:
+            if unroll == 1:
+                nodes.remove_node(other)
+
+        found = remote(remotes, job, 12, 0, [0, 1, 2, 3], node_dies)
+        assert_equal(found, inline(job, 12, 0, [0, 1, 2, 3]))
+        assert remotes.restarted == 1
+    finally:
+        remotes.close()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_an_error_stops_all_and_says_where(nodes: Any) -> None:
+    job = work(lambda: Faulty("raise", 4))
+    remotes = actors(job)
+    try:
+        remotes.begin(11, 0)
+        remotes.publish(weights(job.policy, 0))
+        begun = time.monotonic()
+        with ThreadPoolExecutor() as pool:
+            tasks = [pool.submit(_forever, collector) for collector in remotes.collectors]
+            one, other = (task.exception() for task in tasks)
+        assert time.monotonic() - begun < LIMIT
+        assert one is other
+        assert isinstance(one, EnvError)
+        for words in ("slot 4, step 4, episode 0: step(", "raised RuntimeError: Chaos was told to raise", "in _raise"):
+            assert words in str(one)
+        assert f"in collector actor (process {remotes.collectors[1].pid} on " in str(one)
+    finally:
+        remotes.close()
+
+
+def _forever(collector: Any) -> None:
+    while True:
+        collector.collect([Place(0, 2 * lane) for lane in collector.lanes])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("hang", "has done nothing for 1 seconds, while busy with slots 4 to 5, row 4"),
+        ("kill", "has died (ActorDiedError: its worker process has died"),
+    ],
+)
+def test_a_fault_that_comes_again_is_the_end(nodes: Any, fault: Any, words: str) -> None:
+    job = replace(work(lambda: Faulty(fault, 4), EnvOptions(timeout_seconds=1.0)), restarts=3)
+    remotes = actors(job)
+    try:
+        remotes.begin(11, 0)
+        remotes.publish(weights(job.policy, 0))
+        with pytest.raises(EnvError) as raised:
+            remotes.collectors[1].collect([Place(0, 4)])
+        assert words in str(raised.value)
+        assert "slots 4 to 5" in str(raised.value)
+        assert remotes.restarted == 1
+    finally:
+        remotes.close()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_stopped_actors_start_again(nodes: Any) -> None:
+    job = work("CartPole-v1")
+    remotes = actors(job)
+    try:
+        remote(remotes, job, 13, 0, [1])
+        remotes.collectors[1].stop()
+        with pytest.raises(Stopped):
+            remotes.collectors[1].collect([Place(0, 4)])
+        assert_equal(remote(remotes, job, 12, 0, [5, 6]), inline(job, 12, 0, [5, 6]))
+    finally:
+        remotes.close()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("schedule", ["sync", "concurrent"])
+@pytest.mark.parametrize("algo", ["ppo", "impala"])
+def test_the_same_bits_as_inline(nodes: Any, algo: str, schedule: str) -> None:
+    settings = {"schedule": schedule, "num_envs": 8, "lanes": 4, "unroll": 16, "total_steps": 10_000}
+    config = configure(algo, "CartPole-v1", settings)
+    outcomes = list(verify(config, 5, ["ray:1", "ray:2", "ray:4"], 1e-3))
+    assert [(outcome.difference, outcome.refused, outcome.updates) for outcome in outcomes] == [(None, None, 5)] * 4
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_async_goes_on_without_an_actor_that_dies(nodes: Any) -> None:
+    settings = {"schedule": "async", "num_envs": 8, "lanes": 4, "unroll": 16, "placement.collectors": "ray"}
+    config = configure("appo", "CartPole-v1", settings | {"placement.workers": 4, "total_steps": 8_000})
+    training = Training(config)
+    try:
+        assert training._remotes is not None
+        for report in training:
+            if report.update == 5:
+                kill(training._remotes.collectors[2].pid)
+        assert report.steps >= 8_000
+        assert report.metrics["faults/restarts"] == 1.0
+        assert float(report.metrics["lag/max"]) <= config.max_lag
+    finally:
+        training.close()
