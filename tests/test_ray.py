@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -231,10 +232,10 @@ def test_stopped_actors_start_again(nodes: Any) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("schedule", ["sync", "concurrent"])
-@pytest.mark.parametrize("algo", ["ppo", "impala"])
-def test_the_same_bits_as_inline(nodes: Any, algo: str, schedule: str) -> None:
+@pytest.mark.parametrize(("algo", "env"), [("ppo", "CartPole-v1"), ("impala", "CartPole-v1"), ("ppo", "ALE/Pong-v5")])
+def test_the_same_bits_as_inline(nodes: Any, algo: str, env: str, schedule: str) -> None:
     settings = {"schedule": schedule, "num_envs": 8, "lanes": 4, "unroll": 16, "total_steps": 10_000}
-    config = configure(algo, "CartPole-v1", settings)
+    config = configure(algo, env, settings)
     outcomes = list(verify(config, 5, ["ray:1", "ray:2", "ray:4"], 1e-3))
     assert [(outcome.difference, outcome.refused, outcome.updates) for outcome in outcomes] == [(None, None, 5)] * 4
 
@@ -253,5 +254,8 @@ def test_async_goes_on_without_an_actor_that_dies(nodes: Any) -> None:
         assert report.steps >= 8_000
         assert report.metrics["faults/restarts"] == 1.0
         assert float(report.metrics["lag/max"]) <= config.max_lag
+        assert report.metrics["cluster/nodes"] == 1.0
+        assert report.metrics["cluster/megabytes"] > 0.0
+        assert report.steps <= report.metrics[f"cluster/steps_{platform.node()}"]
     finally:
         training.close()

@@ -119,6 +119,10 @@ class Medium(Protocol):
         """Makes `weights` the newest."""
         ...
 
+    def metrics(self) -> dict[str, float]:
+        """What there is to tell of it."""
+        ...
+
     def close(self) -> None:
         """Ends the outposts within a few seconds; the second call does nothing."""
         ...

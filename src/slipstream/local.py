@@ -68,3 +68,7 @@ class Locals:
     def restarted(self) -> int:
         """How often environments have been brought back after a failure."""
         return 0 if self._recorded is None else self._recorded.restarted
+
+    def metrics(self) -> dict[str, float]:
+        """What there is to tell."""
+        return {"faults/restarts": float(self.restarted)}

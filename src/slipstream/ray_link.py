@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -21,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from slipstream import process, slab, tree
+from slipstream import process, slab, tree, wire
 from slipstream.collector import Collected
 from slipstream.link import Answer
 from slipstream.outpost import Status, Unroll, Work
@@ -77,6 +78,15 @@ class Actors:
         values = {name: value.detach().cpu().numpy() for name, value in weights.tensors.items()}
         self._published = weights.version, self._cluster.ray.put(values)
 
+    def metrics(self) -> dict[str, float]:
+        """Nodes that have actors, the rows that came from each, and what came from all."""
+        steps = sum((link.steps for link in self.links), Counter[str]())
+        return {
+            "cluster/nodes": float(len({link.host for link in self.links})),
+            "cluster/megabytes": sum(link.received for link in self.links) / 1e6,
+            **{f"cluster/steps_{host}": float(count) for host, count in steps.items()},
+        }
+
     def close(self) -> None:
         """Ends the actors and leaves the cluster; the second call does nothing."""
         for link in self.links:
@@ -98,6 +108,11 @@ class RayLink:
         work: The same.
         slabs: Where its rows go.
         newest: The version of the newest weights, and where they are.
+
+    Attributes:
+        host: Name of its node.
+        steps: Valid rows that have come from nodes, by name.
+        received: Bytes of rows that have come.
     """
 
     def __init__(
@@ -117,16 +132,18 @@ class RayLink:
         self._actor: Any = None
         self._closed = False
         self._task = 0  # what `stop` ends
-        self._where = "not started yet"
         self._end = ""
         self._restarted = 0
+        self.host = ""
+        self.steps = Counter[str]()
+        self.received = 0
         self.pid = -1
         self.status = Status(np.array(Status.EMPTY, np.int64))
 
     @property
     def name(self) -> str:
         """What to call it in messages."""
-        return f"collector actor ({self._where})"
+        return f"collector actor (process {self.pid} on {self.host or 'no node yet'})"
 
     def start(self) -> None:
         """Starts an actor, in place of what is left of the one before."""
@@ -176,7 +193,7 @@ class RayLink:
 
     def read(self) -> Answer:
         """The answer, once it has come."""
-        told = self._get(self._answer)
+        told, self._since = self._get(self._answer), None
         if "failed" in told:
             raise ChildFailed(**told["failed"])
         return self._understand(told["said"])
@@ -221,19 +238,21 @@ class RayLink:
             raise ChildDied from None
 
     def _made(self, said: tuple[int, str]) -> Answer:
-        self.pid, host = said
-        self._where = f"process {self.pid} on {host}"
+        self.pid, self.host = said
         return Answer()
 
     def _unroll(self, places: Sequence[Place], said: Mapping[str, Any] | None) -> Answer:
         """Copies the rows from the object store into their places."""
         if said is None:
             return Answer()
-        rows = Trajectory(**said["rows"])
-        for number, place in enumerate(places):
-            to = slab.columns(self._slabs[place.slab], slice(place.column, place.column + self._size))
-            source = slab.columns(rows, slice(number * self._size, (number + 1) * self._size))
-            tree.map(_copy, vars(to), vars(source))
+        for place, rows in zip(places, said["rows"], strict=True):
+            self.received += sum(leaf.nbytes for leaf in tree.leaves(rows))
+            to = vars(slab.columns(self._slabs[place.slab], slice(place.column, place.column + self._size)))
+            if isinstance(rows["obs"], wire.Stacks):
+                wire.unpack(rows["obs"], to["obs"].numpy())
+                to, rows = ({name: part[name] for name in part if name != "obs"} for part in (to, rows))
+            tree.map(_copy, to, rows)
+        self.steps[self.host] += said["collected"]["steps"]
         slots = None if said["slots"] is None else SlotState(*tree.map(_tensor, said["slots"]))
         return Answer(unroll=Unroll(Collected.of(said["collected"]), slots, said["seen"].copy()))
 

@@ -20,10 +20,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from slipstream import process, slab, tree
+from slipstream import process, slab, tree, wire
 from slipstream.collector import home
 from slipstream.outpost import Outpost, Status, Work, acting_policy
 from slipstream.standing import Standing
+from slipstream.types import Place
 from slipstream.weights import copy_into
 
 Told = dict[str, Any]
@@ -83,11 +84,18 @@ class RayOutpost:
 
     def _make(self) -> tuple[int, str]:
         work: Work = cloudpickle.loads(self._content)
+        self._spec = work.spec
         self._policy = acting_policy(work)
         self._slab = slab.allocate(work.spec, self._policy, work.rows)
         self._places = home(range(work.spec.lanes), work.spec.lane_size, 0)
         self._outpost = Outpost(work, [self._slab], self._policy, lambda: self._version, self._status)
         return os.getpid(), platform.node()
+
+    def _rows(self, place: Place) -> dict[str, Any]:
+        """Those of a lane."""
+        columns = slice(place.column, place.column + self._spec.lane_size)
+        rows = tree.map(Tensor.numpy, vars(slab.columns(self._slab, columns)))
+        return rows | {"obs": wire.pack(rows["obs"])} if self._spec.frame_stack > 1 else rows
 
     def _take(self, task: int) -> None:
         self._task = task
@@ -104,7 +112,7 @@ class RayOutpost:
         if unroll is None:
             return None
         return {
-            "rows": tree.map(Tensor.numpy, vars(self._slab)),
+            "rows": [self._rows(place) for place in self._places],
             "collected": asdict(unroll.collected),
             "slots": None if unroll.slots is None else tree.map(Tensor.numpy, unroll.slots),
             "seen": unroll.seen,

@@ -94,6 +94,10 @@ class Remotes:
         """How often environments or outposts have been brought back after a failure."""
         return sum(collector.restarted for collector in self.collectors)
 
+    def metrics(self) -> dict[str, float]:
+        """What there is to tell."""
+        return {"faults/restarts": float(self.restarted), **self._medium.metrics()}
+
     def close(self) -> None:
         """Ends the outposts within a few seconds; the second call does nothing."""
         for collector in self.collectors:

@@ -70,9 +70,9 @@ class Frames:
         count, columns, stack = obs.shape[:3]
         linked = np.zeros((count, columns), np.bool_)
         if follows:
-            linked[0] = _follows(self.read(slots, rows - 1).numpy(), obs[0])
+            linked[0] = continues(self.read(slots, rows - 1).numpy(), obs[0])
         for t in range(1, count):
-            linked[t] = _follows(obs[t - 1], obs[t])
+            linked[t] = continues(obs[t - 1], obs[t])
         numbers = self._written[slots] + np.where(linked, 1, stack).cumsum(axis=0) - 1  # of the newest frame of a row
         kept, flat = self._kept, self._frames.numpy()
         for back in range(stack):
@@ -142,6 +142,6 @@ class Frames:
         return np.where(end > begin, first, 0), np.where(end > begin, last, 0)
 
 
-def _follows(before: Array, after: Array) -> NDArray[np.bool_]:
+def continues(before: Array, after: Array) -> NDArray[np.bool_]:
     """Whether stacks `[B, k, *F]` hold the frames of those before but for the oldest, and a new one; bool `[B]`."""
     return (before[:, 1:] == after[:, :-1]).reshape(len(after), -1).all(axis=1)

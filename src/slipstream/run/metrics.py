@@ -1,8 +1,8 @@
 """Metrics on disk: one JSON object per row in metrics.jsonl, keyed by step, and the same numbers for TensorBoard.
 
 Names follow Stable-Baselines3 where it has one. A *step* is one agent decision, a *frame* one emulator frame. The clock
-enters into `time/*`, `wait/*`, `limit/*` and `faults/*` and nothing else: two runs with one seed have the same rows but
-for these (under the schedule `async`, which is not deterministic, all differ).
+enters into `time/*`, `wait/*`, `limit/*`, `faults/*` and `cluster/*` and nothing else: two runs with one seed have the
+same rows but for these (under the schedule `async`, which is not deterministic, all differ).
 
     time/steps, time/frames, time/updates, time/episodes      counters
     time/seconds                                              wall-clock of training, summed over resumed parts
@@ -21,6 +21,8 @@ for these (under the schedule `async`, which is not deterministic, all differ).
     faults/restarts                                           environments, processes brought back since start or resume
     faults/skipped_gradients                                  those that were not finite, since the start or resume
     faults/mended_rows                                        rows that were not finite, since the row before
+    cluster/nodes                                             of a Ray cluster, that have actors
+    cluster/megabytes, cluster/steps_*                        rows that came from all of them, steps from each
     limit/cpu_seconds_per_step                                of all threads and processes; a GPU's work does not count
     limit/steps_per_second                                    cores / that: the speed if no core ever waited
     limit/efficiency                                          speed over that limit: the share of the cores kept busy
@@ -48,7 +50,7 @@ from slipstream.run.machine import cores
 from slipstream.run.progress import Mark, Meter, Progress, spread
 from slipstream.types import Report
 
-CLOCK = ("time/", "wait/", "limit/", "faults/")
+CLOCK = ("time/", "wait/", "limit/", "faults/", "cluster/")
 """Prefixes of what depends on the machine; `time/` has the counters as well, which do not."""
 
 _GREATEST = ("/max", "_max", "/dropped_steps", "/gradient_steps", "/restarts", "/skipped_gradients")
@@ -87,7 +89,7 @@ class Metrics:
             if known is None:
                 self._sums[name] = number
             else:
-                self._sums[name] = torch.maximum(known, number) if name.endswith(_GREATEST) else known + number
+                self._sums[name] = torch.maximum(known, number) if _greatest(name) else known + number
             self._counts[name] = self._counts.get(name, 0) + 1
         progress = self._progress
         due = crossed(progress.before, progress.steps, self._every)
@@ -145,7 +147,7 @@ class Metrics:
         if progress.shaped:
             row["rollout/ep_shaped_rew_mean"] = spread(progress.shaped).mean
         for name, value in self._sums.items():
-            row[name] = float(value) if name.endswith(_GREATEST + _SUMMED) else float(value) / self._counts[name]
+            row[name] = float(value) if _greatest(name) or name.endswith(_SUMMED) else float(value) / self._counts[name]
         if progress.just_evaluated:
             row |= progress.evaluation
         self._last = now
@@ -200,6 +202,10 @@ class Table:
                 self._file.truncate(start)
                 raise OSError(28, "no space left on the disk")
             self._waiting.pop(0)
+
+
+def _greatest(name: str) -> bool:
+    return name.endswith(_GREATEST) or name.startswith("cluster/")
 
 
 class Curves:

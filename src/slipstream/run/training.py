@@ -148,7 +148,7 @@ class Training:
             stale=config.stale,
             tapes=tapes,
             barrier=self._barrier,
-            restarted=lambda: staff.restarted,
+            staff=staff.metrics,
         )
         self._running = SCHEDULES[config.schedule](parts)
         try:

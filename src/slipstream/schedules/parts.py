@@ -54,7 +54,7 @@ class Parts:
         stale: What happens to rows that would be older (`async`).
         tapes: For each slab, who acts there and what is kept of it, if the algorithm reuses the forwards of acting.
         barrier: Set before every report; what a run that goes on begins with.
-        restarted: How often environments or collector processes have been brought back after a failure.
+        staff: What those who collect tell of themselves, as metrics.
     """
 
     actors: Crew
@@ -69,7 +69,7 @@ class Parts:
     stale: Stale = "wait"
     tapes: Sequence[Tape] = ()
     barrier: Barrier = field(default_factory=Barrier)
-    restarted: Callable[[], int] = int
+    staff: Callable[[], Mapping[str, float]] = dict
 
 
 def publish(parts: Parts, index: int = 0) -> None:
@@ -186,7 +186,7 @@ def report(
             "lag/max": float(lag.max()) if len(lag) else 0.0,
             "wait/env": env / max(env + infer, 1e-9),
             "wait/learner": collect / max(collect + learn, 1e-9),
-            "faults/restarts": float(parts.restarted()),
+            **parts.staff(),
             "faults/mended_rows": float(sum(part.mended for part in collected)),
         },
         episodes=tuple(sorted(episodes, key=lambda episode: (episode.row, episode.slot))),
