@@ -39,14 +39,14 @@ WARM_UP = 2
 
 def configured(algo: str, placement: str) -> Config:
     """The preset, on as many lanes as there are to be collectors on both nodes."""
-    changes = {**RUNS[algo], "num_envs": 16, "lanes": 4, "net.torso": "nature_cnn", "placement.address": "auto"}
+    changes = {**RUNS[algo], "num_envs": 16, "lanes": 4, "net.torso": "nature_cnn"}
     config = presets.configure(algo, ENV, changes)
     config = replace(config, placement=placement_of(placement, config.placement), stop_at_return=None)
     return learning_at_once(config)
 
 
 def least(report: Report) -> float:
-    """Bytes of a row of one slot if each frame came once."""
+    """Bytes of a valid row of one slot if each frame came once, dead rows being of no use."""
     rows = report.trajectory
     frames = rows.obs.shape[2]
     columns = [leaf for name, leaf in tree.items(vars(rows)) if name not in ("obs", "slot")]
@@ -63,6 +63,7 @@ def measured(config: Config, seconds: float) -> dict[str, float]:
             before = next(reports)
         start, lags, greatest = time.perf_counter(), list[float](), 0.0
         first = dict(before.metrics)
+        report, elapsed = before, 0.0
         for report in reports:
             lags.append(float(report.metrics["lag/mean"]))
             greatest = max(greatest, float(report.metrics["lag/max"]))
@@ -90,23 +91,26 @@ def main() -> None:
     parser.add_argument("--nodes", type=int, default=2)
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/cluster.json"))
     args = parser.parse_args()
+    import ray
     from ray.cluster_utils import Cluster
 
     os.environ |= {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     cluster = Cluster(initialize_head=True, connect=True, head_node_args={"num_cpus": 2})
-    for _ in range(args.nodes - 1):
-        cluster.add_node(num_cpus=2)
-    cluster.wait_for_nodes()
-    actors = f"ray:{2 * args.nodes}"
     rounds: list[dict[str, dict[str, float]]] = []
-    for number in range(args.rounds):
-        rounds.append({})
-        for algo in RUNS:
-            for placement in ("process:2", actors):
-                name = f"{algo} {RUNS[algo]['schedule']} {placement}"
-                rounds[-1][name] = found = measured(configured(algo, placement), args.seconds)
-                print(f"round {number + 1}, {name}: {found}", flush=True)
-    cluster.shutdown()
+    try:
+        for _ in range(args.nodes - 1):
+            cluster.add_node(num_cpus=2)
+        cluster.wait_for_nodes()
+        for number in range(args.rounds):
+            rounds.append({})
+            for algo in RUNS:
+                for kind in ("process", "ray"):
+                    name = f"{algo} {RUNS[algo]['schedule']} {kind}:{2 * args.nodes}"
+                    rounds[-1][name] = found = measured(configured(algo, name.split()[-1]), args.seconds)
+                    print(f"round {number + 1}, {name}: {found}", flush=True)
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
     names = list(rounds[0])
     medians = {
         name: {key: statistics.median(row[name][key] for row in rounds) for key in rounds[0][name]} for name in names

@@ -12,15 +12,18 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
+from threading import Event
 from typing import Any
 
 import psutil
 import pytest
 
+from slipstream import process, ray_cluster, ray_link
 from slipstream.collector import Stopped
 from slipstream.envs import EnvError, EnvOptions
 from slipstream.outpost import Work
-from slipstream.ray_cluster import RayError
+from slipstream.ray_cluster import ClusterError
 from slipstream.ray_link import Actors
 from slipstream.remote import Remotes
 from slipstream.run.config import ConfigError
@@ -77,6 +80,9 @@ def test_a_private_cluster_gives_the_bits_of_this_process_and_leaves_nothing() -
     finally:
         remotes.close()
     assert gone(started)
+    remotes.close()
+    with pytest.raises(EnvError, match="are closed"):
+        remotes.collectors[0].collect([Place(0, 0), Place(0, 2)])
     assert dict(os.environ) == environment
     assert not ray.is_initialized()
 
@@ -113,7 +119,7 @@ def test_what_ray_cannot_do_is_refused() -> None:
 def test_no_cluster_at_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "init", _refuse)
     config = configure("ppo", "CartPole-v1", {"placement.collectors": "ray", "placement.address": "auto"})
-    with pytest.raises(RayError, match=r"no Ray cluster at auto: nobody there\. `ray start --head` starts one"):
+    with pytest.raises(ClusterError, match=r"at auto can't be joined: nobody there\. The command has to"):
         Training(config)
 
 
@@ -129,18 +135,15 @@ def nodes() -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
         patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("RAY_AUTH_MODE", "token")
+        patch.setenv("RAY_AUTH_TOKEN", "0" * 64)
+        ray_cluster._look_again(ray)
         cluster = Cluster(initialize_head=True, connect=True, head_node_args={"num_cpus": 2})
         cluster.add_node(num_cpus=2)
         cluster.wait_for_nodes()
         yield cluster
         ray.shutdown()
         cluster.shutdown()
-
-
-def node_of(collector: Any) -> str:
-    """Where a collector's actor is."""
-    (node,) = [each["node_id"] for each in ray.util.state.list_actors() if each["pid"] == collector.pid]
-    return node
 
 
 @pytest.mark.slow
@@ -214,6 +217,67 @@ def test_a_fault_that_comes_again_is_the_end(nodes: Any, fault: Any, words: str)
         remotes.close()
 
 
+class Once(Faulty):
+    """The fault comes once: a file says that it has been there."""
+
+    def __init__(self, fault: Any, at: int, mark: Path) -> None:
+        super().__init__(fault, at)
+        self._mark = mark
+
+    def step(self, action: Any) -> Any:
+        if self._fault != "none" and self._steps + 1 == self._at:
+            if self._mark.exists():
+                self._fault = "none"
+            self._mark.touch()
+        return super().step(action)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("fault", ["kill", "raise"])
+def test_a_fault_in_the_middle_of_an_unroll_changes_no_bit(nodes: Any, fault: Any, tmp_path: Path) -> None:
+    job = replace(work(lambda: Once(fault, 10, tmp_path / "mark")), restarts=3)
+    remotes = actors(job)
+    try:
+        found = remote(remotes, job, 11, 0, [0, 1, 2])
+        assert (tmp_path / "mark").exists()
+        assert remotes.restarted == 1
+        assert_equal(found, inline(job, 11, 0, [0, 1, 2]))
+    finally:
+        remotes.close()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_actors_wait_for_room(nodes: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Blocker:
+        def ready(self) -> None:
+            pass
+
+    blockers = [ray.remote(num_cpus=2)(Blocker).remote() for _ in range(2)]
+    ray.get([blocker.ready.remote() for blocker in blockers])
+    said = Event()
+    words: list[str] = []
+
+    def warn(text: str, *values: Any) -> None:
+        words.append(text % values)
+        if len(words) == 2:  # more than the limit for starting has passed
+            said.set()
+
+    monkeypatch.setattr(ray_link, "_PATIENCE_SECONDS", 3.0)
+    monkeypatch.setattr(process, "START_SECONDS", 1.0)
+    monkeypatch.setattr(ray_link._log, "warning", warn)
+    job = work("CartPole-v1", EnvOptions(timeout_seconds=1.0))
+    with ThreadPoolExecutor() as pool:
+        tasks = [pool.submit(actors, job), pool.submit(actors, job)]
+        assert said.wait(60)
+        for blocker in blockers:
+            ray.kill(blocker)
+        for task in tasks:
+            task.result(60).close()
+    assert "an actor has not started yet: it needs 1 cores of one node" in words[0]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_stopped_actors_start_again(nodes: Any) -> None:
@@ -254,8 +318,11 @@ def test_async_goes_on_without_an_actor_that_dies(nodes: Any) -> None:
         assert report.steps >= 8_000
         assert report.metrics["faults/restarts"] == 1.0
         assert float(report.metrics["lag/max"]) <= config.max_lag
-        assert report.metrics["cluster/nodes"] == 1.0
+        assert report.metrics["cluster/nodes"] == 2.0
         assert report.metrics["cluster/megabytes"] > 0.0
-        assert report.steps <= report.metrics[f"cluster/steps_{platform.node()}"]
+        prefix = f"cluster/steps_{platform.node()}_"
+        steps = [float(value) for name, value in report.metrics.items() if name.startswith(prefix)]
+        assert len(steps) == 2
+        assert report.steps <= sum(steps)
     finally:
         training.close()

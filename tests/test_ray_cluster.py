@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import os
 import subprocess
+import sys
 import tempfile
 import warnings
 from pathlib import Path
@@ -36,13 +37,40 @@ def test_another_one_is_not(monkeypatch: pytest.MonkeyPatch, mode: str, address:
 
 def test_what_killed_drivers_left_is_swept_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    ended = subprocess.Popen(["true"])
-    ended.wait()
-    names = [f"slipstream-ray-{ended.pid}-a", f"slipstream-ray-{os.getpid()}-b", "slipstream-ray-x-c", "other"]
-    for name in names:
-        (tmp_path / name / "logs").mkdir(parents=True)
+    left, living, starting = (tmp_path / f"slipray-{name}" for name in "abc")
+    for folder in (left, living, starting):
+        (folder / "logs").mkdir(parents=True)
+    lock = ray_cluster._lock(living)
+    assert lock is not None
+    (other := tmp_path / "slipray-of-another-kind").mkdir()
+    program = "from slipstream import ray_cluster as c; import sys, pathlib; c._lock(pathlib.Path(sys.argv[1]))"
+    subprocess.run([sys.executable, "-c", program, str(left)], check=True)
     ray_cluster._sweep()
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names[1:])
+    assert set(tmp_path.iterdir()) == {living, starting, other}
+    os.close(lock)
+
+
+def test_a_folder_has_a_short_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    long = tmp_path / ("a" * 60)
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    folder = ray_cluster._folder()
+    try:
+        assert len(str(folder)) <= ray_cluster._LONGEST
+        assert list(long.iterdir()) == []
+    finally:
+        folder.rmdir()
+
+
+def test_a_client_is_refused() -> None:
+    with pytest.raises(ray_cluster.ClusterError, match="run the command on a node of the cluster"):
+        ray_cluster.Cluster("ray://somewhere:10001", 1, 0)
+
+
+def test_another_address_is_not_looked_at() -> None:
+    here = SimpleNamespace(get_runtime_context=lambda: SimpleNamespace(gcs_address="192.0.2.1:6379"))
+    with pytest.warns(UserWarning, match=r"connected to the Ray cluster at 192\.0\.2\.1:6379, which is used"):
+        ray_cluster._warn_if_other(here, "192.0.2.2:6379")
 
 
 def test_a_missing_package_says_what_to_type(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,7 +89,7 @@ def test_a_missing_package_says_what_to_type(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_head_that_fails_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_cluster, "_SMALLEST_STORE", -1)
     with (
-        pytest.raises(ray_cluster.RayError, match="the minimum allowed is 78643200 bytes"),
+        pytest.raises(ray_cluster.ClusterError, match="the minimum allowed is 78643200 bytes"),
         ray_cluster._private_cluster(1, -5),
     ):
         raise AssertionError("it has started")

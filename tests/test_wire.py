@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slipstream.wire import pack, unpack
+from slipstream.wire import Stacks, pack
 
 
 def stacks(rows: int, columns: int, stack: int, starts: set[tuple[int, int]], seed: int) -> np.ndarray:
@@ -36,13 +36,23 @@ def test_what_comes_out_is_what_went_in(
 ) -> None:
     obs = stacks(rows, columns, stack, starts, seed)
     found = np.full_like(obs, 7)
-    unpack(pack(obs), found)
+    Stacks.pack(obs).unpack(found)
     np.testing.assert_array_equal(found, obs)
 
 
 @pytest.mark.parametrize(("starts", "whole"), [(set(), 2), ({(4, 1)}, 3)])
 def test_each_frame_travels_once(starts: set[tuple[int, int]], whole: int) -> None:
-    packed = pack(stacks(9, 2, 4, starts, 1))
+    packed = Stacks.pack(stacks(9, 2, 4, starts, 1))
+    assert packed.nbytes == 18 + 6 * (18 - whole) + 24 * whole
     assert len(packed.whole) == whole
     assert len(packed.newest) == 18 - whole
     assert packed.newest.shape[1:] == (3, 2)
+
+
+def test_only_stacks_are_packed() -> None:
+    obs = {"frames": stacks(5, 2, 3, set(), 1), "other": np.zeros((5, 2, 3)), "image": np.zeros((5, 2, 8, 8))}
+    packed = pack(obs, 3)
+    assert isinstance(packed["frames"], Stacks)
+    assert packed["other"] is obs["other"]
+    assert packed["image"] is obs["image"]
+    assert pack(obs, 1)["frames"] is obs["frames"]

@@ -43,12 +43,17 @@ class Link(Protocol):
         """Number of its process."""
         ...
 
+    @property
+    def placed(self) -> bool:
+        """Whether its process is there, as far as is known; until then it may wait for room, however long."""
+        ...
+
     def start(self) -> None:
         """Starts the outpost, in place of what is left of the one before.
 
         Raises:
             ChildDied: All have been closed.
-            OSError: The system can't start another.
+            OSError: The system can't start another; or, later, `wait` raises `ChildDied`.
         """
         ...
 
@@ -120,7 +125,7 @@ class Medium(Protocol):
         ...
 
     def metrics(self) -> dict[str, float]:
-        """What there is to tell of it."""
+        """Numbers of the medium, by name; may be called by any thread."""
         ...
 
     def close(self) -> None:

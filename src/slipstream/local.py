@@ -70,5 +70,5 @@ class Locals:
         return 0 if self._recorded is None else self._recorded.restarted
 
     def metrics(self) -> dict[str, float]:
-        """What there is to tell."""
+        """How often environments have been brought back, by its name in metrics."""
         return {"faults/restarts": float(self.restarted)}

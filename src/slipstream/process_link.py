@@ -55,7 +55,7 @@ class Processes:
         self._ring.publish(weights)
 
     def metrics(self) -> dict[str, float]:
-        """Nothing."""
+        """None: a process has nothing to tell that its collector does not."""
         return {}
 
     def close(self) -> None:
@@ -82,6 +82,7 @@ class ProcessLink:
         self._child: Child | None = None
         self._read = _none
         self.status = Status(shared.status[setup.index])
+        self.placed = True
 
     @property
     def name(self) -> str:

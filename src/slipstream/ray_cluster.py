@@ -6,6 +6,7 @@ and has no dashboard. It lives in a process group of its own (`main` here), whic
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import secrets
@@ -17,14 +18,16 @@ import threading
 import warnings
 import weakref
 from collections.abc import Generator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from slipstream import process
 
-_FOLDER = "slipstream-ray-"
+_PREFIX, _LOCK = "slipray-", "slipstream.lock"
+_SHORT = "/tmp"  # where the usual place has too long a name
+_LONGEST = 107 - len("/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store")  # of a folder's name
 _SMALLEST_STORE = 128 << 20  # bytes; Ray wants 75 MiB at least
 _PRIVATE = {
     "RAY_AUTH_MODE": "token",
@@ -34,7 +37,7 @@ _PRIVATE = {
 }
 
 
-class RayError(ConnectionError):
+class ClusterError(ConnectionError):
     """A cluster can't be started or joined."""
 
 
@@ -52,33 +55,56 @@ class Cluster:
 
     Raises:
         ImportError: Ray is not installed.
-        RayError: There is no such cluster, or none can be started.
+        ClusterError: There is no such cluster, or none can be started.
     """
 
     def __init__(self, address: str, cpus: int, store: int) -> None:
+        if address.startswith("ray://"):
+            raise ClusterError(
+                f"placement.address={address}: Ray's client is not supported; run the command on a node of the "
+                "cluster, with --placement.address auto"
+            )
         with ExitStack() as undo:
             self.ray = ray = _ray()
-            if not ray.is_initialized():
+            if ray.is_initialized():
+                _warn_if_other(ray, address)
+                _warn_if_open(ray)
+            else:
+                undo.enter_context(_kept_variables("RAY_AUTH_MODE", "PYTHONBREAKPOINT"))
                 if not address:
                     undo.enter_context(_privacy(ray))
-                try:
-                    address = address or undo.enter_context(_private_cluster(cpus, store))
-                    with _debugger_and_signals():
-                        ray.init(address=address, namespace="slipstream", logging_level="WARNING")
-                except RayError:
-                    raise
-                except (ConnectionError, ValueError, RuntimeError) as error:
-                    raise RayError(
-                        f"no Ray cluster at {address or 'this machine'}: {error}. `ray start --head` starts one; "
-                        "without --placement.address a run has its own"
-                    ) from error
+                    address = undo.enter_context(_private_cluster(cpus, store))
+                _connect(ray, address)
                 undo.callback(ray.shutdown)
-                _warn_if_open(ray)
             self._finalizer = weakref.finalize(self, undo.pop_all().close)
 
     def close(self) -> None:
         """Leaves the cluster, and ends it if it is private; the second call does nothing."""
         self._finalizer()
+
+
+def node() -> str:
+    """Which node of the cluster this process is on."""
+    return _ray().get_runtime_context().get_node_id()
+
+
+def _connect(ray: Any, address: str) -> None:
+    """Connects this process, and undoes what Ray makes of SIGTERM, which is the run's to handle."""
+    main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(address=address, namespace="slipstream", logging_level="WARNING")
+    except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+        reason = "" if error.__cause__ is None else f" ({error.__cause__})"
+        raise ClusterError(
+            f"the Ray cluster at {address} can't be joined: {error}{reason}. The command has to run on a node of it "
+            "(`ray start` makes this machine one), with the cluster's token and versions; without "
+            "--placement.address a run has a cluster of its own"
+        ) from error
+    finally:
+        if main:
+            signal.signal(signal.SIGTERM, handler)
+    _warn_if_open(ray)
 
 
 def _ray() -> Any:
@@ -93,7 +119,7 @@ def _ray() -> Any:
 def _private_cluster(cpus: int, store: int) -> Generator[str]:
     """Starts a cluster on this machine; its address."""
     _sweep()
-    folder = Path(tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}-"))
+    folder = _folder()
     options = {
         "num_cpus": cpus,
         "object_store_memory": max(store, _SMALLEST_STORE),
@@ -103,6 +129,7 @@ def _private_cluster(cpus: int, store: int) -> Generator[str]:
         "_temp_dir": str(folder),
     }
     memory = process.anonymous_file()
+    lock = _lock(folder)
     try:
         head = process.start("slipstream.ray_cluster", json.dumps(options).encode(), memory)
         try:
@@ -112,19 +139,23 @@ def _private_cluster(cpus: int, store: int) -> Generator[str]:
     finally:
         os.close(memory)
         shutil.rmtree(folder, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
 
 
 def _answer(head: process.Child) -> str:
     """The address of the cluster, when it has started."""
     (fd,) = head.answers
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
     try:
-        if not select.select([fd], [], [], process.START_SECONDS)[0]:
-            raise RayError(f"Ray has not started within {process.START_SECONDS:g} seconds\n\n{head.stack_now()}")
+        if not poll.poll(1000.0 * process.START_SECONDS):
+            raise ClusterError(f"Ray has not started within {process.START_SECONDS:g} seconds\n\n{head.stack_now()}")
         return head.read(fd).decode()
     except process.ChildDied:
-        raise RayError(f"the process that starts Ray {head.obituary()[0]}") from None
+        raise ClusterError(f"the process that starts Ray {head.obituary()[0]}") from None
     except process.ChildFailed as error:
-        raise RayError(f"{error}\n\n{error.traceback}") from None
+        raise ClusterError(f"{error}\n\n{error.traceback}") from None
 
 
 def main() -> None:
@@ -142,22 +173,34 @@ def _head(options: dict[str, Any]) -> bytes:
     return _ray().init(address="local", **options).address_info["address"].encode()
 
 
+def _folder() -> Path:
+    """A new folder for sockets and logs of a cluster, of a name that is short enough for sockets."""
+    found = tempfile.mkdtemp(prefix=_PREFIX)
+    if len(found) <= _LONGEST or not os.path.isdir(_SHORT):
+        return Path(found)
+    os.rmdir(found)
+    return Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_SHORT))
+
+
+def _lock(folder: Path) -> int | None:
+    """Marks a folder as in use for as long as this process lives; None if it is already."""
+    file = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(file)
+        return None
+    return file
+
+
 def _sweep() -> None:
     """Removes what private clusters of drivers that were killed have left in the file system: logs, mostly."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{_FOLDER}*-*"):
-        pid = folder.name.removeprefix(_FOLDER).partition("-")[0]
-        if pid.isdecimal() and folder.stat().st_uid == os.getuid() and not _alive(int(pid)):
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
+    for place in {tempfile.gettempdir(), _SHORT}:
+        for folder in Path(place).glob(f"{_PREFIX}*"):
+            with suppress(OSError):  # another one sweeps, too
+                if (folder / _LOCK).lstat().st_uid == os.getuid() and (lock := _lock(folder)) is not None:
+                    shutil.rmtree(folder, ignore_errors=True)
+                    os.close(lock)
 
 
 @contextmanager
@@ -166,18 +209,17 @@ def _privacy(ray: Any) -> Generator[None]:
 
     It looks at the environment when it is imported, which may be long ago, so that it has to be told to look again.
     """
-    former = {name: os.environ.get(name) for name in _PRIVATE}
-    os.environ.update(_PRIVATE)
     constants = ray._private.ray_constants
-    clusters, constants.ENABLE_RAY_CLUSTER = constants.ENABLE_RAY_CLUSTER, False
-    _look_again(ray)
-    try:
-        yield
-    finally:
-        constants.ENABLE_RAY_CLUSTER = clusters
-        for name, value in former.items():
-            _restore(name, value)
+    clusters = constants.ENABLE_RAY_CLUSTER
+    with _kept_variables(*_PRIVATE):
+        os.environ.update(_PRIVATE)
+        constants.ENABLE_RAY_CLUSTER = False
         _look_again(ray)
+        try:
+            yield
+        finally:
+            constants.ENABLE_RAY_CLUSTER = clusters
+    _look_again(ray)
 
 
 def _look_again(ray: Any) -> None:
@@ -187,31 +229,34 @@ def _look_again(ray: Any) -> None:
 
 
 @contextmanager
-def _debugger_and_signals() -> Generator[None]:
-    """Undoes what Ray makes of `breakpoint()` and of SIGTERM, which is the run's to handle."""
-    main = threading.current_thread() is threading.main_thread()
-    former, debugger = signal.getsignal(signal.SIGTERM), os.environ.get("PYTHONBREAKPOINT")
+def _kept_variables(*names: str) -> Generator[None]:
+    """Gives environment variables back what they were; Ray sets some."""
+    former = {name: os.environ.get(name) for name in names}
     try:
         yield
     finally:
-        _restore("PYTHONBREAKPOINT", debugger)
-        if main:
-            signal.signal(signal.SIGTERM, former)
+        for name, value in former.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
-def _restore(name: str, value: str | None) -> None:
-    """Sets an environment variable, or removes it."""
-    if value is None:
-        os.environ.pop(name, None)
-    else:
-        os.environ[name] = value
+def _warn_if_other(ray: Any, address: str) -> None:
+    """Says that an address is not looked at, since the program has connected itself to a cluster before."""
+    here = ray.get_runtime_context().gcs_address
+    if address not in ("", "auto", here):
+        warnings.warn(
+            f"this program is connected to the Ray cluster at {here}, which is used, not placement.address={address}",
+            stacklevel=2,
+        )
 
 
 def _warn_if_open(ray: Any) -> None:
-    """Says that whoever reaches the ports of a cluster that is not private can run code on it."""
+    """Says that whoever reaches the ports of a cluster that wants no token can run code on it."""
     if os.environ.get("RAY_AUTH_MODE") == "token":
         return
-    open_ones = {node["NodeManagerAddress"] for node in ray.nodes()} - {"127.0.0.1", "::1"}
+    open_ones = {each["NodeManagerAddress"] for each in ray.nodes()} - {"127.0.0.1", "::1"}
     if open_ones:
         warnings.warn(
             f"the Ray cluster listens on {', '.join(sorted(open_ones))}, and RAY_AUTH_MODE=token is not set here: "

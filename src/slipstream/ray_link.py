@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from slipstream.collector import Collected
 from slipstream.link import Answer
 from slipstream.outpost import Status, Unroll, Work
 from slipstream.process import ChildDied, ChildFailed
-from slipstream.ray_cluster import Cluster
+from slipstream.ray_cluster import Cluster, ClusterError
 from slipstream.ray_outpost import RayOutpost
 from slipstream.standing import SlotState, Standing
 from slipstream.types import Place, Trajectory, Weights
@@ -35,7 +36,7 @@ from slipstream.types import Place, Trajectory, Weights
 _log = logging.getLogger(__name__)
 
 _WATCH = "watch"
-_PATIENCE_SECONDS = 10.0  # for an actor to find room, before a word is said
+_PATIENCE_SECONDS = 10.0  # for an actor to start, before a word is said
 
 
 class Actors:
@@ -48,9 +49,9 @@ class Actors:
         cpus: Cores of this machine, for a private cluster.
 
     Raises:
+        ClusterError: There is no such cluster.
         ImportError: Ray is not installed.
         NotPortable: Environment or policy can't be sent to another process.
-        RayError: There is no such cluster.
     """
 
     def __init__(self, work: Work, parts: Sequence[Work], address: str, cpus: int) -> None:
@@ -65,8 +66,9 @@ class Actors:
         self.slabs: Sequence[Trajectory] = [slab.allocate(work.spec, work.policy, work.rows) for _ in range(work.slabs)]
         rows = sum(leaf.nbytes for leaf in tree.leaves(vars(self.slabs[0])))
         weights = sum(value.nbytes for value in work.policy.state_dict().values())
-        needed = sum(map(_cpus, parts))
-        self._cluster = Cluster(address, max(cpus, needed), 3 * rows + 4 * weights)
+        # At the same time: an unroll of every actor, and its weights, each of another version under `async`.
+        store = 2 * rows + (len(parts) + 2) * weights
+        self._cluster = Cluster(address, max(cpus, sum(map(_cpus, parts))), store)
         self._published: tuple[int, Any] | None = None
         self.links: Sequence[RayLink] = [
             RayLink(self._cluster.ray, content, part, self.slabs, self._newest)
@@ -74,23 +76,35 @@ class Actors:
         ]
 
     def publish(self, weights: Weights) -> None:
-        """Makes `weights` the newest."""
+        """Makes `weights` the newest.
+
+        Raises:
+            ClusterError: The object store does not take them.
+        """
         values = {name: value.detach().cpu().numpy() for name, value in weights.tensors.items()}
-        self._published = weights.version, self._cluster.ray.put(values)
+        ray = self._cluster.ray
+        try:
+            self._published = weights.version, ray.put(values)
+        except ray.exceptions.RayError as error:
+            raise ClusterError(f"weights can't be put into Ray's object store: {error}") from error
 
     def metrics(self) -> dict[str, float]:
-        """Nodes that have actors, the rows that came from each, and what came from all."""
-        steps = sum((link.steps for link in self.links), Counter[str]())
+        """Nodes that have actors, steps that came from each, and megabytes of rows that came from all."""
+        steps: dict[str, int] = {}
+        for link in self.links:
+            for node, count in link.steps.items():
+                steps[node] = steps.get(node, 0) + count
         return {
-            "cluster/nodes": float(len({link.host for link in self.links})),
+            "cluster/nodes": float(len({link.node for link in self.links if link.node})),
             "cluster/megabytes": sum(link.received for link in self.links) / 1e6,
-            **{f"cluster/steps_{host}": float(count) for host, count in steps.items()},
+            **{f"cluster/steps_{node}": float(count) for node, count in steps.items()},
         }
 
     def close(self) -> None:
         """Ends the actors and leaves the cluster; the second call does nothing."""
         for link in self.links:
             link.close()
+        self._published = None
         self._cluster.close()
 
     def _newest(self) -> tuple[int, Any]:
@@ -110,9 +124,10 @@ class RayLink:
         newest: The version of the newest weights, and where they are.
 
     Attributes:
-        host: Name of its node.
-        steps: Valid rows that have come from nodes, by name.
+        node: Name of its node, for metrics; "" before it has one.
+        steps: Valid rows that have come, by node; replaced, never changed, since another thread reads it.
         received: Bytes of rows that have come.
+        placed: Whether it has said something, so that it runs.
     """
 
     def __init__(
@@ -124,18 +139,17 @@ class RayLink:
         newest: Callable[[], tuple[int, Any]],
     ) -> None:
         self._ray, self._content, self._slabs, self._newest = ray, content, slabs, newest
-        self._size = work.spec.lane_size
-        self._cpus = _cpus(work)
-        self._class = ray.remote(
-            num_cpus=self._cpus, max_restarts=0, concurrency_groups={_WATCH: 1}, scheduling_strategy="SPREAD"
-        )(RayOutpost)
+        self._size, self._cpus = work.spec.lane_size, _cpus(work)
+        self._changing = Lock()  # of what `stop` and `close` look at from other threads
         self._actor: Any = None
-        self._closed = False
+        self._open = True
         self._task = 0  # what `stop` ends
-        self._end = ""
+        self._call: _Call | None = None
         self._restarted = 0
-        self.host = ""
-        self.steps = Counter[str]()
+        self._end, self._traceback = "", ""
+        self.placed = False
+        self.host = self.node = ""
+        self.steps: Mapping[str, int] = {}
         self.received = 0
         self.pid = -1
         self.status = Status(np.array(Status.EMPTY, np.int64))
@@ -143,81 +157,118 @@ class RayLink:
     @property
     def name(self) -> str:
         """What to call it in messages."""
-        return f"collector actor (process {self.pid} on {self.host or 'no node yet'})"
+        return f"collector actor (process {self.pid} on {self.host})" if self.host else "collector actor"
 
     def start(self) -> None:
         """Starts an actor, in place of what is left of the one before."""
-        if self._closed:
-            raise ChildDied
+        options = {"num_cpus": self._cpus, "max_restarts": 0, "scheduling_strategy": "SPREAD"}
+        made = self._ray.remote(concurrency_groups={_WATCH: 1}, **options)(RayOutpost)
         self.kill()
-        self._restarted = self.status.restarted
-        self._actor = self._class.remote(self._content)
-        self._watched: Any = None
-        self._since: float | None = time.monotonic()
-        self._expect(self._actor.make.remote(), self._made)
+        with self._changing:
+            if not self._open:
+                raise ChildDied
+            self._restarted = self.status.restarted
+            self.placed, self.host, self.node, self.pid = False, "", "", -1
+            self._actor = made.remote(self._content)
+        self._expect("make", self._made)
 
     def begin(self, seed: int, row: int) -> None:
         """Tells it to reset its environments and start afresh."""
-        self._task += 1
-        self._expect(self._actor.begin.remote(self._task, seed, row), _nothing)
+        self._expect("begin", _nothing, self._new_task(), seed, row)
 
     def restore(self, seed: int, row: int, standing: Standing) -> None:
         """Tells it to bring its slots to where they had `row` rows."""
-        self._task += 1
         tensors = {name: value.numpy() for name, value in standing.tensors().items()}
-        self._expect(self._actor.restore.remote(self._task, seed, row, tensors), _lost)
+        self._expect("restore", _lost, self._new_task(), seed, row, tensors)
 
     def collect(self, places: Sequence[Place]) -> None:
         """Tells it to fill an unroll of every lane."""
-        self._expect(self._actor.collect.remote(*self._newest()), partial(self._unroll, places))
+        self.status.renew()
+        self._expect("collect", partial(self._unroll, places), *self._newest())
 
     def stop(self, wanted: bool) -> None:
         """Has it stop at its next row."""
-        self.status.stop = wanted
-        if wanted and self._actor is not None:
-            self._actor.stop.options(concurrency_group=_WATCH).remote(self._task)
+        with self._changing:
+            self.status.stop = wanted
+            if wanted and self._actor is not None:
+                self._actor.stop.options(concurrency_group=_WATCH).remote(self._task)
 
     def wait(self, seconds: float) -> bool:
         """Whether the answer comes within `seconds`."""
-        if self._ray.wait([self._answer], timeout=seconds)[0]:
+        call = self._under_way
+        if self._ray.wait([call.answer], timeout=seconds)[0]:
             return True
-        if self._watched is None:
-            self._watched = self._actor.watch.options(concurrency_group=_WATCH).remote()
-        elif self._ray.wait([self._watched], timeout=0)[0]:
-            self.status.take(self._get(self._watched), self._restarted)
-            self._watched = self._since = None
-        if self._since is not None and time.monotonic() - self._since > _PATIENCE_SECONDS:
-            self._since = None
-            _log.warning("an actor waits for %g free cores of the Ray cluster, %s", self._cpus, self._room())
+        if self._ray.wait([call.watched], timeout=0)[0]:
+            self.status.take(self._get(call.watched), self._restarted)
+            self.placed = True
+            call.watched = self._ask("watch", group=_WATCH)
+        elif not self.placed and not call.told and time.monotonic() - call.begun > _PATIENCE_SECONDS:
+            call.told = True
+            _log.warning("an actor has not started yet: it needs %g cores of one node, %s", self._cpus, self.stack())
         return False
 
     def read(self) -> Answer:
         """The answer, once it has come."""
-        told, self._since = self._get(self._answer), None
+        call, self._call = self._under_way, None  # rows stay in the store for as long as somebody refers to them
+        told = self._get(call.answer)
+        self.placed = True
+        self.status.take(told["cells"], self._restarted)
         if "failed" in told:
             raise ChildFailed(**told["failed"])
-        return self._understand(told["said"])
+        return call.understand(told["said"])
 
     def obituary(self) -> tuple[str, str]:
-        """How it ended."""
-        return f"has died ({self._end})", ""
+        """How it ended, or why nothing comes from it any more."""
+        return self._end, self._traceback
 
     def stack(self) -> str:
-        """Why it may not answer."""
-        return f"The Ray cluster has {self._room()}."
+        """What is known of why it may not answer."""
+        try:
+            free, all_cores = self._ray.available_resources(), self._ray.cluster_resources()
+        except self._ray.exceptions.RayError:
+            return "the Ray cluster does not answer"
+        return f"the Ray cluster has {free.get('CPU', 0.0):g} of {all_cores.get('CPU', 0.0):g} cores free"
 
     def kill(self) -> None:
-        """Ends it at once, with all that it started."""
-        if self._actor is not None:
-            self._ray.kill(self._actor)
+        """Ends it at once."""
+        with self._changing:
+            actor, self._actor = self._actor, None
+            if actor is not None and self._ray.is_initialized():  # else Ray would start a cluster of its own
+                self._ray.kill(actor)
 
     def close(self) -> None:
         """Ends it for good; before the connection to the cluster is."""
-        self._closed = True
+        self._open = False
         self.kill()
+        self._call = None
 
-    def _expect(self, answer: Any, understand: Callable[[Any], Answer]) -> None:
-        self._answer, self._understand = answer, understand
+    @property
+    def _under_way(self) -> _Call:
+        if self._call is None:
+            raise ChildDied
+        return self._call
+
+    def _new_task(self) -> int:
+        with self._changing:
+            self._task += 1
+            return self._task
+
+    def _ask(self, method: str, *words: Any, group: str | None = None) -> Any:
+        """Calls a method of the actor; where the answer will be.
+
+        Raises:
+            ChildDied: There is none.
+        """
+        with self._changing:
+            if self._actor is None:
+                self._end = self._end or "was ended"
+                raise ChildDied
+            call = getattr(self._actor, method)
+            return (call.options(concurrency_group=group) if group else call).remote(*words)
+
+    def _expect(self, method: str, understand: Callable[[Any], Answer], *words: Any) -> None:
+        answer, watched = self._ask(method, *words), self._ask("watch", group=_WATCH)
+        self._call = _Call(answer, understand, watched, time.monotonic())
 
     def _get(self, reference: Any) -> Any:
         """What the actor has said.
@@ -232,13 +283,16 @@ class RayLink:
         except errors.RayTaskError as error:
             raise ChildFailed(type(error.cause).__name__, str(error.cause), str(error)) from None
         except errors.RayError as error:
-            said = str(error).partition("The actor is dead because ")[2] or str(error)  # before that it names itself
-            reason = " ".join(said.partition("Some common causes")[0].split())
-            self._end = f"{type(error).__name__}: {reason}"
+            said = str(error)
+            how = "has died" if isinstance(error, errors.RayActorError) else "can't be understood"
+            reason = said.partition("The actor is dead because ")[2] or said  # before that it names itself
+            first = " ".join(reason.partition("Some common causes")[0].partition("Traceback")[0].split())
+            self._end = f"{how} ({type(error).__name__}: {first})"
+            self._traceback = said if "Traceback" in said else ""
             raise ChildDied from None
 
-    def _made(self, said: tuple[int, str]) -> Answer:
-        self.pid, self.host = said
+    def _made(self, said: tuple[int, str, str]) -> Answer:
+        self.pid, self.host, self.node = said
         return Answer()
 
     def _unroll(self, places: Sequence[Place], said: Mapping[str, Any] | None) -> Answer:
@@ -247,18 +301,30 @@ class RayLink:
             return Answer()
         for place, rows in zip(places, said["rows"], strict=True):
             self.received += sum(leaf.nbytes for leaf in tree.leaves(rows))
-            to = vars(slab.columns(self._slabs[place.slab], slice(place.column, place.column + self._size)))
-            if isinstance(rows["obs"], wire.Stacks):
-                wire.unpack(rows["obs"], to["obs"].numpy())
-                to, rows = ({name: part[name] for name in part if name != "obs"} for part in (to, rows))
-            tree.map(_copy, to, rows)
-        self.steps[self.host] += said["collected"]["steps"]
+            part = slab.columns(self._slabs[place.slab], slice(place.column, place.column + self._size))
+            tree.map(_copy, vars(part), rows)
+        self.steps = {**self.steps, self.node: self.steps.get(self.node, 0) + said["collected"]["steps"]}
         slots = None if said["slots"] is None else SlotState(*tree.map(_tensor, said["slots"]))
         return Answer(unroll=Unroll(Collected.of(said["collected"]), slots, said["seen"].copy()))
 
-    def _room(self) -> str:
-        free = self._ray.available_resources().get("CPU", 0.0)
-        return f"{free:g} of {self._ray.cluster_resources().get('CPU', 0.0):g} cores free"
+
+@dataclass
+class _Call:
+    """What an actor has been told last.
+
+    Attributes:
+        answer: Where the answer will be.
+        understand: What it means.
+        watched: Where the answer to the newest question will be what it is doing.
+        begun: When it was told.
+        told: Whether somebody has been told that it has not started.
+    """
+
+    answer: Any
+    understand: Callable[[Any], Answer]
+    watched: Any
+    begun: float
+    told: bool = False
 
 
 def _cpus(work: Work) -> int:
@@ -274,8 +340,11 @@ def _lost(said: Sequence[int]) -> Answer:
     return Answer(lost=said)
 
 
-def _copy(to: Tensor, source: NDArray[Any]) -> None:
-    np.copyto(to.numpy(), source)
+def _copy(to: Tensor, rows: NDArray[Any] | wire.Stacks) -> None:
+    if isinstance(rows, wire.Stacks):
+        rows.unpack(to.numpy())
+    else:
+        np.copyto(to.numpy(), rows)
 
 
 def _tensor(array: NDArray[Any]) -> Tensor:

@@ -1,8 +1,8 @@
 """An outpost in an actor of Ray, on any node: what the actor does. Ray itself is not imported here.
 
-Its methods run one after the other in the order of their calls, but for `watch` and `stop`, which have a thread of
-their own (the concurrency group `watch`). None raises: errors go back as reports, so that the driver tells them from a
-death.
+Its methods run one after the other in the order of their calls, in a thread that is not the main one, but for `watch`
+and `stop`, which have another (the concurrency group `watch`). Errors go back as reports, so that the driver tells them
+from a death, and with every answer what the actor is doing, as of `Status`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import platform
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from threading import Lock
 from typing import Any
 
 import cloudpickle
@@ -23,12 +24,13 @@ from torch import Tensor
 from slipstream import process, slab, tree, wire
 from slipstream.collector import home
 from slipstream.outpost import Outpost, Status, Work, acting_policy
+from slipstream.ray_cluster import node
 from slipstream.standing import Standing
 from slipstream.types import Place
 from slipstream.weights import copy_into
 
 Told = dict[str, Any]
-"""What a method returns: `{"said": ...}`, or `{"failed": {"kind", "message", "traceback"}}`."""
+"""What a method returns: `{"cells", "said": ...}`, or `{"cells", "failed": {"kind", "message", "traceback"}}`."""
 
 
 class RayOutpost:
@@ -43,66 +45,78 @@ class RayOutpost:
         self._cells = np.array(Status.EMPTY, np.int64)
         self._status = Status(self._cells)
         self._task, self._stopped = 0, -1
+        self._obeying = Lock()
         self._version = -1
         self._outpost: Outpost | None = None
-        torch.set_num_threads(1)
         # Weights lie in the object store, where nobody can write; they are only read.
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
 
     def make(self) -> Told:
-        """Makes environments and policy; says the number of this process, and its machine."""
-        return _told(self._make)
+        """Makes environments and policy; says the number of this process, its machine, and its node."""
+        return self._told(self._make)
 
     def begin(self, task: int, seed: int, row: int) -> Told:
         """Resets the environments and starts afresh, under a number that `stop` can name."""
         self._take(task)
-        return _told(lambda: self._living.begin(seed, row))
+        return self._told(lambda: self._living.begin(seed, row))
 
     def restore(self, task: int, seed: int, row: int, tensors: Mapping[str, NDArray[Any]]) -> Told:
         """Brings the slots to where they had `row` rows."""
         self._take(task)
-        standing = Standing.of({name: torch.from_numpy(value.copy()) for name, value in tensors.items()})
-        return _told(lambda: self._living.restore(seed, row, standing))
+        return self._told(lambda: self._restore(seed, row, tensors))
 
     def collect(self, version: int, weights: Mapping[str, NDArray[Any]]) -> Told:
         """Fills an unroll of every lane with these weights; says nothing if it was stopped."""
-        return _told(lambda: self._collect(version, weights))
+        return self._told(lambda: self._collect(version, weights))
 
     def watch(self) -> NDArray[np.int64]:
         """What it is doing, as of `Status`."""
-        return self._cells
+        return self._cells.copy()
 
     def stop(self, task: int) -> None:
         """Ends what was begun under this number, or an earlier one, at the next row."""
-        self._stopped = max(self._stopped, task)
-        self._obey()
+        with self._obeying:
+            self._stopped = max(self._stopped, task)
+            self._status.stop = self._stopped >= self._task
 
     @property
     def _living(self) -> Outpost:
         assert self._outpost is not None, "it could not be made"
         return self._outpost
 
-    def _make(self) -> tuple[int, str]:
+    def _make(self) -> tuple[int, str, str]:
+        torch.set_num_threads(1)  # of this thread
         work: Work = cloudpickle.loads(self._content)
+        self._content = b""
         self._spec = work.spec
         self._policy = acting_policy(work)
         self._slab = slab.allocate(work.spec, self._policy, work.rows)
         self._places = home(range(work.spec.lanes), work.spec.lane_size, 0)
         self._outpost = Outpost(work, [self._slab], self._policy, lambda: self._version, self._status)
-        return os.getpid(), platform.node()
+        host = platform.node()
+        return os.getpid(), host, f"{host}_{node()[:6]}"
 
     def _rows(self, place: Place) -> dict[str, Any]:
         """Those of a lane."""
         columns = slice(place.column, place.column + self._spec.lane_size)
         rows = tree.map(Tensor.numpy, vars(slab.columns(self._slab, columns)))
-        return rows | {"obs": wire.pack(rows["obs"])} if self._spec.frame_stack > 1 else rows
+        return rows | {"obs": wire.pack(rows["obs"], self._spec.frame_stack)}
 
     def _take(self, task: int) -> None:
-        self._task = task
-        self._obey()
+        with self._obeying:
+            self._task = task
+            self._status.stop = self._stopped >= task
 
-    def _obey(self) -> None:
-        self._status.stop = self._stopped >= self._task
+    def _restore(self, seed: int, row: int, tensors: Mapping[str, NDArray[Any]]) -> list[int]:
+        standing = Standing.of({name: torch.from_numpy(value.copy()) for name, value in tensors.items()})
+        return self._living.restore(seed, row, standing)
+
+    def _told(self, task: Callable[[], Any]) -> Told:
+        try:
+            said = {"said": task()}
+        except Exception as error:  # noqa: BLE001 - it is raised again in the driver
+            said = {"failed": process.report(error)}
+        return {"cells": self._cells.copy(), **said}
 
     def _collect(self, version: int, weights: Mapping[str, NDArray[Any]]) -> dict[str, Any] | None:
         if version != self._version:
@@ -117,10 +131,3 @@ class RayOutpost:
             "slots": None if unroll.slots is None else tree.map(Tensor.numpy, unroll.slots),
             "seen": unroll.seen,
         }
-
-
-def _told(task: Callable[[], Any]) -> Told:
-    try:
-        return {"said": task()}
-    except Exception as error:  # noqa: BLE001 - it is raised again in the driver
-        return {"failed": process.report(error)}

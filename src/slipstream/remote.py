@@ -95,7 +95,7 @@ class Remotes:
         return sum(collector.restarted for collector in self.collectors)
 
     def metrics(self) -> dict[str, float]:
-        """What there is to tell."""
+        """How often environments or outposts have been brought back, and numbers of the medium, by name."""
         return {"faults/restarts": float(self.restarted), **self._medium.metrics()}
 
     def close(self) -> None:

@@ -209,7 +209,7 @@ class RemoteCollector:
         except OSError as error:
             raise Lost(f"{self._spec.id}: another process for {name} can't be started: {error}", "") from error
         self._replaced += 1
-        self._due = True
+        self._due, self._collecting = True, False
         self._receive(self._limits.start)
         self._tell(self._trail.tell)
 
@@ -241,7 +241,7 @@ class RemoteCollector:
                 raise self._death() from None
             limit = max(timeout, self._limits.mend if status.mending else 0.0)  # before the beats: its end is one
             now = time.monotonic()
-            if status.beats != beats:
+            if status.beats != beats or not link.placed:
                 beats, moved = status.beats, now
             elif now - moved > limit:
                 raise self._hang(limit)

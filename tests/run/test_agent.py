@@ -77,6 +77,13 @@ def test_predict_refuses_other_observations() -> None:
         _agent(DICT, spaces.Discrete(3)).predict({"a": np.zeros(3)})
 
 
+def test_predict_refuses_what_is_not_finite() -> None:
+    agent = _agent(BOX, spaces.Discrete(3))
+    for wrong in (np.nan, np.inf):
+        with pytest.raises(ValueError, match="predict: the observation has numbers that are not finite"):
+            agent.predict(np.array([[0.0, 0.0, 0.0], [0.0, wrong, 0.0]]))
+
+
 def test_deterministic_takes_the_mode_and_draws_are_keyed_by_call() -> None:
     obs = np.zeros((11, 3))
 

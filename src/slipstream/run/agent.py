@@ -186,6 +186,8 @@ class Agent:
                     f"{leaf_dtype(space)}, got shape {array.shape} and dtype {array.dtype}"
                 )
             array = array.astype(leaf_dtype(space))
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise ValueError("predict: the observation has numbers that are not finite")
             return array[None] if single else array
 
         return tree.map(fit, self._leaf_spaces, arrays), single

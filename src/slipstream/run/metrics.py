@@ -54,7 +54,7 @@ CLOCK = ("time/", "wait/", "limit/", "faults/", "cluster/")
 """Prefixes of what depends on the machine; `time/` has the counters as well, which do not."""
 
 _GREATEST = ("/max", "_max", "/dropped_steps", "/gradient_steps", "/restarts", "/skipped_gradients")
-"""Endings of metrics of which a row has the greatest value (that of counters is the last)."""
+"""Endings of metrics of which a row has the greatest value (that of counters is the last), as of all `cluster/*`."""
 
 _SUMMED = ("/mended_rows",)
 """Endings of metrics of which a row has the sum; of others it has the mean."""
