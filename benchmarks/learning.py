@@ -93,7 +93,7 @@ def plot(table: Table, env: str, targets: list[float], path: Path) -> None:
     axes.set(
         title=env,
         xlabel="steps (agent decisions)",
-        ylabel="mean return of the last 100 training episodes, or of evaluations",
+        ylabel="mean return of 100 episodes, or of evaluations",
     )
     axes.legend()
     figure.savefig(path, dpi=100)
