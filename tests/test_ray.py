@@ -53,19 +53,23 @@ def kill(pid: int) -> None:
     psutil.Process(pid).wait() if psutil.pid_exists(pid) else None
 
 
+def family() -> set[int]:
+    """Processes of this test, which may be of earlier tests."""
+    return {child.pid for child in psutil.Process().children(recursive=True)}
+
+
 def listening() -> set[str]:
-    """Addresses on which processes of this test listen."""
-    family = [psutil.Process(), *psutil.Process().children(recursive=True)]
-    found = [each for process in family for each in process.net_connections("tcp")]
+    """Addresses on which they listen, and this one does."""
+    found = [each for pid in {os.getpid(), *family()} for each in psutil.Process(pid).net_connections("tcp")]
     return {each.laddr.ip for each in found if each.status == psutil.CONN_LISTEN}
 
 
 def test_a_private_cluster_gives_the_bits_of_this_process_and_leaves_nothing() -> None:
-    before, environment = listening(), dict(os.environ)
+    before, environment, others = listening(), dict(os.environ), family()
     job = replace(work("CartPole-v1", EnvOptions(decorrelate_steps=5)), restarts=3)
     remotes = actors(job)
     try:
-        started = [child.pid for child in psutil.Process().children(recursive=True)]
+        started = family() - others
         assert listening() - before <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
         versions = [0, 1, 2, 5]
         assert_equal(remote(remotes, job, 11, 0, versions), inline(job, 11, 0, versions))
@@ -79,7 +83,7 @@ def test_a_private_cluster_gives_the_bits_of_this_process_and_leaves_nothing() -
         assert remotes.restarted == 2
     finally:
         remotes.close()
-    assert gone(started)
+    assert gone(list(started))
     remotes.close()
     with pytest.raises(EnvError, match="are closed"):
         remotes.collectors[0].collect([Place(0, 0), Place(0, 2)])
