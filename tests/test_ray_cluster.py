@@ -93,3 +93,27 @@ def test_a_head_that_fails_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
         ray_cluster._private_cluster(1, -5),
     ):
         raise AssertionError("it has started")
+
+
+def test_one_process_has_one_cluster_at_a_time() -> None:
+    pytest.importorskip("ray")
+    with ray_cluster._taken, pytest.raises(ray_cluster.ClusterError, match="close that run first"):
+        ray_cluster.Cluster("", 1, 0)
+    assert not ray_cluster._taken.locked()
+
+
+def test_privacy_is_undone_whatever_happens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    modes: list[str | None] = []
+    monkeypatch.setattr(ray_cluster, "_look_again", lambda ray: modes.append(os.environ.get("RAY_AUTH_MODE")))
+    stand_in = SimpleNamespace(_private=SimpleNamespace(ray_constants=SimpleNamespace(ENABLE_RAY_CLUSTER=True)))
+
+    def fail() -> None:
+        with ray_cluster._privacy(stand_in):
+            assert stand_in._private.ray_constants.ENABLE_RAY_CLUSTER is False
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert modes == ["token", None]
+    assert stand_in._private.ray_constants.ENABLE_RAY_CLUSTER is True

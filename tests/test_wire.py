@@ -56,3 +56,11 @@ def test_only_stacks_are_packed() -> None:
     assert packed["other"] is obs["other"]
     assert packed["image"] is obs["image"]
     assert pack(obs, 1)["frames"] is obs["frames"]
+
+
+def test_signs_of_zero_travel() -> None:
+    obs = np.zeros((2, 1, 2, 1), np.float32)
+    obs[0, 0, 1] = -0.0
+    found = np.ones_like(obs)
+    Stacks.pack(obs).unpack(found)
+    assert found.tobytes() == obs.tobytes()

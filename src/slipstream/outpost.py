@@ -215,8 +215,9 @@ class Status:
 
     def take(self, cells: NDArray[np.int64], restarts: int) -> None:
         """Takes over what is told from elsewhere, but for `stop`; `restarts` came before what it tells of."""
-        self._cells[_BEATS:] = cells[_BEATS:]
-        self._cells[_RESTARTS] += restarts
+        self._cells[_BEATS:_RESTARTS] = cells[_BEATS:_RESTARTS]
+        self._cells[_RESTARTS] = cells[_RESTARTS] + restarts
+        self._cells[_MENDING] = cells[_MENDING]
 
     def renew(self) -> None:
         """Forgets what the process did; beats, restarts and `stop` are kept for the one that takes its place."""

@@ -37,6 +37,9 @@ _PRIVATE = {
 }
 
 
+_taken = threading.Lock()  # by the one `Cluster` that has connected this process
+
+
 class ClusterError(ConnectionError):
     """A cluster can't be started or joined."""
 
@@ -52,10 +55,11 @@ class Cluster:
 
     Attributes:
         ray: The library.
+        private: Whether the cluster was started for this.
 
     Raises:
         ImportError: Ray is not installed.
-        ClusterError: There is no such cluster, or none can be started.
+        ClusterError: There is no such cluster, none can be started, or another of this process has one.
     """
 
     def __init__(self, address: str, cpus: int, store: int) -> None:
@@ -66,16 +70,20 @@ class Cluster:
             )
         with ExitStack() as undo:
             self.ray = ray = _ray()
-            if ray.is_initialized():
+            self.private = not address and not ray.is_initialized()
+            if ray.is_initialized() and not _taken.locked():
                 _warn_if_other(ray, address)
-                _warn_if_open(ray)
             else:
+                if not _taken.acquire(blocking=False):
+                    raise ClusterError("this program trains on a Ray cluster already: close that run first")
+                undo.callback(_taken.release)
                 undo.enter_context(_kept_variables("RAY_AUTH_MODE", "PYTHONBREAKPOINT"))
                 if not address:
                     undo.enter_context(_privacy(ray))
                     address = undo.enter_context(_private_cluster(cpus, store))
-                _connect(ray, address)
                 undo.callback(ray.shutdown)
+                _connect(ray, address)
+            _warn_if_open(ray)
             self._finalizer = weakref.finalize(self, undo.pop_all().close)
 
     def close(self) -> None:
@@ -104,7 +112,6 @@ def _connect(ray: Any, address: str) -> None:
     finally:
         if main:
             signal.signal(signal.SIGTERM, handler)
-    _warn_if_open(ray)
 
 
 def _ray() -> Any:
@@ -120,6 +127,8 @@ def _private_cluster(cpus: int, store: int) -> Generator[str]:
     """Starts a cluster on this machine; its address."""
     _sweep()
     folder = _folder()
+    while (lock := _lock(folder)) is None:  # another driver has swept in between
+        folder = _folder()
     options = {
         "num_cpus": cpus,
         "object_store_memory": max(store, _SMALLEST_STORE),
@@ -129,7 +138,6 @@ def _private_cluster(cpus: int, store: int) -> Generator[str]:
         "_temp_dir": str(folder),
     }
     memory = process.anonymous_file()
-    lock = _lock(folder)
     try:
         head = process.start("slipstream.ray_cluster", json.dumps(options).encode(), memory)
         try:
@@ -139,8 +147,7 @@ def _private_cluster(cpus: int, store: int) -> Generator[str]:
     finally:
         os.close(memory)
         shutil.rmtree(folder, ignore_errors=True)
-        if lock is not None:
-            os.close(lock)
+        os.close(lock)
 
 
 def _answer(head: process.Child) -> str:
@@ -184,13 +191,17 @@ def _folder() -> Path:
 
 def _lock(folder: Path) -> int | None:
     """Marks a folder as in use for as long as this process lives; None if it is already."""
-    file = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+    file = -1
     try:
+        file = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(file).st_ino == os.lstat(folder / _LOCK).st_ino:
+            return file
     except OSError:
+        pass
+    if file >= 0:
         os.close(file)
-        return None
-    return file
+    return None
 
 
 def _sweep() -> None:
@@ -211,15 +222,15 @@ def _privacy(ray: Any) -> Generator[None]:
     """
     constants = ray._private.ray_constants
     clusters = constants.ENABLE_RAY_CLUSTER
-    with _kept_variables(*_PRIVATE):
-        os.environ.update(_PRIVATE)
-        constants.ENABLE_RAY_CLUSTER = False
-        _look_again(ray)
-        try:
+    try:
+        with _kept_variables(*_PRIVATE):
+            os.environ.update(_PRIVATE)
+            constants.ENABLE_RAY_CLUSTER = False
+            _look_again(ray)
             yield
-        finally:
-            constants.ENABLE_RAY_CLUSTER = clusters
-    _look_again(ray)
+    finally:
+        constants.ENABLE_RAY_CLUSTER = clusters
+        _look_again(ray)
 
 
 def _look_again(ray: Any) -> None:

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from threading import Lock
@@ -71,7 +72,7 @@ class Actors:
         self._cluster = Cluster(address, max(cpus, sum(map(_cpus, parts))), store)
         self._published: tuple[int, Any] | None = None
         self.links: Sequence[RayLink] = [
-            RayLink(self._cluster.ray, content, part, self.slabs, self._newest)
+            RayLink(self._cluster, content, part, self.slabs, self._newest)
             for content, part in zip(contents, parts, strict=True)
         ]
 
@@ -83,6 +84,8 @@ class Actors:
         """
         values = {name: value.detach().cpu().numpy() for name, value in weights.tensors.items()}
         ray = self._cluster.ray
+        if not ray.is_initialized():
+            raise ClusterError("the connection to the Ray cluster is gone")
         try:
             self._published = weights.version, ray.put(values)
         except ray.exceptions.RayError as error:
@@ -117,7 +120,7 @@ class RayLink:
     """The tie to one actor; satisfies `Link`.
 
     Args:
-        ray: The library, connected.
+        cluster: Where the actor will be.
         content: What the actor is told, pickled.
         work: The same.
         slabs: Where its rows go.
@@ -127,18 +130,19 @@ class RayLink:
         node: Name of its node, for metrics; "" before it has one.
         steps: Valid rows that have come, by node; replaced, never changed, since another thread reads it.
         received: Bytes of rows that have come.
-        placed: Whether it has said something, so that it runs.
+        placed: Whether it has said something, so that it runs; in a private cluster there is room from the start.
     """
 
     def __init__(
         self,
-        ray: Any,
+        cluster: Cluster,
         content: bytes,
         work: Work,
         slabs: Sequence[Trajectory],
         newest: Callable[[], tuple[int, Any]],
     ) -> None:
-        self._ray, self._content, self._slabs, self._newest = ray, content, slabs, newest
+        self._cluster, self._ray, self._content = cluster, cluster.ray, content
+        self._slabs, self._newest = slabs, newest
         self._size, self._cpus = work.spec.lane_size, _cpus(work)
         self._changing = Lock()  # of what `stop` and `close` look at from other threads
         self._actor: Any = None
@@ -147,7 +151,7 @@ class RayLink:
         self._call: _Call | None = None
         self._restarted = 0
         self._end, self._traceback = "", ""
-        self.placed = False
+        self.placed = cluster.private
         self.host = self.node = ""
         self.steps: Mapping[str, int] = {}
         self.received = 0
@@ -168,8 +172,10 @@ class RayLink:
             if not self._open:
                 raise ChildDied
             self._restarted = self.status.restarted
-            self.placed, self.host, self.node, self.pid = False, "", "", -1
-            self._actor = made.remote(self._content)
+            self.placed, self.host, self.node, self.pid = self._cluster.private, "", "", -1
+            self._end = self._traceback = ""
+            with self._errors():
+                self._actor = made.remote(self._content)
         self._expect("make", self._made)
 
     def begin(self, seed: int, row: int) -> None:
@@ -190,19 +196,21 @@ class RayLink:
         """Has it stop at its next row."""
         with self._changing:
             self.status.stop = wanted
-            if wanted and self._actor is not None:
+            if wanted and self._actor is not None and self._ray.is_initialized():
                 self._actor.stop.options(concurrency_group=_WATCH).remote(self._task)
 
     def wait(self, seconds: float) -> bool:
         """Whether the answer comes within `seconds`."""
         call = self._under_way
-        if self._ray.wait([call.answer], timeout=seconds)[0]:
-            return True
-        if self._ray.wait([call.watched], timeout=0)[0]:
+        with self._errors():
+            if self._ray.wait([call.answer], timeout=seconds)[0]:
+                return True
+            seen = bool(self._ray.wait([call.watched], timeout=0)[0])
+        if seen:
             self.status.take(self._get(call.watched), self._restarted)
             self.placed = True
             call.watched = self._ask("watch", group=_WATCH)
-        elif not self.placed and not call.told and time.monotonic() - call.begun > _PATIENCE_SECONDS:
+        elif not self.host and not call.told and time.monotonic() - call.begun > _PATIENCE_SECONDS:
             call.told = True
             _log.warning("an actor has not started yet: it needs %g cores of one node, %s", self._cpus, self.stack())
         return False
@@ -234,7 +242,8 @@ class RayLink:
         with self._changing:
             actor, self._actor = self._actor, None
             if actor is not None and self._ray.is_initialized():  # else Ray would start a cluster of its own
-                self._ray.kill(actor)
+                with suppress(self._ray.exceptions.RayError, ValueError):
+                    self._ray.kill(actor)
 
     def close(self) -> None:
         """Ends it for good; before the connection to the cluster is."""
@@ -245,6 +254,7 @@ class RayLink:
     @property
     def _under_way(self) -> _Call:
         if self._call is None:
+            self._end = self._end or "was ended"
             raise ChildDied
         return self._call
 
@@ -264,7 +274,8 @@ class RayLink:
                 self._end = self._end or "was ended"
                 raise ChildDied
             call = getattr(self._actor, method)
-            return (call.options(concurrency_group=group) if group else call).remote(*words)
+            with self._errors():
+                return (call.options(concurrency_group=group) if group else call).remote(*words)
 
     def _expect(self, method: str, understand: Callable[[Any], Answer], *words: Any) -> None:
         answer, watched = self._ask(method, *words), self._ask("watch", group=_WATCH)
@@ -277,11 +288,21 @@ class RayLink:
             ChildDied: It died, or its node did, or what it said was lost on the way.
             ChildFailed: It could not even begin.
         """
+        with self._errors():
+            try:
+                return self._ray.get(reference)
+            except self._ray.exceptions.RayTaskError as error:
+                raise ChildFailed(type(error.cause).__name__, str(error.cause), str(error)) from None
+
+    @contextmanager
+    def _errors(self) -> Generator[None]:
+        """Makes `ChildDied` of what Ray raises, and keeps what it said."""
+        if not self._ray.is_initialized():  # whatever it is asked, it would start a cluster of its own
+            self._end = "is gone with the connection to Ray"
+            raise ChildDied
         errors = self._ray.exceptions
         try:
-            return self._ray.get(reference)
-        except errors.RayTaskError as error:
-            raise ChildFailed(type(error.cause).__name__, str(error.cause), str(error)) from None
+            yield
         except errors.RayError as error:
             said = str(error)
             how = "has died" if isinstance(error, errors.RayActorError) else "can't be understood"

@@ -144,4 +144,9 @@ class Frames:
 
 def continues(before: Array, after: Array) -> NDArray[np.bool_]:
     """Whether stacks `[B, k, *F]` hold the frames of those before but for the oldest, and a new one; bool `[B]`."""
-    return (before[:, 1:] == after[:, :-1]).reshape(len(after), -1).all(axis=1)
+    return (_bits(before)[:, 1:] == _bits(after)[:, :-1]).reshape(len(after), -1).all(axis=1)
+
+
+def _bits(array: Array) -> Array:
+    """Floats as integers, since 0.0 equals -0.0."""
+    return array.view(f"u{array.itemsize}") if array.dtype.kind == "f" else array

@@ -14,8 +14,10 @@ from slipstream.run.bench import bench, table, variants
 from slipstream.run.config import CALLABLE, Config, override
 from slipstream.run.directory import merge_yaml
 from slipstream.run.doctor import diagnose
+from slipstream.run.limit import measure
 from slipstream.run.machine import surroundings
 from slipstream.run.options import BenchFlags, DoctorFlags, VerifyFlags
+from slipstream.run.plan import plan
 from slipstream.run.settings import ConfigError
 from slipstream.run.typed import algorithm_of, configuration, file_of, settings_and, settings_of
 from slipstream.run.verify import verify
@@ -67,6 +69,12 @@ def doctor_verb(words: list[str], tell: Tell) -> int:
         raise ConfigError("ENV is missing: slipstream doctor ENV [--algo ALGO] (slipstream envs lists them)")
     config = configuration(algo, base, values, chosen.system)
     refuse_callable(config, file)
+    if chosen.plan:
+        tell(f"{algo} on {config.env}: measuring what a step costs here")
+        here = override(config, {"placement.env_workers": 0, "placement.collectors": "thread"})
+        for line in plan(config, measure(here, chosen.seconds), chosen.plan, chosen.gigabits):
+            tell(line)
+        return 0
     found = diagnose(config, chosen.seconds, chosen.rounds, chosen.schedules, tell)
     if chosen.apply:
         place = override(config, found.proposal).placement

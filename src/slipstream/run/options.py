@@ -102,10 +102,15 @@ class DoctorFlags:
         rounds: Alternating rounds in which a faster placement must win.
         schedules: Try lanes, environments and schedules as well, which change the result.
         apply: File to write the faster placement into, for `train --config`; its other settings stay as they are.
+        plan: Numbers of nodes like this machine; says how the configuration would do with its collectors there, from
+            what a step costs here and a model of network and learner, in place of all trials.
+        gigabits: Per second, of the driver's network, each way, for `plan`.
     """
 
     config: str = ""
     system: str = ""
+    plan: tuple[int, ...] = ()
+    gigabits: float = 10.0
     seconds: float = 4.0
     rounds: int = 3
     schedules: bool = True
@@ -113,8 +118,10 @@ class DoctorFlags:
 
     def __post_init__(self) -> None:
         """Refuses numbers that mean nothing."""
-        ranges.above(self, "", 0, "seconds")
+        ranges.above(self, "", 0, "seconds", "gigabits")
         ranges.at_least(self, "", 1, "rounds")
+        if min(self.plan, default=1) < 1:
+            raise ValueError(f"plan must be numbers of at least 1 node, got {min(self.plan)}")
 
 
 @dataclass(frozen=True)
