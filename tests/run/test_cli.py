@@ -566,7 +566,7 @@ def test_a_second_signal_ends_a_run_whose_environment_hangs(tmp_path: Path, at: 
     assert any("Stopping after this update" in line for line in child.stdout)
     child.send_signal(signal.SIGINT)
     _, error = child.communicate(timeout=60)
-    assert child.returncode == 130
+    assert child.returncode == 130, error
     (run,) = tmp_path.iterdir()
     saved = ["the last checkpoint is that of step 28", f"resume:  slipstream resume {run}"]
     nothing = ["there is no checkpoint yet"]
