@@ -2,10 +2,10 @@
 
     python benchmarks/plan.py [--actors 1 2 4 8] [--seconds 15] [--output benchmarks/results/plan.json]
 
-APPO under `async` in actors of a private Ray cluster, one lane of one environment each, whose steps sleep (5 ms in the
-mean, uniform), so that the cores are free and every actor is like one on a machine of its own. The prediction takes the
-step's mean time, and what an update took in the run; what an actor needs beside the sleeping is measured with one actor
-alone, so that the row of one actor is a fit and the others are predictions.
+IMPALA under `async` in actors of a private Ray cluster, one lane of one environment each, whose steps sleep (5 ms in
+the mean, uniform), so that the cores are nearly free and every actor is like one on a machine of its own. The prediction
+takes the step's mean time, and what an update took in the run; what an actor needs beside the sleeping is measured with
+one actor alone, so that the row of one actor is a fit and the others are predictions.
 """
 
 from __future__ import annotations
@@ -35,11 +35,10 @@ def measured(actors: int, seconds: float) -> dict[str, float]:
         "unroll": UNROLL,
         "total_steps": 10**9,
         "net.hidden": (16,),
-        "algo.epochs": 1,
         "placement.collectors": "ray",
         "env_options.kwargs": {"mean_ms": MEAN_MS, "distribution": "uniform", "length": 1000},
     }
-    training = Training(presets.configure("appo", "toy:step_time", settings))
+    training = Training(presets.configure("impala", "toy:step_time", settings))
     try:
         reports = iter(training)
         for _ in range(WARM_UP):

@@ -208,7 +208,7 @@ class RayLink:
             seen = bool(self._ray.wait([call.watched], timeout=0)[0])
         if seen:
             self.status.take(self._get(call.watched), self._restarted)
-            self.placed = True
+            self.placed = call.told = True
             call.watched = self._ask("watch", group=_WATCH)
         elif not self.host and not call.told and time.monotonic() - call.begun > _PATIENCE_SECONDS:
             call.told = True
@@ -338,7 +338,7 @@ class _Call:
         understand: What it means.
         watched: Where the answer to the newest question will be what it is doing.
         begun: When it was told.
-        told: Whether somebody has been told that it has not started.
+        told: Whether it is known to have started, or somebody has been told that it has not.
     """
 
     answer: Any
