@@ -3,7 +3,7 @@
     python benchmarks/plan.py [--actors 1 2 4 8] [--seconds 15] [--output benchmarks/results/plan.json]
 
 IMPALA under `async` in actors of a private Ray cluster, one lane of one environment each, whose steps sleep (5 ms in
-the mean, uniform), so that the cores are nearly free and every actor is like one on a machine of its own. The prediction
+the mean, uniform), so that the cores are nearly free and every actor is like one on a machine of its own. The model
 takes the step's mean time, and what an update took in the run; what an actor needs beside the sleeping is measured with
 one actor alone, so that the row of one actor is a fit and the others are predictions.
 """
