@@ -7,7 +7,6 @@ import platform
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -33,7 +32,7 @@ from slipstream.run.verify import verify
 from slipstream.types import Place
 
 from .envs.test_worker_failures import gone
-from .test_remote import SHARES, Faulty, assert_equal, inline, remote, weights, work
+from .test_remote import SHARES, Faulty, assert_equal, common_error, inline, remote, weights, work
 
 ray: Any = pytest.importorskip("ray")
 
@@ -176,25 +175,13 @@ def test_an_error_stops_all_and_says_where(nodes: Any) -> None:
     job = work(lambda: Faulty("raise", 4))
     remotes = actors(job)
     try:
-        remotes.begin(11, 0)
-        remotes.publish(weights(job.policy, 0))
-        begun = time.monotonic()
-        with ThreadPoolExecutor() as pool:
-            tasks = [pool.submit(_forever, collector) for collector in remotes.collectors]
-            one, other = (task.exception() for task in tasks)
-        assert time.monotonic() - begun < LIMIT
-        assert one is other
-        assert isinstance(one, EnvError)
+        message, seconds = common_error(remotes, job)
+        assert seconds < LIMIT
         for words in ("slot 4, step 4, episode 0: step(", "raised RuntimeError: Chaos was told to raise", "in _raise"):
-            assert words in str(one)
-        assert f"in collector actor (process {remotes.collectors[1].pid} on " in str(one)
+            assert words in message
+        assert f"in collector actor (process {remotes.collectors[1].pid} on " in message
     finally:
         remotes.close()
-
-
-def _forever(collector: Any) -> None:
-    while True:
-        collector.collect([Place(0, 2 * lane) for lane in collector.lanes])
 
 
 @pytest.mark.slow

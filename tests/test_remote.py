@@ -234,24 +234,29 @@ def fail(fault: str, timeout: float = 300.0) -> tuple[str, float, list[int]]:
     pids = [collector.pid for collector in remotes.collectors]
     assert set(os.listdir("/dev/shm")) == names
     try:
-        remotes.begin(11, 0)
-        remotes.publish(weights(job.policy, 0))
-        begun = time.monotonic()
-        with ThreadPoolExecutor() as pool:
-            tasks = [pool.submit(_forever, collector) for collector in remotes.collectors]
-            one, other = (task.exception() for task in tasks)
-        seconds = time.monotonic() - begun
-        assert isinstance(one, EnvError)
-        assert one is other
-        message = str(one)
+        message, seconds = common_error(remotes, job)
     finally:
         remotes.close()
-    del remotes, tasks, one, other  # errors hold the frames that they came through
+    del remotes
     gc.collect()
     assert gone(pids)
     assert set(os.listdir("/dev/shm")) == names
     assert psutil.Process().num_fds() == fds
     return message, seconds, pids
+
+
+def common_error(remotes: Remotes, job: Work) -> tuple[str, float]:
+    """The one error that both collectors raise, and the seconds until then."""
+    remotes.begin(11, 0)
+    remotes.publish(weights(job.policy, 0))
+    begun = time.monotonic()
+    with ThreadPoolExecutor() as pool:
+        tasks = [pool.submit(_forever, collector) for collector in remotes.collectors]
+        one, other = (task.exception() for task in tasks)
+    seconds = time.monotonic() - begun
+    assert isinstance(one, EnvError)
+    assert one is other
+    return str(one), seconds
 
 
 def _forever(collector: RemoteCollector) -> None:
