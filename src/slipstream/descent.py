@@ -117,15 +117,29 @@ class Descent:
     def _of_shard(self, loss: Callable[[], ShardLoss], by: Sequence[nn.Parameter]) -> Gradient:
         total, metrics, errors = loss()
         gradients = torch.autograd.grad(total, by, materialize_grads=True)
-        # Autograd may return views, one tensor for two parameters, or another memory layout; sums and the fused
-        # optimiser work on memory, so each gradient gets its own, laid out as its parameter.
-        own = [_like(p, g) for p, g in zip(self.parameters, gradients, strict=True)]
-        return Gradient(own, metrics, errors)
+        return Gradient(_own(self.parameters, gradients), metrics, errors)
 
 
 def under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The tensors whose names start with `prefix`, without it."""
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _own(parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> list[Tensor]:
+    """Gradients in memory of their own, laid out as their parameters.
+
+    Autograd may return views, one tensor for two parameters, or another memory layout; sums and the fused optimiser
+    work on memory. Most gradients are as wanted, and are not copied.
+    """
+    seen: set[int] = set()
+    own: list[Tensor] = []
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        memory = gradient.untyped_storage()
+        alone = memory.nbytes() == gradient.nbytes and memory.data_ptr() not in seen
+        fits = alone and gradient.stride() == parameter.stride() and gradient.dtype == parameter.dtype
+        own.append(gradient if fits else _like(parameter, gradient))
+        seen.add(memory.data_ptr())
+    return own
 
 
 def _like(parameter: Tensor, value: Tensor) -> Tensor:

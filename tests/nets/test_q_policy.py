@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from slipstream import dice, tree
 from slipstream.nets.noisy import NoisyLinear
 from slipstream.nets.q_policy import QHeads, QPolicy, make_q_policy
-from slipstream.nets.trunk import Network
+from slipstream.nets.trunk import Network, Precision, packed
 from slipstream.tree import Tree
 from slipstream.types import EnvSpec
+from slipstream.weights import copy_into
 
 T, B, A = 7, 3, 5
 MANY = 9001
@@ -423,13 +424,51 @@ def test_a_policy_can_be_copied_and_its_state_loaded():
         assert torch.equal(clone.exploration, policy.exploration)
 
 
-def test_bfloat16_is_the_torsos_alone():
-    policy, exact = make(IMAGE, DUELING, precision="bfloat16"), make(IMAGE, DUELING)
+@pytest.mark.parametrize("heads", [QHeads(), DUELING, RAINBOW], ids=["plain", "dueling", "rainbow"])
+def test_bfloat16_is_the_torsos_and_that_of_hidden_layers_in_its_place(heads: QHeads):
+    policy, exact = make(IMAGE, heads, precision="bfloat16"), make(IMAGE, heads)
+    passed: dict[str, tuple[nn.Module, Tensor, Tensor]] = {}
+    for name, layer in policy.named_modules():
+        if isinstance(layer, nn.Linear | NoisyLinear):
+            layer.register_forward_hook(
+                lambda layer, given, out, name=name: passed.update({name: (layer, given[0], out)})
+            )
     obs = observations(IMAGE, B)
     output, reference = policy.unroll(obs), exact.unroll(obs)
+    rounded = {
+        name: not torch.equal(layer.forward(given.float()), out.float())
+        for name, (layer, given, out) in list(passed.items())
+    }
     assert output.dtype == torch.float32
     assert not torch.equal(output, reference)
     torch.testing.assert_close(output, reference, rtol=0.05, atol=0.05)
+    assert len(rounded) >= 2
+    assert all(differs != name.endswith("output") for name, differs in rounded.items())
+    gradients = torch.autograd.grad(output.sum(), list(policy.parameters()))
+    assert {gradient.dtype for gradient in gradients} == {torch.float32}
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("heads", [QHeads(), DUELING, RAINBOW], ids=["plain", "dueling", "rainbow"])
+def test_a_packed_copy_follows_weights_and_noise_and_says_the_same_bits(heads: QHeads, precision: Precision):
+    policy = make(IMAGE, heads, precision=precision)
+    replica = packed(policy)
+    layers = [replica.head.action_stream.hidden or replica.trunk.torso, replica.head.action_stream.output]
+    hidden, output = ({parameter.dtype for parameter in layer.parameters()} for layer in layers)
+    assert hidden == {torch.bfloat16 if precision == "bfloat16" else torch.float32}
+    assert output == {torch.float32}
+    assert {parameter.dtype for parameter in policy.parameters()} == {torch.float32}
+    newer = make(IMAGE, heads, seed=1)
+    if newer.noise_width:
+        newer.renoise(noise(newer))
+    for one in (policy, newer):
+        policy.load_state_dict(one.state_dict())
+        copy_into(replica, policy.state_dict())
+        shown = observations(IMAGE, B), (), torch.full((B, 2), 0.5)
+        for slot in (None, torch.arange(B)):
+            said, repeated = (tree.leaves(tuple(each.act(*shown, slot=slot))) for each in (policy, replica))
+            assert all(map(torch.equal, said, repeated))
+        assert torch.equal(policy.unroll(shown[0]), replica.unroll(shown[0]))
 
 
 @pytest.mark.parametrize(

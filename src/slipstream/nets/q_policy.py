@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from slipstream.nets.initialize import Init, initialise, keyed_initialisation
 from slipstream.nets.noisy import NoisyLinear
 from slipstream.nets.rows import ObservedRows
-from slipstream.nets.trunk import Network, Trunk
+from slipstream.nets.trunk import Network, Packs, Trunk
 from slipstream.ops.distributions import Categorical, distribution_of
 from slipstream.ops.normalize import RunningMoments
 from slipstream.ops.q_learning import support
@@ -93,15 +93,19 @@ class QHead(nn.Module):
         width: Size of each hidden layer.
         actions: A.
         init: The scheme.
+        bfloat16: Whether hidden layers, which stand in for a layer of the torso, are computed as that would be.
     """
 
     atoms: Tensor
 
-    def __init__(self, heads: QHeads, features: int, width: int, actions: int, init: Init) -> None:
+    def __init__(
+        self, heads: QHeads, features: int, width: int, actions: int, init: Init, bfloat16: bool = False
+    ) -> None:
         super().__init__()
         self._heads, self._actions = heads, actions
-        self.action_stream = _Stream(heads, features, width, actions * heads.outputs, init)
-        self.value_stream = _Stream(heads, features, width, heads.outputs, init) if heads.dueling else None
+        shape = heads, features, width
+        self.action_stream = _Stream(*shape, actions * heads.outputs, init, bfloat16)
+        self.value_stream = _Stream(*shape, heads.outputs, init, bfloat16) if heads.dueling else None
         self.register_buffer("atoms", support(heads.low, heads.high, heads.outputs), persistent=False)
 
     def forward(self, features: Tensor, mean: bool = False) -> Tensor:
@@ -178,7 +182,8 @@ class QPolicy(nn.Module):
         self.moments = RunningMoments(spec.observation_space) if network.normalize_obs else None
         self.trunk = Trunk(spec, network, torso, stem=heads.hidden)
         features, width = self.trunk.features, self.trunk.width
-        self.head = QHead(heads, features, width, int(spec.action_space.n), network.init)
+        actions = int(spec.action_space.n)
+        self.head = QHead(heads, features, width, actions, network.init, network.precision == "bfloat16")
         self.noise_width: int = sum(layer.noise_width for layer in self._noisy_layers())
         self.register_buffer("exploration", torch.ones(spec.num_envs))
 
@@ -310,18 +315,27 @@ def make_q_policy(
         return QPolicy(spec, network, torso, heads, evaluation_epsilon)
 
 
-class _Stream(nn.Module):
+class _Stream(nn.Module, Packs):
     """Output layer of a head, after a hidden layer with ReLU if the head has those."""
 
-    def __init__(self, heads: QHeads, features: int, width: int, outputs: int, init: Init) -> None:
+    def __init__(self, heads: QHeads, features: int, width: int, outputs: int, init: Init, bfloat16: bool) -> None:
         super().__init__()
+        self._bfloat16 = bfloat16
         self.hidden = _linear(heads, features, width, init, math.sqrt(2.0)) if heads.hidden else None
         self.output = _linear(heads, width if heads.hidden else features, outputs, init, 1.0)
+
+    @torch.no_grad()
+    def pack(self) -> None:
+        """As `Trunk.pack`, of the hidden layer; its noise, which is multiplied in float32, is left as it is."""
+        if self._bfloat16 and self.hidden is not None:
+            for parameter in self.hidden.parameters():
+                parameter.data = parameter.data.to(torch.bfloat16)
 
     def forward(self, x: Tensor, mean: bool) -> Tensor:
         """`[N, F]` to `[N, outputs]`."""
         if self.hidden is not None:
-            x = _through(self.hidden, x, mean).relu()
+            with torch.autocast(x.device.type, torch.bfloat16, enabled=self._bfloat16):
+                x = _through(self.hidden, x, mean).relu().float()
         return _through(self.output, x, mean)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -34,9 +34,10 @@ class Network:
         init: Initial weights: `orthogonal` (gains sqrt(2), 0.01 for the policy head, 1 for the value head), `paac`
             (uniform in +-1/sqrt(fan_in)), `default` (torch's).
         share_torso: Whether policy and value share torso and core.
-        precision: Arithmetic of the torso; parameters, core, heads and losses stay float32. `bfloat16` is about 1.6
-            times as fast on processors and GPUs that have it, and slower than `float32` on others; `auto` is
-            `bfloat16` where the processor or GPU has instructions for it, and is written down as what it stands for.
+        precision: Arithmetic of the torso, and of a layer of a head that stands in for one of it; parameters, core,
+            other layers of heads, and losses stay float32. `bfloat16` is about 1.6 times as fast on processors and GPUs
+            that have it, and slower than `float32` on others; `auto` is `bfloat16` where the processor or GPU has
+            instructions for it, and is written down as what it stands for.
         normalize_obs: Whether float vectors are brought to mean 0 and variance 1 by running statistics, a part of the
             policy.
         log_std_init: Logarithm of the initial standard deviation of continuous actions.
@@ -78,7 +79,19 @@ class Encoded(NamedTuple):
     latent: Tensor
 
 
-class Trunk(nn.Module):
+@runtime_checkable
+class Packs(Protocol):
+    """A module that can keep weights in another form than that in which they are learned."""
+
+    def pack(self) -> None:
+        """Keeps weights as products take them, so that a forward casts none; gradients are over.
+
+        Nothing that comes out changes.
+        """
+        ...
+
+
+class Trunk(nn.Module, Packs):
     """Torso, optional bottleneck, optional core: observations `[N, *O]` to features `[N, F]`.
 
     Args:
@@ -134,9 +147,9 @@ class Trunk(nn.Module):
 
     @torch.no_grad()
     def pack(self) -> None:
-        """Keeps the torso's weights as its products take them, so that a forward casts none; gradients are over.
+        """Packs the torso.
 
-        Nothing that comes out changes. A user's own torso is left alone: its forward may do anything with its weights.
+        A user's own torso is left alone: its forward may do anything with its weights.
         """
         if self._bfloat16 and isinstance(self.torso, Torso):
             for layer in self.torso.modules():
@@ -170,10 +183,10 @@ Module = TypeVar("Module")
 
 
 def packed(policy: Module) -> Module:
-    """A copy of a policy to act with, whose trunks are packed; `copy_into` brings it up to date."""
+    """A copy of a policy to act with, whose modules are packed; `copy_into` brings it up to date."""
     replica = copy.deepcopy(policy)
     if isinstance(replica, nn.Module):
         for module in replica.modules():
-            if isinstance(module, Trunk):
+            if isinstance(module, Packs):
                 module.pack()
     return replica
