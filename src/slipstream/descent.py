@@ -18,10 +18,10 @@ ShardLoss = tuple[Tensor, dict[str, Tensor], Tensor | None]
 
 
 class Gradient(NamedTuple):
-    """The gradient of a minibatch.
+    """The gradient of a minibatch, or of one of its shards.
 
     Attributes:
-        tensors: In the order of the parameters.
+        tensors: In the order of the parameters, each in memory of its own.
         metrics: Sums over the shards.
         errors: What the shards say of their rows, one after the other; None if they say nothing.
     """
@@ -34,13 +34,9 @@ class Gradient(NamedTuple):
 class Descent:
     """An optimiser and its parameters.
 
-    The gradient is the sum, in shard order, of one gradient per shard, each computed by one math thread of the crew,
-    which it waits for. The crew's size decides how fast that goes and nothing else.
-
     Args:
         algorithm: Has the rule, and the norm to clip at.
         parameters: What is learned.
-        crew: Threads that differentiate the shards.
         eps: Epsilon of the rule.
         beside: Parameters that are learned with them, whose gradient is clipped by a norm of its own.
     """
@@ -49,32 +45,13 @@ class Descent:
         self,
         algorithm: Algorithm,
         parameters: Sequence[nn.Parameter],
-        crew: Crew,
         eps: float,
         beside: Sequence[nn.Parameter] = (),
     ) -> None:
         self._apart = [[each for each in part if each.requires_grad] for part in (parameters, beside)]
         self.parameters = [each for part in self._apart for each in part]
-        self._crew, self._max_norm = crew, algorithm.max_grad_norm
+        self._max_norm = algorithm.max_grad_norm
         self._optimizer = make_optimizer(algorithm.optimizer, self.parameters, lr=algorithm.lr, eps=eps)
-
-    def gradient(self, losses: Sequence[Callable[[], ShardLoss]], at: Sequence[nn.Parameter] | None = None) -> Gradient:
-        """The gradient of the sum of `losses`, one per shard.
-
-        Args:
-            losses: Called on the crew's threads.
-            at: The parameters that the losses are functions of, if it is not those that are learned.
-        """
-        by = self.parameters if at is None else at
-        parts = self._crew.run([partial(self._of_shard, loss, by) for loss in losses])
-        tensors, metrics, errors = parts[0].tensors, parts[0].metrics, [parts[0].errors]
-        for part in parts[1:]:
-            for total, more in zip(tensors, part.tensors, strict=True):
-                total.add_(more)
-            metrics = {name: value + part.metrics[name] for name, value in metrics.items()}
-            errors.append(part.errors)
-        said = [each for each in errors if each is not None]
-        return Gradient(tensors, metrics, torch.cat(said) if said else None)
 
     def apply(self, gradient: Gradient, lr: float, update: int) -> Tensor:
         """Clips by global norm and takes the step; returns the norm before clipping, not counting what is beside.
@@ -114,10 +91,33 @@ class Descent:
         groups: list[dict[str, Any]] = self._optimizer.state_dict()["param_groups"]
         self._optimizer.load_state_dict({"state": slots, "param_groups": groups})
 
-    def _of_shard(self, loss: Callable[[], ShardLoss], by: Sequence[nn.Parameter]) -> Gradient:
-        total, metrics, errors = loss()
-        gradients = torch.autograd.grad(total, by, materialize_grads=True)
-        return Gradient(_own(self.parameters, gradients), metrics, errors)
+
+def gradients(crew: Crew, losses: Sequence[Callable[[], ShardLoss]], by: Sequence[nn.Parameter]) -> list[Gradient]:
+    """The gradients of the losses of shards.
+
+    Args:
+        crew: On whose threads, one math thread each; how many there are decides how fast it goes and nothing else.
+        losses: One per shard.
+        by: The parameters that the losses are functions of: those that are learned, or others of the same shapes.
+    """
+    return crew.run([partial(_of_shard, loss, by) for loss in losses])
+
+
+def added(parts: Sequence[Gradient]) -> Gradient:
+    """The sum of the gradients of shards, in their order; the memory of the first becomes that of the sum."""
+    tensors, metrics, errors = parts[0].tensors, parts[0].metrics, [parts[0].errors]
+    for part in parts[1:]:
+        for total, more in zip(tensors, part.tensors, strict=True):
+            total.add_(more)
+        metrics = {name: value + part.metrics[name] for name, value in metrics.items()}
+        errors.append(part.errors)
+    said = [each for each in errors if each is not None]
+    return Gradient(tensors, metrics, torch.cat(said) if said else None)
+
+
+def _of_shard(loss: Callable[[], ShardLoss], by: Sequence[nn.Parameter]) -> Gradient:
+    total, metrics, errors = loss()
+    return Gradient(_own(by, torch.autograd.grad(total, by, materialize_grads=True)), metrics, errors)
 
 
 def under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

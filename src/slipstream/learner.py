@@ -10,22 +10,23 @@ from functools import partial
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from slipstream import dice, tree
 from slipstream.algos.algorithm import Batch, Evaluation, ShardShape, SlabAlgorithm, acted
 from slipstream.crew import Crew
-from slipstream.descent import Descent, ShardLoss, under
+from slipstream.descent import Descent, ShardLoss, gradients, under
 from slipstream.loader import Loader, mapped
 from slipstream.minibatches import Pick, SlabRows
-from slipstream.nets.actor_critic import ActorCritic
 from slipstream.nets.policy import ActorCriticPolicy, Policy
+from slipstream.objective import Hire, SlabObjective, alone
 from slipstream.reconstruction import Reconstruction
 from slipstream.rejects import Rejects
 from slipstream.replay.mixer import Mixer
 from slipstream.replay.windows import Windows
 from slipstream.rewards import TrainingReward
-from slipstream.tape import RowByRow, Tape, Told
+from slipstream.tape import Tape, Told
+from slipstream.team import Order
 from slipstream.types import Trajectory, Weights
 from slipstream.weights import copy_into
 
@@ -122,6 +123,7 @@ class Learner:
         mixer: Puts replayed unrolls beside the fresh ones; None for none.
         reconstruction: An auto-encoder that is learned with the policy; None for none.
         rejects: What becomes of gradients that are not finite.
+        hire: Finds those who differentiate some of the shards.
     """
 
     def __init__(
@@ -139,6 +141,7 @@ class Learner:
         mixer: Mixer | None = None,
         reconstruction: Reconstruction | None = None,
         rejects: Rejects | None = None,
+        hire: Hire = alone,
     ) -> None:
         if shards < 1 or num_envs % shards:
             raise ValueError(f"shards={shards} must divide num_envs={num_envs}")
@@ -152,8 +155,10 @@ class Learner:
         self._pace = 1.0
         self._parts = shards
         self._reconstruction = reconstruction
-        self._beside = [] if reconstruction is None else list(reconstruction.decoder.parameters())
-        self._descent = Descent(algorithm, list(policy.parameters()), crew, algorithm.eps, beside=self._beside)
+        beside = () if reconstruction is None else list(reconstruction.decoder.parameters())
+        self._descent = Descent(algorithm, list(policy.parameters()), algorithm.eps, beside=beside)
+        self._objective = SlabObjective(algorithm, policy, reconstruction)
+        self._team = hire(self._objective, shards)
         self._device = self._descent.parameters[0].device
         self._target = copy.deepcopy(policy) if algorithm.target_period > 1 else None
 
@@ -217,15 +222,15 @@ class Learner:
         seen, reward = replace(whole, valid=valid), self._reward(whole.reward)
         prepared = algorithm.prepare(seen, reward, partial(self._evaluate, whole))
         rows = SlabRows(whole, valid, prepared.columns, self.policy.recurrent, algorithm.bootstraps)
-        at, judges = self._judges(behaviour)
-        parameters = self._learned(at)
+        order = self._order(behaviour, progress)
+        parameters = self._objective.parameters(order)
         sums: dict[str, Tensor] = {}
         minibatches = 0
         with closing(self._loader.load(self._gathers(rows))) as batches:
             for batch in batches:
-                shards = zip(judges, batch, strict=True)
-                losses = [partial(_loss_of, algorithm, judge, part, progress) for judge, part in shards]
-                gradient = self._descent.gradient(losses, parameters)
+                own = batch[: self._team.ask(order, batch)]
+                losses = self._losses(order, own, behaviour)
+                gradient = self._team.total(gradients(self._crew, losses, parameters))
                 if algorithm.stop(gradient.metrics):
                     break
                 norm = self.rejects.take(
@@ -233,11 +238,13 @@ class Learner:
                 )
                 if norm is None:
                     continue
+                self._team.changed("policy.parameters", "decoder.parameters")
                 minibatches += 1
                 for name, value in {**gradient.metrics, "grad_norm": norm}.items():
                     sums[name] = sums[name] + value if name in sums else value
         learned = trajectory.valid if fresh is None else trajectory.valid & fresh
         self.policy.observe(tree.map(lambda leaf: leaf[:-1], trajectory.obs), learned)
+        self._team.changed("policy.buffers")
         self.steps += int(trajectory.valid.sum())
         self.version += 1
         means = {name: value / max(minibatches, 1) for name, value in sums.items()}
@@ -249,6 +256,7 @@ class Learner:
             "train/minibatches": float(minibatches),
             "faults/skipped_gradients": float(self.rejects.count),
             "wait/loader_seconds": self._loader.waited - waited,
+            **self._team.metrics(),
             **(self._mixer.ages(whole, self.version - 1) if self._mixer else {}),
         }
 
@@ -283,6 +291,7 @@ class Learner:
         Raises:
             RuntimeError: If names or shapes of the policy's tensors differ (PyTorch lists them).
         """
+        self._team.changed()
         self.policy.load_state_dict(under("policy.", tensors))
         self._reward.scale.load_state_dict(under("return_scale.", tensors))
         if self._target is not None:
@@ -315,22 +324,25 @@ class Learner:
         batches = [pick.gather(total) for pick in picks]
         if self._reconstruction is None:
             return batches
-        attach = self._reconstruction.attach
-        return [attach(batch, self.version, number, shard) for shard, batch in enumerate(batches)]
+        drawn = self._reconstruction.with_dice
+        return [drawn(batch, self.version, number, shard) for shard, batch in enumerate(batches)]
 
-    def _learned(self, policy: Policy) -> list[nn.Parameter]:
-        """The parameters that a gradient is taken by: the policy's and the decoder's."""
-        return [parameter for parameter in (*policy.parameters(), *self._beside) if parameter.requires_grad]
+    def _order(self, behaviour: Policy | Tape | None, progress: float) -> Order:
+        """What gradients of this update are taken of."""
+        if behaviour is None:
+            return Order(progress)
+        self._objective.behaviour = behaviour.policy if isinstance(behaviour, Tape) else behaviour
+        self._team.changed("behaviour.parameters", "behaviour.buffers")
+        return Order(progress, delayed=True)
 
-    def _judges(self, behaviour: Policy | Tape | None) -> tuple[Policy, Sequence[Any]]:
-        """The policy that a gradient is evaluated at, and whom the loss of each shard asks what it says of its rows."""
-        at = behaviour.policy if isinstance(behaviour, Tape) else behaviour or self.policy
-        if not self._algorithm.reuse_forward:
-            return at, [at] * self.shards
-        if isinstance(behaviour, Tape):
-            return at, [Told(rows) for rows in behaviour.lanes]
-        assert isinstance(at, ActorCritic)
-        return at, [RowByRow(at)] * self.shards
+    def _losses(
+        self, order: Order, parts: Sequence[Batch], behaviour: Policy | Tape | None
+    ) -> list[Callable[[], ShardLoss]]:
+        """The losses of this learner's shards: of what was said of their rows, if there is a tape of that."""
+        if not isinstance(behaviour, Tape):
+            return self._objective.losses(order, parts)
+        told = [Told(rows) for rows in behaviour.lanes]
+        return [self._objective.loss(order, judge, part) for judge, part in zip(told, parts, strict=True)]
 
     def _shards(self, trajectory: Trajectory) -> list[slice]:
         """Columns of each shard."""
@@ -376,7 +388,3 @@ class Learner:
 def snapshot(policy: Policy, version: int) -> Weights:
     """A copy of the policy's parameters and buffers."""
     return Weights(version, {name: value.clone() for name, value in policy.state_dict().items()})
-
-
-def _loss_of(algorithm: SlabAlgorithm, policy: ActorCriticPolicy, batch: Batch, progress: float) -> ShardLoss:
-    return *algorithm.loss(policy, batch, progress), None

@@ -25,16 +25,19 @@ class Reconstruction:
     def __init__(self, decoder: Decoder, seed: int) -> None:
         self.decoder, self._seed = decoder, seed
 
-    def attach(self, batch: Batch, version: int, minibatch: int, shard: int) -> Batch:
-        """The batch with this loss; its draws are keyed by the other arguments."""
-        drawn: Tensor | None = None
-        if self.decoder.dice_width:
-            rows = batch.weight.numel()
-            keys = dice.keys(self._seed, "latent", [version])
-            numbers = dice.uniform(keys, minibatch * 4096 + shard, 1, rows * self.decoder.dice_width)
-            drawn = torch.from_numpy(numbers).view(rows, self.decoder.dice_width)
-        columns = batch.columns if drawn is None else {**batch.columns, _DICE: drawn}
-        return replace(batch, columns=columns, auxiliary=self._loss)
+    def with_dice(self, batch: Batch, version: int, minibatch: int, shard: int) -> Batch:
+        """The batch with what this loss draws by, keyed by the other arguments."""
+        if not self.decoder.dice_width:
+            return batch
+        rows = batch.weight.numel()
+        keys = dice.keys(self._seed, "latent", [version])
+        numbers = dice.uniform(keys, minibatch * 4096 + shard, 1, rows * self.decoder.dice_width)
+        drawn = torch.from_numpy(numbers).view(rows, self.decoder.dice_width)
+        return replace(batch, columns={**batch.columns, _DICE: drawn})
+
+    def beside(self, batch: Batch) -> Batch:
+        """The batch with this loss beside the algorithm's own."""
+        return replace(batch, auxiliary=self._loss)
 
     def _loss(self, out: Outputs, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The mean over the minibatch's valid rows; rows beyond T, there to bootstrap from, are not drawn."""

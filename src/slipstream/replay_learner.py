@@ -14,17 +14,19 @@ import torch
 from torch import Tensor, nn
 
 from slipstream import dice, tree
-from slipstream.algos.replaying import Networks, Phase, ReplayAlgorithm, Replayed
+from slipstream.algos.replaying import Networks, ReplayAlgorithm, Replayed
 from slipstream.crew import Crew
-from slipstream.descent import Descent, ShardLoss, under
+from slipstream.descent import Descent, gradients, under
 from slipstream.learner import snapshot
 from slipstream.loader import Loader
 from slipstream.nets.policy import ExploringPolicy, Policy
+from slipstream.objective import Hire, ReplayObjective, alone
 from slipstream.rejects import Rejects
 from slipstream.replay.options import LEAST_RATIO
 from slipstream.replay.windows import Drawn, Windows
 from slipstream.rewards import TrainingReward
 from slipstream.tape import Tape
+from slipstream.team import KINDS, Order
 from slipstream.types import Trajectory, Weights
 
 
@@ -53,6 +55,7 @@ class ReplayLearner:
         seed: The run's seed.
         reward: The training reward.
         rejects: What becomes of gradients that are not finite.
+        hire: Finds those who differentiate some of the shards.
     """
 
     def __init__(
@@ -70,6 +73,7 @@ class ReplayLearner:
         seed: int,
         reward: TrainingReward,
         rejects: Rejects | None = None,
+        hire: Hire = alone,
     ) -> None:
         if algorithm.batch_size % shards:
             raise ValueError(
@@ -93,7 +97,9 @@ class ReplayLearner:
         self._gradient_steps = 0
         self._begins = Fraction(algorithm.replay.learning_starts)  # steps that gradient steps are counted from
         eps = algorithm.optimizer_eps
-        self._descents = {part: Descent(algorithm, _parameters(networks, part), crew, eps) for part in algorithm.parts}
+        self._objective = ReplayObjective(algorithm, networks, self._target)
+        self._descents = {part: Descent(algorithm, self._objective.part(part), eps) for part in algorithm.parts}
+        self._crew, self._team = crew, hire(self._objective, shards)
         self._explore()
 
     @property
@@ -149,6 +155,7 @@ class ReplayLearner:
                         sums[name] = sums[name] + value if name in sums else value
                         counts[name] = counts.get(name, 0) + 1
         self.policy.observe(tree.map(lambda leaf: leaf[:-1], trajectory.obs), trajectory.valid)
+        self._team.changed("policy.buffers")
         self.version += 1
         self._explore()
         means: dict[str, Tensor | float] = {f"train/{name}": value / counts[name] for name, value in sums.items()}
@@ -159,6 +166,7 @@ class ReplayLearner:
             "train/exploration_rate": float(self.policy.exploration.mean()),
             "replay/rows": float(self._windows.count),
             "faults/skipped_gradients": float(self.rejects.count),
+            **self._team.metrics(),
         }
 
     def skip(self, trajectory: Trajectory) -> None:
@@ -198,6 +206,7 @@ class ReplayLearner:
         Raises:
             RuntimeError: If names or shapes of a network's tensors differ (PyTorch lists them).
         """
+        self._team.changed()
         for kind, networks in (("", self._networks), ("target.", self._target)):
             networks.policy.load_state_dict(under(f"{kind}policy.", tensors))
             networks.critic.load_state_dict(under(f"{kind}critic.", tensors))
@@ -249,14 +258,16 @@ class ReplayLearner:
         """All phases for one batch, then targets and priorities; returns metrics."""
         metrics: dict[str, Tensor] = {}
         self._renoise("learn")
-        for phase in self._algorithm.phases(self._gradient_steps):
-            descent = self._descents[phase.part]
-            losses = [partial(self._loss, phase, part, progress) for part in batch]
-            gradient = descent.gradient(losses)
+        for place, phase in enumerate(self._algorithm.phases(self._gradient_steps)):
+            descent, order = self._descents[phase.part], Order(progress, self._gradient_steps, place)
+            own = batch[: self._team.ask(order, batch)]
+            losses = self._objective.losses(order, own)
+            gradient = self._team.total(gradients(self._crew, losses, descent.parameters))
             apply = partial(descent.apply, gradient, lr)
             norm = self.rejects.take(apply, self.version + 1, self._networks, batch, phase.part)
             if norm is None:
                 continue
+            self._team.changed(f"{phase.part.partition('.')[0]}.parameters")
             metrics |= gradient.metrics | {f"grad_norm/{phase.part}": norm}
             if gradient.errors is not None and self._algorithm.replay.alpha > 0:
                 self._windows.reprioritise(drawn.slot[number], drawn.row[number], gradient.errors.cpu().numpy())
@@ -265,12 +276,9 @@ class ReplayLearner:
         mix = self._algorithm.target_mix(self._gradient_steps, before, now)
         if mix > 0:
             self._follower.follow(mix)
+            self._team.changed(*(f"target.{name}.{kind}" for name in ("policy", "critic") for kind in KINDS))
         self._gradient_steps += 1
         return metrics
-
-    def _loss(self, phase: Phase, part: Replayed[Any], progress: float) -> ShardLoss:
-        loss = phase.loss(self._networks, self._target, part, progress)
-        return loss.loss, loss.metrics, loss.error
 
     def _renoise(self, role: str) -> None:
         """Draws the noise of noisy layers anew: for every gradient, and for the acting of every version."""
@@ -283,19 +291,13 @@ class ReplayLearner:
         for index, policy in enumerate(policies):
             uniform = dice.uniform(dice.keys(self._seed, f"noise {role}", [index]), number, 1, policy.noise_width)
             policy.renoise(torch.from_numpy(uniform[0, 0]))
+        self._team.changed("policy.buffers", "target.policy.buffers")
 
     def _explore(self) -> None:
         """Sets the exploration of the next unroll."""
         rates = self._algorithm.exploration_rates(self.steps, self._num_envs)
         self.policy.exploration.copy_(torch.from_numpy(rates))
         self._renoise("act")
-
-
-def _parameters(networks: Networks[ExploringPolicy, nn.Module], part: str) -> list[nn.Parameter]:
-    """The parameters of a part, `policy`, `critic` or `critic.SUBMODULE`."""
-    modules: dict[str, Any] = {"policy": networks.policy, "critic": networks.critic}
-    kind, _, path = part.partition(".")
-    return list(modules[kind].get_submodule(path).parameters())
 
 
 class _Follower:

@@ -1,0 +1,156 @@
+"""What is differentiated: the loss of a shard, as a function of networks that every learner has for itself."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Protocol
+
+from torch import nn
+
+from slipstream.algos.algorithm import Batch, SlabAlgorithm
+from slipstream.algos.replaying import Networks, Phase, ReplayAlgorithm, Replayed
+from slipstream.descent import ShardLoss
+from slipstream.nets.actor_critic import ActorCritic
+from slipstream.nets.policy import ActorCriticPolicy, Policy
+from slipstream.reconstruction import Reconstruction
+from slipstream.tape import RowByRow
+from slipstream.team import Alone, Order, Team
+
+
+class Objective(Protocol):
+    """Losses of shards and the networks that they are functions of."""
+
+    @property
+    def modules(self) -> Sequence[str]:
+        """Names of the networks, as `module` takes them."""
+        ...
+
+    def module(self, name: str) -> nn.Module:
+        """A network, for its parameters and buffers."""
+        ...
+
+    def parameters(self, order: Order) -> list[nn.Parameter]:
+        """What a gradient is taken by."""
+        ...
+
+    def losses(self, order: Order, parts: Sequence[Any]) -> list[Callable[[], ShardLoss]]:
+        """The losses of shards, to be called on any thread.
+
+        Args:
+            order: Which loss, and when.
+            parts: Of a minibatch, one per shard.
+        """
+        ...
+
+
+Hire = Callable[[Objective, int], Team]
+"""Finds those who differentiate some of the shards of an objective, given how many shards there are."""
+
+
+def alone(objective: Objective, shards: int) -> Team:
+    """Nobody."""
+    return Alone()
+
+
+class SlabObjective:
+    """The loss of an actor-critic, with that of an auto-encoder beside it; satisfies `Objective`.
+
+    Args:
+        algorithm: Has the loss.
+        policy: Is learned.
+        reconstruction: The auto-encoder's part; None for none.
+
+    Attributes:
+        behaviour: The policy that acted, for gradients that are taken there.
+    """
+
+    def __init__(
+        self, algorithm: SlabAlgorithm, policy: ActorCriticPolicy, reconstruction: Reconstruction | None = None
+    ) -> None:
+        self._algorithm, self._policy, self._reconstruction = algorithm, policy, reconstruction
+        self._beside = [] if reconstruction is None else list(reconstruction.decoder.parameters())
+        self.behaviour: Policy = policy
+
+    @property
+    def modules(self) -> Sequence[str]:
+        """`policy`, `decoder`; and `behaviour`, once it is another than the policy."""
+        decoder = () if self._reconstruction is None else ("decoder",)
+        return ("policy", *decoder, *(() if self.behaviour is self._policy else ("behaviour",)))
+
+    def module(self, name: str) -> nn.Module:
+        """A network; a behaviour is made when it is first asked for."""
+        if name == "decoder":
+            assert self._reconstruction is not None
+            return self._reconstruction.decoder
+        if name == "behaviour" and self.behaviour is self._policy:
+            self.behaviour = copy.deepcopy(self._policy)
+        found = self.behaviour if name == "behaviour" else self._policy
+        assert isinstance(found, nn.Module)
+        return found
+
+    def parameters(self, order: Order) -> list[nn.Parameter]:
+        """Those of the policy that the gradient is evaluated at, and of the decoder."""
+        return [each for each in (*self._at(order).parameters(), *self._beside) if each.requires_grad]
+
+    def losses(self, order: Order, parts: Sequence[Batch]) -> list[Callable[[], ShardLoss]]:
+        """The algorithm's loss of what the policy says of a shard's rows."""
+        at = self._at(order)
+        judge: Any = at
+        if self._algorithm.reuse_forward:
+            assert isinstance(at, ActorCritic)
+            judge = RowByRow(at)
+        return [self.loss(order, judge, part) for part in parts]
+
+    def loss(self, order: Order, judge: Any, part: Batch) -> Callable[[], ShardLoss]:
+        """The loss of a shard of whose rows `judge` says what a policy says."""
+        return partial(self._loss, judge, part, order.progress)
+
+    def _loss(self, judge: Any, part: Batch, progress: float) -> ShardLoss:
+        whole = part if self._reconstruction is None else self._reconstruction.beside(part)
+        return *self._algorithm.loss(judge, whole, progress), None
+
+    def _at(self, order: Order) -> Policy:
+        return self.behaviour if order.delayed else self._policy
+
+
+class ReplayObjective:
+    """The losses of an algorithm that replays; satisfies `Objective`.
+
+    Args:
+        algorithm: Has the losses.
+        online: What is learned.
+        target: What follows it.
+    """
+
+    modules: Sequence[str] = ("policy", "critic", "target.policy", "target.critic")
+
+    def __init__(self, algorithm: ReplayAlgorithm, online: Networks[Any, Any], target: Networks[Any, Any]) -> None:
+        self._algorithm, self._online, self._target = algorithm, online, target
+
+    def module(self, name: str) -> nn.Module:
+        """A network."""
+        kind, _, rest = name.rpartition(".")
+        return getattr(self._target if kind else self._online, rest)
+
+    def parameters(self, order: Order) -> list[nn.Parameter]:
+        """Those of the phase's part."""
+        return self.part(self._phase(order).part)
+
+    def part(self, name: str) -> list[nn.Parameter]:
+        """The parameters of a part, `policy`, `critic` or `critic.SUBMODULE`."""
+        kind, _, path = name.partition(".")
+        return list(self.module(kind).get_submodule(path).parameters())
+
+    def losses(self, order: Order, parts: Sequence[Replayed[Any]]) -> list[Callable[[], ShardLoss]]:
+        """The loss of the phase."""
+        phase = self._phase(order)
+        return [partial(self._loss, phase, part, order.progress) for part in parts]
+
+    def _loss(self, phase: Phase, part: Replayed[Any], progress: float) -> ShardLoss:
+        loss = phase.loss(self._online, self._target, part, progress)
+        return loss.loss, loss.metrics, loss.error
+
+    def _phase(self, order: Order) -> Phase:
+        return self._algorithm.phases(order.step)[order.phase]
