@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import select
 import weakref
 from collections.abc import Sequence
 from functools import partial
@@ -14,7 +13,7 @@ from slipstream import process
 from slipstream.collector import Collected
 from slipstream.link import Answer, Link
 from slipstream.outpost import Status, Unroll, Work
-from slipstream.process import Child, Children
+from slipstream.process import Children
 from slipstream.remote_process import Setup, Shared
 from slipstream.standing import Standing
 from slipstream.types import Place, Trajectory, Weights
@@ -63,7 +62,7 @@ class Processes:
         self._finalizer()
 
 
-class ProcessLink:
+class ProcessLink(process.Tie):
     """The tie to one process; satisfies `Link`.
 
     Args:
@@ -73,13 +72,13 @@ class ProcessLink:
     """
 
     def __init__(self, children: Children, setup: Setup, shared: Shared) -> None:
-        self._children, self._shared, self._columns = children, shared, setup.columns
-        self._content = process.pickled(
+        content = process.pickled(
             setup,
             f"{setup.work.spec.id}: collector processes need an environment and a policy",
             "--placement.collectors thread",
         )
-        self._child: Child | None = None
+        super().__init__(children, content)
+        self._shared, self._columns = shared, setup.columns
         self._read = _none
         self.status = Status(shared.status[setup.index])
         self.placed = True
@@ -89,73 +88,34 @@ class ProcessLink:
         """What to call it in messages."""
         return f"collector process {self.pid}"
 
-    @property
-    def pid(self) -> int:
-        """Number of the process."""
-        return self._living.pid
-
     def start(self) -> None:
         """Starts the process, in place of what is left of the one before."""
         self._read = _none
-        self._child = self._children.start(self._content, instead=self._child)
+        super().start()
 
     def begin(self, seed: int, row: int) -> None:
         """Tells it to reset its environments and start afresh."""
-        self._tell({"begin": {"seed": seed, "row": row}})
+        self.tell({"begin": {"seed": seed, "row": row}})
         self._read = _none
 
     def restore(self, seed: int, row: int, standing: Standing) -> None:
         """Tells it to bring its slots to where they had `row` rows."""
         content = safetensors.torch.save(standing.tensors())
-        self._tell({"restore": {"seed": seed, "row": row, "bytes": len(content)}}, content)
+        self.tell({"restore": {"seed": seed, "row": row, "bytes": len(content)}}, content)
         self._read = _lost
 
     def collect(self, places: Sequence[Place]) -> None:
         """Tells it to fill an unroll of every lane."""
-        self._tell({"collect": [list(place) for place in places]})
+        self.tell({"collect": [list(place) for place in places]})
         self._read = partial(_unroll, self._shared, self._columns)
 
     def stop(self, wanted: bool) -> None:
         """Has it stop at its next row."""
         self.status.stop = wanted
 
-    def wait(self, seconds: float) -> bool:
-        """Whether the answer comes within `seconds`."""
-        child = self._living
-        (fd,) = child.answers
-        poll = select.poll()
-        for source in (fd, child.pidfd):
-            if source is not None:
-                poll.register(source, select.POLLIN)
-        ready = [source for source, _ in poll.poll(seconds * 1000.0)]
-        if ready and fd not in ready:
-            raise process.ChildDied
-        return bool(ready)
-
     def read(self) -> Answer:
         """The answer, once it has come."""
-        child = self._living
-        return self._read(child.read(child.answers[0]))
-
-    def obituary(self) -> tuple[str, str]:
-        """How it ended, and the stack that it left, if any."""
-        return self._living.obituary()
-
-    def stack(self) -> str:
-        """Its Python stack, or nothing if it does not even answer to a signal."""
-        return self._living.stack_now()
-
-    def kill(self) -> None:
-        """Ends it at once, with all that it started."""
-        self._living.kill_group()
-
-    @property
-    def _living(self) -> Child:
-        assert self._child is not None, "it has not been started"
-        return self._child
-
-    def _tell(self, command: dict[str, object], more: bytes = b"") -> None:
-        self._living.tell(json.dumps(command).encode() + b"\n" + more)
+        return self._read(self.content())
 
 
 def _none(content: bytes) -> Answer:

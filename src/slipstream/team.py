@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from slipstream.descent import Gradient, added
+
+Reduction = Literal["ordered", "all_reduce"]
+"""How the gradients of several learners are added: shard by shard in their order, or as is fastest."""
 
 KINDS = ("parameters", "buffers")
 """What a section of a module holds, `MODULE.KIND`."""

@@ -17,6 +17,7 @@ from slipstream.rewards import RewardTransform
 from slipstream.run import settings
 from slipstream.run.settings import ConfigError
 from slipstream.schedules.parts import Stale
+from slipstream.team import Reduction
 
 CALLABLE = "callable:"
 """What `Config.env` starts with where the environment is a Python callable."""
@@ -29,6 +30,7 @@ _ALIASES = {
     "n_envs": "num_envs",
     "n_steps": "unroll",
     "num_steps": "unroll",
+    "learners": "placement.learners",
 }
 _HYPERPARAMETERS = {
     "learning_rate": "lr",
@@ -62,6 +64,9 @@ class Placement:
             thread; 0 for one per core. With ray the actors, 0 for one per lane; threads differentiate on every core.
         address: Of the Ray cluster, `auto` or `host:port`, for collectors in ray; without one the run starts a cluster
             of its own on this machine.
+        learners: Processes that share the shards, this one among them; the others differentiate theirs, this one adds
+            the gradients and applies the sum. Workers are shared out among them. What `reduction` says decides whether
+            they change a bit.
         loaders: Threads that gather minibatches (and copy them to a GPU) ahead of the learner; 0 to gather each when it
             is needed, as with collectors inline.
         env_workers: Processes that step environments of this machine's Python; 0 to step them where they are acted in.
@@ -76,6 +81,7 @@ class Placement:
     collectors: Literal["inline", "thread", "process", "ray"] = "thread"
     workers: int = 0
     address: str = ""
+    learners: int = 1
     loaders: int = 1
     env_workers: int = 0
     env_threads: int = 0
@@ -84,6 +90,7 @@ class Placement:
 
     def __post_init__(self) -> None:
         _at_least(self, 0, "workers", "loaders", "env_workers", "env_threads", "restarts", prefix="placement.")
+        _at_least(self, 1, "learners", prefix="placement.")
 
 
 @dataclass(frozen=True)
@@ -143,6 +150,8 @@ class Config:
         group: Lanes that are inferred as one batch, by whichever of them are ready, so that small lanes of environments
             with varying step times need not wait for each other; divides `lanes`. 1: every lane on its own.
         shards: Parts whose gradients are summed in fixed order; 0 for one per group of lanes on a CPU and 1 on a GPU.
+        reduction: How the gradients of several learners are added: ordered, shard by shard in their order, to the bits
+            of one learner; all_reduce, by torch.distributed as it finds it fastest, to the same sum but for rounding.
         schedule: Who runs when; sync acts and learns in turn, with no lag; concurrent does both at once, with weights
             exactly one update old (HTS-RL); async lets collectors run ahead freely (IMPALA), up to `max_lag`.
         max_lag: Updates by which rows may be older than the learner; for schedule async.
@@ -174,6 +183,7 @@ class Config:
     lanes: int = 1
     group: int = 1
     shards: int = 0
+    reduction: Reduction = "ordered"
     schedule: Literal["sync", "concurrent", "async"] = "sync"
     max_lag: int = 4
     stale: Stale = "wait"
@@ -309,6 +319,10 @@ def _covers(config: Config) -> None:
         raise ConfigError("net.latent_from_rl=False would leave the values' own torso untrained: set net.share_torso")
     if config.schedule == "async" and config.placement.collectors == "inline":
         raise ConfigError("schedule=async needs collectors of their own: use --placement.collectors thread or process")
+    if config.placement.learners > 1 and config.placement.collectors == "inline":
+        raise ConfigError(
+            "placement.learners: with --placement.collectors inline everything is done in one thread; use thread"
+        )
     if config.schedule == "async" and config.refresh == "row" and config.placement.collectors == "ray":
         raise ConfigError("refresh=row: Ray actors take new weights before an unroll; use --refresh unroll")
 

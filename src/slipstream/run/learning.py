@@ -19,6 +19,7 @@ from slipstream.nets.actor_critic import ActorCritic
 from slipstream.nets.autoencoder import make_decoder
 from slipstream.nets.check import check_policy
 from slipstream.nets.policy import ActorCriticPolicy
+from slipstream.objective import Hire, alone
 from slipstream.reconstruction import Reconstruction
 from slipstream.rejects import Rejects
 from slipstream.replay import rows
@@ -44,6 +45,7 @@ def make_learner(
     crew: Crew,
     loader: Loader,
     device: torch.device,
+    hire: Hire = alone,
 ) -> Learner | ReplayLearner:
     """The learner that the algorithm wants, with a policy on `device`.
 
@@ -55,6 +57,7 @@ def make_learner(
         crew: Threads that differentiate.
         loader: Gathers minibatches.
         device: Where networks live.
+        hire: Finds those who differentiate some of the shards.
 
     Raises:
         ValueError: If algorithm, environments and settings don't fit together.
@@ -66,7 +69,7 @@ def make_learner(
     if algo.replays is True:
         if policy is not None:
             raise ConfigError(f"{algo.name} has a policy of its own kind: give torso=, not policy=")
-        return _replay_learner(algo, config, spec, torso, shards, crew, loader, device)
+        return _replay_learner(algo, config, spec, torso, shards, crew, loader, device, hire)
     if policy is None:
         policy = algo.make_policy(spec, config.net, torso, config.seed)
     else:
@@ -76,7 +79,7 @@ def make_learner(
             raise ConfigError(
                 "algo.reuse_forward: a policy of your own does not keep its forwards; give torso=, or set it to false"
             )
-    return _slab_learner(algo, config, spec, policy.to(device), shards, crew, loader)
+    return _slab_learner(algo, config, spec, policy.to(device), shards, crew, loader, hire)
 
 
 def _slab_learner(
@@ -87,6 +90,7 @@ def _slab_learner(
     shards: int,
     crew: Crew,
     loader: Loader,
+    hire: Hire,
 ) -> Learner:
     learner = Learner(
         algo,
@@ -101,6 +105,7 @@ def _slab_learner(
         mixer=_mixer(algo.replay, config, spec, policy, loader) if algo.replay and algo.replay.proportion else None,
         reconstruction=_reconstruction(config, spec, policy) if config.autoencoder.weight else None,
         rejects=Rejects(config.skip_gradients),
+        hire=hire,
     )
     learner.check(config.unroll)
     return learner
@@ -145,6 +150,7 @@ def _replay_learner(
     crew: Crew,
     loader: Loader,
     device: torch.device,
+    hire: Hire,
 ) -> ReplayLearner:
     policy = algo.make_policy(spec, config.net, torso, config.seed)
     critic = algo.make_critic(spec, config.net, torso, config.seed)
@@ -167,6 +173,7 @@ def _replay_learner(
         seed=config.seed,
         reward=TrainingReward(config.reward, config.num_envs, algo.gamma),
         rejects=Rejects(config.skip_gradients),
+        hire=hire,
     )
 
 

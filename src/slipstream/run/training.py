@@ -28,6 +28,7 @@ from slipstream.local import Locals
 from slipstream.nets.actor_critic import ActorCritic
 from slipstream.nets.policy import ActorCriticPolicy, Policy
 from slipstream.nets.trunk import packed
+from slipstream.objective import Objective, alone
 from slipstream.outpost import Work
 from slipstream.process_link import Processes
 from slipstream.ray_link import Actors
@@ -41,6 +42,10 @@ from slipstream.schedules.asynchronous import slabs_needed
 from slipstream.schedules.parts import Barrier
 from slipstream.standing import Standing
 from slipstream.tape import Tape
+from slipstream.team import Team
+from slipstream.team_leader import Leader
+from slipstream.team_processes import ProcessHall
+from slipstream.teammate import Duty
 from slipstream.types import Envs, Report, Weights
 from slipstream.weights import Bulletin, Replica
 
@@ -102,6 +107,7 @@ class Training:
         self._standing_anew = self._cut = False
         self.envs: Envs | None = None if remote else self._make_envs(env, jitter)
         inline = place.collectors == "inline"
+        self._team: Team | None = None
         learners, actors = _threads(config)
         self._crew = Crew(learners, before=jitter)
         # Where collecting and learning overlap, both have as many threads as there are cores: the system gives a core
@@ -112,7 +118,8 @@ class Training:
         try:
             given = env or config.env
             self.spec = self.envs.spec if self.envs else env_spec(given, config.num_envs, lanes, config.env_options)
-            self.learner = make_learner(config, self.spec, torso, policy, self._crew, self._loader, self.device)
+            about = config, self.spec, torso, policy
+            self.learner = make_learner(*about, self._crew, self._loader, self.device, self._hire)
             self.policy: Policy = self.learner.policy
             self._group = group_that_holds(self.policy, self.spec, config.group, self.device)
             if remote:
@@ -262,7 +269,31 @@ class Training:
         if self.envs is not None:
             self.envs.close()
         self._loader.close()
+        if self._team is not None:
+            self._team.close()
         self._crew.close()
+
+    def _hire(self, objective: Objective, shards: int) -> Team:
+        """Those who share the shards with the learner."""
+        count, device = self._config.placement.learners, self.device.type
+        if count == 1:
+            return alone(objective, shards)
+        if count > shards:
+            raise ConfigError(
+                f"placement.learners={count} share {shards} shards, of which each needs one: use --placement.learners "
+                f"{shards}, or more --lanes or --shards, which changes the result"
+            )
+        if device == "cuda" and torch.cuda.device_count() < count:
+            raise ConfigError(
+                f"placement.learners={count}: one GPU each is wanted, and {torch.cuda.device_count()} are here; use "
+                "fewer, or --placement.device cpu"
+            )
+        devices = [f"cuda:{rank}" if device == "cuda" else device for rank in range(1, count)]
+        duty = Duty(objective, self._crew.workers, devices, self._config.reduction)
+        hall = ProcessHall(duty, count - 1)
+        self._team = Leader(objective, hall, shards, self._config.reduction, self._config.placement.restarts)
+        self._team.start()
+        return self._team
 
     def _make_envs(self, env: EnvMaker | None, jitter: Jitter | None) -> Envs:
         """The environments of a run whose collectors are in this process."""
@@ -309,16 +340,20 @@ class Training:
         """Where collectors find weights, unless they act with the learner's own policy."""
         if self._remotes is not None:
             return Bulletin([self._remotes.publish])
-        alone = self._config.schedule == "sync" or self._config.reuses_forward  # the tapes have policies of their own
-        return None if alone else Bulletin()
+        return None if self._config.schedule == "sync" or self._keeps_forwards else Bulletin()
 
     def _tapes(self) -> list[Tape]:
-        """One per slab, if forwards are kept; graphs don't travel to other processes, where they are made again."""
-        if not self._config.reuses_forward or self._remotes is not None:
+        """One per slab, if forwards are kept; they have policies of their own to act with."""
+        if not self._keeps_forwards:
             return []
         own, lanes = self.policy, self.spec.lanes
         assert isinstance(own, ActorCritic)
         return [Tape(own if len(self.slabs) == 1 else copy.deepcopy(own), lanes) for _ in self.slabs]
+
+    @property
+    def _keeps_forwards(self) -> bool:
+        """Whether gradients go back through the forwards of acting; between processes these are made again instead."""
+        return self._config.reuses_forward and self._remotes is None and self._team is None
 
     def _begin(self, bulletin: Bulletin | None, tapes: Sequence[Tape]) -> Remotes | Locals:
         """Who collects, with all environments reset, or brought back to where they were."""
@@ -354,7 +389,8 @@ class Training:
         """A collector that acts with the learner's own policy, or with a copy that follows the bulletin."""
         assert self.envs is not None
         config = self._config
-        replica = None if bulletin is None else Replica(packed(self.policy), bulletin)
+        own = copy.deepcopy if config.reuses_forward else packed
+        replica = None if bulletin is None else Replica(own(self.policy), bulletin)
         given = Assignment(
             self.envs,
             lanes,
@@ -365,7 +401,7 @@ class Training:
             every_row=_every_row(config),
             row=row,
             device=self.device,
-            graphs=bool(tapes),
+            graphs=config.reuses_forward,
             tapes=tapes,
         )
         return make_collector(given, self._group)
@@ -391,13 +427,14 @@ def _named(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _threads(config: Config) -> tuple[int, int]:
-    """Threads that differentiate, and threads that act or wait for those who do; at most so many have work."""
+    """Threads of a learner that differentiate, and threads that act or wait for who does; at most so many have work."""
     place = config.placement
     if place.collectors == "inline":
         return 1, 1
     if place.collectors == "ray":
-        return cores(), place.workers or config.lanes // config.group
-    return place.workers or cores(), place.workers or cores()
+        return max(cores() // place.learners, 1), place.workers or config.lanes // config.group
+    workers = place.workers or cores()
+    return max(workers // place.learners, 1), workers
 
 
 def _every_row(config: Config) -> bool:

@@ -78,7 +78,7 @@ def verify(
     Args:
         config: What to run; its own placement counts for what placements do not name (`env_workers`, `device`).
         updates: Updates of every run.
-        placements: `inline`, `thread:N`, `process:N` or `ray:N`.
+        placements: `inline`, `thread:N`, `process:N`, `ray:N` or `learners:N`.
         delay: Longest delay to inject before a step of a lane or a task of a worker or loader, in seconds.
         own: A user's own pieces.
 
@@ -124,10 +124,14 @@ def placement_of(name: str, placement: Placement) -> Placement:
     """
     kind, _, count = name.partition(":")
     if kind == "inline" and not count:
-        return replace(placement, collectors="inline", workers=1, loaders=0)
+        return replace(placement, collectors="inline", workers=1, loaders=0, learners=1)
+    if kind == "learners" and count.isdecimal() and int(count):
+        return replace(placement, collectors="thread", learners=int(count))
     if kind in ("thread", "process", "ray") and count.isdecimal() and int(count):
         return replace(placement, collectors=kind, workers=int(count), loaders=int(count))
-    raise ConfigError(f"unknown placement {name!r}: expected inline, thread:N, process:N or ray:N, as in thread:2")
+    raise ConfigError(
+        f"unknown placement {name!r}: expected inline, thread:N, process:N, ray:N or learners:N, as in thread:2"
+    )
 
 
 def first_difference(update: int, expected: Fingerprint, found: Fingerprint) -> str | None:

@@ -1,0 +1,75 @@
+"""Teammates in processes of this machine: told what to do through pipes; the kernel ends them if the driver dies."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import weakref
+from collections.abc import Sequence
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from slipstream import process
+from slipstream.team_leader import Tie
+from slipstream.teammate import Duty, Meeting, require_nobody
+
+_MEETING_SECONDS = 60.0
+
+
+class ProcessHall:
+    """Processes of this machine, and files by which they find each other; satisfies `Hall`.
+
+    Args:
+        duty: What they are to do.
+        others: How many.
+
+    Raises:
+        NotPortable: The networks can't be sent to another process.
+        RuntimeError: torch.distributed is in use in this process.
+    """
+
+    def __init__(self, duty: Duty, others: int) -> None:
+        require_nobody()
+        ranks = range(1, others + 1)
+        need, instead = "several learners need networks", "--placement.learners 1"
+        setups = [process.pickled((duty, rank), need, instead) for rank in ranks]
+        children = process.Children("slipstream.teammate_process", process.anonymous_file())
+        self._ended = weakref.finalize(self, children.close)
+        self._folder = tempfile.TemporaryDirectory(prefix="slipstream-")
+        self._numbers = count()
+        self.ties: Sequence[Tie] = [ProcessTie(children, *both) for both in zip(setups, ranks, strict=True)]
+
+    def meeting(self) -> Meeting:
+        """A file that is not there yet."""
+        file = Path(self._folder.name, str(next(self._numbers)))
+        return Meeting(file.as_uri(), len(self.ties) + 1, _MEETING_SECONDS)
+
+    def close(self) -> None:
+        """Ends the processes within a few seconds; the second call does nothing."""
+        self._ended()
+        self._folder.cleanup()
+
+
+class ProcessTie(process.Tie):
+    """The tie to one process; satisfies `team_leader.Tie`.
+
+    Args:
+        children: To start it among.
+        setup: What it is told once.
+        rank: Its number among the learners.
+    """
+
+    def __init__(self, children: process.Children, setup: bytes, rank: int) -> None:
+        super().__init__(children, setup)
+        self._rank = rank
+
+    @property
+    def name(self) -> str:
+        """What to call it in messages."""
+        return f"learner {self._rank} (process {self.pid})"
+
+    def answer(self) -> Any:
+        """The answer, once it has come."""
+        content = self.content()
+        return json.loads(content) if content else None

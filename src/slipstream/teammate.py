@@ -1,0 +1,167 @@
+"""A learner that differentiates shards for another one, whatever ties the two together.
+
+    first learner                                   teammate r
+    told(order, parts), and what has changed     -> gradients of its shards
+    adds, clips, applies, says what changed      <- gradients, shard by shard, or added up
+
+Parameters and optimisers are the first learner's: a teammate can be replaced at any time, and nothing is lost. Tensors
+go through torch.distributed; that there is something to receive is said on the tie.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from slipstream import parcel
+from slipstream.crew import Crew
+from slipstream.descent import Gradient, added, gradients
+from slipstream.loader import mapped
+from slipstream.objective import Objective
+from slipstream.team import Reduction
+
+_INTERFACE = "GLOO_SOCKET_IFNAME"
+_LOOPBACK = "lo" if sys.platform == "linux" else "lo0"
+
+
+@dataclass(frozen=True)
+class Duty:
+    """What a teammate is told once.
+
+    Attributes:
+        objective: What is differentiated, with networks of any weights: they come with what is first asked.
+        threads: That differentiate.
+        devices: Where networks live, by rank from 1 on.
+        reduction: Whether gradients travel shard by shard, or are added up on the way.
+    """
+
+    objective: Objective
+    threads: int
+    devices: Sequence[str]
+    reduction: Reduction
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """Where learners meet.
+
+    Attributes:
+        url: `file://...` on one machine, `tcp://HOST:PORT` of the first learner elsewhere.
+        size: Learners.
+        seconds: To wait for the others, and for a message to come through.
+    """
+
+    url: str
+    size: int
+    seconds: float
+
+    def join(self, rank: int) -> None:
+        """Waits for all, as number `rank`; the first is 0.
+
+        Raises:
+            RuntimeError: They did not come in time.
+        """
+        before = os.environ.get(_INTERFACE)
+        if self.url.startswith("file:"):
+            os.environ[_INTERFACE] = _LOOPBACK  # nobody else can connect
+        try:
+            limit = timedelta(seconds=self.seconds)
+            dist.init_process_group("gloo", self.url, timeout=limit, world_size=self.size, rank=rank)
+        finally:
+            os.environ.pop(_INTERFACE, None)
+            if before is not None:
+                os.environ[_INTERFACE] = before
+
+
+def require_nobody() -> None:
+    """Makes sure that there is no other group of processes.
+
+    Raises:
+        RuntimeError: There is.
+    """
+    if dist.is_initialized():
+        raise RuntimeError(
+            "several learners need torch.distributed to themselves, and this process has a process group already: "
+            "call torch.distributed.destroy_process_group() before, or use placement.learners=1"
+        )
+
+
+class Teammate:
+    """What a teammate holds.
+
+    Args:
+        duty: What it is to do.
+        rank: Its number, from 1 on.
+    """
+
+    def __init__(self, duty: Duty, rank: int) -> None:
+        self._objective, self._reduction = duty.objective, duty.reduction
+        self._device = torch.device(duty.devices[rank - 1])
+        for name in duty.objective.modules:
+            duty.objective.module(name).to(self._device)
+        self._crew = Crew(duty.threads)
+        self._told: Tensor | None = None
+        self._sum: Tensor | None = None
+
+    def differentiate(self, size: int, news: int) -> int:
+        """Receives parts of a minibatch and differentiates them; `deliver` is to follow.
+
+        Args:
+            size: Bytes of the order with its parts.
+            news: Bytes of what has changed before; 0 for nothing.
+
+        Returns:
+            Bytes of what there is to deliver.
+        """
+        wanted = torch.empty(size, dtype=torch.uint8)
+        dist.recv(wanted, 0)
+        if news:
+            changed = torch.empty(news, dtype=torch.uint8)
+            dist.broadcast(changed, 0)
+            self._take(parcel.unpack(changed))
+        order, parts = parcel.unpack(wanted)
+        parts = mapped(lambda leaf: leaf.to(self._device), parts)
+        by = self._objective.parameters(order)
+        found = gradients(self._crew, self._objective.losses(order, parts), by)
+        if self._reduction == "all_reduce":
+            total = added(found)
+            self._sum = flat(total).cpu()
+            found = [Gradient([], total.metrics, total.errors)]
+        self._told = parcel.pack(found)
+        return len(self._told)
+
+    def deliver(self) -> None:
+        """Sends what was found."""
+        assert self._told is not None, "nothing was differentiated"
+        dist.send(self._told, 0)
+        if self._sum is not None:
+            dist.reduce(self._sum, 0)
+
+    def close(self) -> None:
+        """Ends its threads."""
+        self._crew.close()
+
+    @torch.no_grad()
+    def _take(self, changed: dict[str, list[Tensor]]) -> None:
+        for name, values in changed.items():
+            for mine, value in zip(section(self._objective, name), values, strict=True):
+                mine.copy_(value)
+
+
+def section(objective: Objective, name: str) -> list[Any]:
+    """The tensors of `MODULE.parameters` or `MODULE.buffers`."""
+    module, _, kind = name.rpartition(".")
+    return list(getattr(objective.module(module), kind)())
+
+
+def flat(gradient: Gradient) -> Tensor:
+    """All numbers of a gradient, `[n]`, in the order of the parameters' memory."""
+    return torch.cat([parcel.in_memory_order(tensor) for tensor in gradient.tensors])

@@ -1,0 +1,188 @@
+"""Several learners: the bits of one, or its sum but for rounding; faults of theirs cost nothing but time."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from slipstream.run import training as runs
+from slipstream.run.config import ConfigError
+from slipstream.run.presets import configure
+from slipstream.run.training import Training
+from slipstream.team_leader import Leader, LearnerError
+
+SIZE = {"num_envs": 8, "lanes": 4, "shards": 4, "placement.workers": 2, "net.hidden": (7,)}
+SLAB = {**SIZE, "unroll": 6}
+REPLAY = {**SIZE, "unroll": 4, "algo.replay.learning_starts": 40, "algo.batch_size": 16, "algo.replay.capacity": 2000}
+CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "ppo": ("ppo", "CartPole-v1", {**SLAB, "algo.epochs": 2, "algo.batch_size": 16, "net.normalize_obs": True}),
+    "a2c, delayed": ("a2c", "CartPole-v1", {**SLAB, "schedule": "concurrent"}),
+    "a2c, reused": ("a2c", "CartPole-v1", {**SLAB, "schedule": "concurrent", "algo.reuse_forward": True}),
+    "ppo, recurrent": ("ppo", "CartPole-v1", {**SLAB, "net.core": "lstm", "algo.epochs": 2, "algo.batch_size": 24}),
+    "impala": ("impala", "CartPole-v1", {**SLAB, "schedule": "concurrent"}),
+    "appo, replay": (
+        "appo",
+        "CartPole-v1",
+        {**SLAB, "schedule": "concurrent", "algo.batch_size": 48, "algo.replay.proportion": 1.0}
+        | {"algo.replay.capacity": 1000, "algo.replay.clone_policy": 0.1},
+    ),
+    "auto-encoder": (
+        "ppo",
+        "toy:catch",
+        {**SLAB, "algo.batch_size": 24, "autoencoder.weight": 1.0, "autoencoder.variational": True, "net.latent": 5}
+        | {"net.torso": "impala_resnet"},
+    ),
+    "dqn": ("dqn", "CartPole-v1", {**REPLAY, "algo.dueling": True, "algo.replay.alpha": 0.6}),
+    "rainbow": ("rainbow", "CartPole-v1", REPLAY),
+    "r2d2": ("r2d2", "CartPole-v1", {**REPLAY, "unroll": 10, "algo.burn_in": 10, "algo.length": 20}),
+    "sac": ("sac", "Pendulum-v1", {**REPLAY, "unroll": 2}),
+    "td3": ("td3", "Pendulum-v1", {**REPLAY, "unroll": 2, "schedule": "concurrent"}),
+}
+
+
+def run(
+    case: str, learners: int, updates: int, torso: nn.Module | None = None, **changes: Any
+) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
+    """State of the learner after so many updates, and the metrics of the last."""
+    algo, env, settings = CASES[case]
+    config = configure(algo, env, {**settings, "placement.learners": learners, **changes})
+    with closing(Training(config, torso=torso)) as training:
+        for report in training:
+            if training.learner.version == updates:
+                return training.learner.state()[0], report.metrics
+    raise AssertionError("the run ended too soon")
+
+
+def teammates() -> list[int]:
+    return [child.pid for child in psutil.Process().children() if "teammate" in " ".join(child.cmdline())]
+
+
+def same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
+    assert found.keys() == expected.keys()
+    return all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+@pytest.mark.parametrize(
+    ("case", "learners"),
+    [("ppo", 2), ("a2c, delayed", 2), ("dqn", 4)]
+    + [pytest.param(case, 2, marks=pytest.mark.slow) for case in CASES if case not in ("ppo", "a2c, delayed", "dqn")]
+    + [pytest.param("ppo", 4, marks=pytest.mark.slow)],
+)
+def test_number_of_learners_changes_no_bit(case: str, learners: int) -> None:
+    alone, _ = run(case, 1, 20)
+    shared, metrics = run(case, learners, 20)
+    assert metrics["faults/learner_restarts"] == 0
+    assert same(shared, alone)
+    assert not teammates()
+    assert not dist.is_initialized()
+
+
+@pytest.mark.parametrize("case", ["ppo", pytest.param("rainbow", marks=pytest.mark.slow)])
+def test_all_reduce_is_the_same_sum_but_for_rounding(case: str) -> None:
+    alone, _ = run(case, 1, 3)
+    shared, _ = run(case, 3, 3, reduction="all_reduce")
+    assert not same(shared, alone)
+    for name, value in alone.items():
+        if value.is_floating_point() and not name.startswith("optimizer"):
+            torch.testing.assert_close(shared[name], value, rtol=1e-5, atol=1e-6)
+
+
+class Faulty(nn.Module):
+    """A torso that does something at its n-th forward in another process than that in which it was made, and once."""
+
+    def __init__(self, marker: Path, forward: int, fault: Callable[[], None]) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.weight = nn.Parameter(torch.randn(4, 7, generator=generator))
+        self._home, self._marker, self._left, self._fault = os.getpid(), marker, forward, fault
+
+    def forward(self, obs: Tensor) -> Tensor:
+        if os.getpid() != self._home:
+            self._left -= 1
+            if self._left == 0 and not self._marker.exists():
+                self._marker.touch()
+                self._fault()
+        return torch.tanh(obs @ self.weight)
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def hang() -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def fail() -> None:
+    raise ArithmeticError("planted")
+
+
+@pytest.mark.parametrize(
+    ("fault", "reduction"),
+    [
+        pytest.param(die, "ordered", id="dies"),
+        pytest.param(hang, "ordered", id="hangs", marks=pytest.mark.slow),
+        pytest.param(die, "all_reduce", id="dies, all_reduce", marks=pytest.mark.slow),
+    ],
+)
+def test_a_learner_that_dies_or_hangs_is_replaced_and_costs_no_bit(
+    fault: Callable[[], None], reduction: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def impatient(*args: Any) -> Leader:
+        return Leader(*args, seconds=20.0 if fault is hang else 300.0)
+
+    monkeypatch.setattr(runs, "Leader", impatient)
+    marker = tmp_path / "done"
+    alone, _ = run("ppo", 2, 4, Faulty(tmp_path / "never", 0, fault), reduction=reduction)
+    shared, metrics = run("ppo", 2, 4, Faulty(marker, 9, fault), reduction=reduction)
+    assert marker.exists()
+    assert metrics["faults/learner_restarts"] == 1
+    assert same(shared, alone)
+    assert not teammates()
+
+
+def test_without_restarts_a_learner_that_dies_ends_the_run(tmp_path: Path) -> None:
+    with pytest.raises(LearnerError, match=r"learner 1 \(process \d+\) was killed by SIGKILL"):
+        run("ppo", 2, 4, Faulty(tmp_path / "done", 3, die), **{"placement.restarts": 0})
+    assert not teammates()
+    assert not dist.is_initialized()
+
+
+def test_an_error_of_a_learner_reaches_the_user_with_its_traceback(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"(?s)planted.*in learner 1 \(process \d+\):.*ArithmeticError") as caught:
+        run("ppo", 2, 4, Faulty(tmp_path / "done", 3, fail))
+    assert "in fail" in str(caught.value)
+    assert not teammates()
+
+
+def test_more_learners_than_shards_are_refused() -> None:
+    config = configure("ppo", "CartPole-v1", {**SLAB, "algo.batch_size": 16, "placement.learners": 5})
+    with pytest.raises(ConfigError, match=r"placement\.learners=5 share 4 shards.*--placement\.learners 4"):
+        Training(config)
+    assert not teammates()
+
+
+def test_learners_inline_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"placement\.learners: with --placement\.collectors inline"):
+        configure("ppo", "CartPole-v1", {"placement.learners": 2, "placement.collectors": "inline"})
+
+
+def test_another_process_group_is_refused(tmp_path: Path) -> None:
+    config = configure("ppo", "CartPole-v1", {**SLAB, "algo.batch_size": 16, "placement.learners": 2})
+    dist.init_process_group("gloo", (tmp_path / "store").as_uri(), rank=0, world_size=1)
+    try:
+        with pytest.raises(RuntimeError, match=r"torch\.distributed to themselves.*destroy_process_group"):
+            Training(config)
+    finally:
+        dist.destroy_process_group()
+    assert not teammates()
