@@ -43,7 +43,7 @@ def tensors() -> dict[str, Tensor]:
 @pytest.mark.parametrize("name", tensors())
 def test_a_tensor_comes_out_as_it_went_in(name: str) -> None:
     given = tensors()[name]
-    found = parcel.unpack(parcel.pack(given))
+    found = parcel.unpack(*parcel.pack(given))
     assert found.dtype == given.dtype
     assert torch.equal(found, given)
     assert not found.requires_grad
@@ -52,12 +52,12 @@ def test_a_tensor_comes_out_as_it_went_in(name: str) -> None:
 
 def test_the_order_of_memory_is_kept() -> None:
     given = tensors()["channels last"]
-    assert parcel.unpack(parcel.pack(given)).stride() == given.stride() != given.contiguous().stride()
+    assert parcel.unpack(*parcel.pack(given)).stride() == given.stride() != given.contiguous().stride()
 
 
 def test_what_holds_tensors_comes_out_with_them() -> None:
     given = Thing("a", torch.ones(2, 3), {"pair": Pair(torch.zeros(3, dtype=torch.bool), 0.5), "rest": [None, (1,)]})
-    found = parcel.unpack(parcel.pack((given, 7)))
+    found = parcel.unpack(*parcel.pack((given, 7)))
     assert found[1] == 7
     assert found[0].name == "a"
     assert torch.equal(found[0].numbers, given.numbers)
@@ -68,13 +68,13 @@ def test_what_holds_tensors_comes_out_with_them() -> None:
 
 def test_a_parcel_is_the_only_memory_of_what_comes_out() -> None:
     given = torch.zeros(5)
-    sent = parcel.pack([given, given])
+    letter, sent = parcel.pack([given, given])
     given.fill_(1.0)
-    first, second = parcel.unpack(sent)
+    first, second = parcel.unpack(letter, sent)
     assert not first.any()
     first.fill_(2.0)
     assert not second.any()
-    assert parcel.unpack(sent)[0][0] == 2.0
+    assert parcel.unpack(letter, sent)[0][0] == 2.0
 
 
 def test_numbers_in_the_order_of_memory() -> None:

@@ -126,13 +126,13 @@ def test_a_metric_is_the_mean_over_the_gradient_steps_that_had_it(
 ) -> None:
     """The actor of TD3 has a loss in every third of them, and only there."""
     student = learner(TD3(batch_size=8, policy_delay=3, replay=replace(SMALL, ratio=1.0)))
-    step, had = student._gradient_step, list[dict[str, torch.Tensor]]()
+    step, had = student._apply, list[dict[str, torch.Tensor]]()
 
     def noted(*given: Any) -> dict[str, torch.Tensor]:
         had.append(step(*given))
         return had[-1]
 
-    monkeypatch.setattr(student, "_gradient_step", noted)
+    monkeypatch.setattr(student, "_apply", noted)
     compared = 0
     for each in slabs(student, 6, actions=CONTINUOUS):
         had.clear()

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from slipstream.descent import Descent, Gradient
 from slipstream.run import training as runs
 from slipstream.run.config import ConfigError
 from slipstream.run.presets import configure
@@ -24,6 +25,7 @@ from slipstream.team_leader import Leader, LearnerError
 SIZE = {"num_envs": 8, "lanes": 4, "shards": 4, "placement.workers": 2, "net.hidden": (7,)}
 SLAB = {**SIZE, "unroll": 6}
 REPLAY = {**SIZE, "unroll": 4, "algo.replay.learning_starts": 40, "algo.batch_size": 16, "algo.replay.capacity": 2000}
+SLABS = ("ppo", "a2c, delayed")
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "ppo": ("ppo", "CartPole-v1", {**SLAB, "algo.epochs": 2, "algo.batch_size": 16, "net.normalize_obs": True}),
     "a2c, delayed": ("a2c", "CartPole-v1", {**SLAB, "schedule": "concurrent"}),
@@ -38,9 +40,9 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
     "auto-encoder": (
         "ppo",
-        "toy:catch",
+        "ALE/Pong-v5",
         {**SLAB, "algo.batch_size": 24, "autoencoder.weight": 1.0, "autoencoder.variational": True, "net.latent": 5}
-        | {"net.torso": "impala_resnet"},
+        | {"net.torso": "nips_cnn"},
     ),
     "dqn": ("dqn", "CartPole-v1", {**REPLAY, "algo.dueling": True, "algo.replay.alpha": 0.6}),
     "rainbow": ("rainbow", "CartPole-v1", REPLAY),
@@ -148,6 +150,40 @@ def test_a_learner_that_dies_or_hangs_is_replaced_and_costs_no_bit(
     assert marker.exists()
     assert metrics["faults/learner_restarts"] == 1
     assert same(shared, alone)
+    assert not teammates()
+
+
+@pytest.mark.parametrize(
+    ("case", "learners"),
+    [
+        ("ppo", 2),
+        *(pytest.param(case, 3, marks=pytest.mark.slow) for case in ("a2c, delayed", "dqn", "rainbow", "td3")),
+    ],
+)
+def test_asynchronous_learners_take_every_gradient_once(
+    case: str, learners: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also those that one was asked for when it died; and some are of parameters that lack another one."""
+    steps: list[int] = []
+
+    def noted(
+        descent: Descent, gradient: Gradient, lr: float, update: int, apply: Callable[..., Tensor] = Descent.apply
+    ) -> Tensor:
+        steps.append(update)
+        return apply(descent, gradient, lr, update)
+
+    monkeypatch.setattr(Descent, "apply", noted)
+    torso = Faulty(tmp_path / "done", 7, die) if case == "ppo" else None
+    alone, expected = run(case, 1, 6)
+    count = len(steps)
+    shared, metrics = run(case, learners, 6, torso, reduction="asynchronous")
+    late = 2 * count - len(steps)  # not there yet
+    assert 0 <= late < learners if case in SLABS else late == 0
+    assert metrics.get("train/gradient_steps") == expected.get("train/gradient_steps")
+    assert metrics["faults/learner_restarts"] == (torso is not None)
+    assert torso is not None or not same(shared, alone)
+    assert metrics["lag/gradients_max"] > 0 if case != "a2c, delayed" else True
+    assert metrics["lag/gradients_mean"] <= metrics["lag/gradients_max"] < count
     assert not teammates()
 
 

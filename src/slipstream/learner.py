@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
+from itertools import count
 from typing import Any, Protocol
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 from slipstream import dice, tree
 from slipstream.algos.algorithm import Batch, Evaluation, ShardShape, SlabAlgorithm, acted
 from slipstream.crew import Crew
-from slipstream.descent import Descent, ShardLoss, gradients, under
+from slipstream.descent import Descent, Gradient, gradients, under
 from slipstream.loader import Loader, mapped
 from slipstream.minibatches import Pick, SlabRows
 from slipstream.nets.policy import ActorCriticPolicy, Policy
@@ -26,7 +27,7 @@ from slipstream.replay.mixer import Mixer
 from slipstream.replay.windows import Windows
 from slipstream.rewards import TrainingReward
 from slipstream.tape import Tape, Told
-from slipstream.team import Order
+from slipstream.team import Ask, Order
 from slipstream.types import Trajectory, Weights
 from slipstream.weights import copy_into
 
@@ -222,20 +223,19 @@ class Learner:
         seen, reward = replace(whole, valid=valid), self._reward(whole.reward)
         prepared = algorithm.prepare(seen, reward, partial(self._evaluate, whole))
         rows = SlabRows(whole, valid, prepared.columns, self.policy.recurrent, algorithm.bootstraps)
-        order = self._order(behaviour, progress)
-        parameters = self._objective.parameters(order)
+        self._show(behaviour)
+        own = partial(self._differentiate, behaviour)
         sums: dict[str, Tensor] = {}
         minibatches = 0
-        with closing(self._loader.load(self._gathers(rows))) as batches:
-            for batch in batches:
-                own = batch[: self._team.ask(order, batch)]
-                losses = self._losses(order, own, behaviour)
-                gradient = self._team.total(gradients(self._crew, losses, parameters))
+        with ExitStack() as stack:
+            batches = stack.enter_context(closing(self._loader.load(self._gathers(rows))))
+            orders = (Order(progress, number, delayed=behaviour is not None) for number in count())
+            asks = (Ask(*both) for both in zip(orders, batches, strict=False))
+            for ask, gradient in stack.enter_context(closing(self._team.gradients(asks, own, all_now=False))):
                 if algorithm.stop(gradient.metrics):
                     break
-                norm = self.rejects.take(
-                    partial(self._descent.apply, gradient, lr), self.version + 1, self.policy, batch
-                )
+                apply = partial(self._descent.apply, gradient, lr)
+                norm = self.rejects.take(apply, self.version + 1, self.policy, ask.parts)
                 if norm is None:
                     continue
                 self._team.changed("policy.parameters", "decoder.parameters")
@@ -327,22 +327,22 @@ class Learner:
         drawn = self._reconstruction.with_dice
         return [drawn(batch, self.version, number, shard) for shard, batch in enumerate(batches)]
 
-    def _order(self, behaviour: Policy | Tape | None, progress: float) -> Order:
-        """What gradients of this update are taken of."""
-        if behaviour is None:
-            return Order(progress)
-        self._objective.behaviour = behaviour.policy if isinstance(behaviour, Tape) else behaviour
-        self._team.changed("behaviour.parameters", "behaviour.buffers")
-        return Order(progress, delayed=True)
+    def _show(self, behaviour: Policy | Tape | None) -> None:
+        """Says which policy acted, if gradients are to be evaluated there."""
+        if behaviour is not None:
+            self._objective.behaviour = behaviour.policy if isinstance(behaviour, Tape) else behaviour
+            self._team.changed("behaviour.parameters", "behaviour.buffers")
 
-    def _losses(
-        self, order: Order, parts: Sequence[Batch], behaviour: Policy | Tape | None
-    ) -> list[Callable[[], ShardLoss]]:
-        """The losses of this learner's shards: of what was said of their rows, if there is a tape of that."""
-        if not isinstance(behaviour, Tape):
-            return self._objective.losses(order, parts)
-        told = [Told(rows) for rows in behaviour.lanes]
-        return [self._objective.loss(order, judge, part) for judge, part in zip(told, parts, strict=True)]
+    def _differentiate(
+        self, behaviour: Policy | Tape | None, order: Order, parts: Sequence[Batch]
+    ) -> Sequence[Gradient]:
+        """The gradients of shards: through what was said of their rows, if there is a tape of that."""
+        if isinstance(behaviour, Tape):
+            told = zip((Told(rows) for rows in behaviour.lanes), parts, strict=True)
+            losses = [self._objective.loss(order, judge, part) for judge, part in told]
+        else:
+            losses = self._objective.losses(order, parts)
+        return gradients(self._crew, losses, self._objective.parameters(order))
 
     def _shards(self, trajectory: Trajectory) -> list[slice]:
         """Columns of each shard."""

@@ -1,54 +1,55 @@
-"""Objects with tensors in them as one tensor of bytes, for what carries tensors only; between processes of one run.
+"""Objects in two parts, between processes of one run: their numbers, as one tensor of bytes, and all else.
 
-    int64 [n], sizes of n pieces | pickle of everything but numbers | numbers of the first tensor | of the second | ...
+    letter     a pickle, for ways that only this run's processes can write to: it is obeyed when it is read
+    numbers    what is in the tensors, one after the other, for what carries tensors fast; nothing in them is obeyed
 
-Every piece begins at a multiple of 64 bytes, as PyTorch aligns its own memory: kernels may round differently elsewhere.
-Tensors keep the order of their numbers in memory (channels last, say). What is unpacked lies in the parcel's memory.
-
-Unpacking runs what a pickle says: parcels are for processes that this run has started, never for files.
+Every tensor begins at a multiple of 64 bytes, as PyTorch aligns its own memory: kernels may round differently
+elsewhere. Tensors keep the order of their numbers in memory (channels last, say). What is unpacked lies in the memory
+of `numbers`.
 """
 
 from __future__ import annotations
 
 import io
 import pickle
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 _ALIGNMENT = 64
 
 
-def pack(content: object) -> Tensor:
-    """`content` as uint8 `[n]`.
+class Letter(NamedTuple):
+    """What is said of numbers.
+
+    Attributes:
+        size: Bytes of numbers.
+        content: The pickle.
+    """
+
+    size: int
+    content: bytes
+
+
+def pack(content: object) -> tuple[Letter, Tensor]:
+    """The two parts of `content`; the numbers are uint8 `[size]`.
 
     Args:
-        content: Dataclasses, named tuples, trees and plain values, with tensors of any kind of dense memory in them.
+        content: Dataclasses, named tuples, trees and plain values, with tensors in them.
     """
-    numbers: list[Tensor] = []
-    skeleton = io.BytesIO()
-    _Pickler(skeleton, numbers).dump(content)
-    head = torch.frombuffer(bytearray(skeleton.getvalue()), dtype=torch.uint8)
-    pieces = [head, *(part.view(torch.uint8) for part in numbers)]
-    sizes = torch.tensor([len(pieces), *(len(piece) for piece in pieces)])
-    pieces.insert(0, sizes.view(torch.uint8))
-    parcel = torch.empty(sum(_aligned(len(piece)) for piece in pieces), dtype=torch.uint8)
-    start = 0
-    for piece in pieces:
-        parcel[start : start + len(piece)] = piece
-        start += _aligned(len(piece))
-    return parcel
+    file = io.BytesIO()
+    pickler = _Pickler(file)
+    pickler.dump(content)
+    numbers = torch.empty(pickler.size, dtype=torch.uint8)
+    for start, piece in pickler.pieces:
+        numbers[start : start + len(piece)] = piece
+    return Letter(pickler.size, file.getvalue()), numbers
 
 
-def unpack(parcel: Tensor) -> Any:
-    """What was packed; its tensors share the parcel's memory."""
-    count = int(parcel[:8].view(torch.int64))
-    sizes = [8 * (count + 1), *parcel[8 : 8 * (count + 1)].view(torch.int64).tolist()]
-    starts = np.cumsum([0, *(_aligned(size) for size in sizes)])
-    pieces = [parcel[start : start + size] for start, size in zip(starts, sizes, strict=False)]
-    return _Unpickler(io.BytesIO(pieces[1].numpy().tobytes()), pieces[2:]).load()
+def unpack(letter: Letter, numbers: Tensor) -> Any:
+    """What was packed; its tensors share the memory of `numbers`."""
+    return _Unpickler(io.BytesIO(letter.content), numbers).load()
 
 
 def in_memory_order(tensor: Tensor) -> Tensor:
@@ -68,24 +69,34 @@ def _dense(tensor: Tensor) -> Tensor:
 
 
 class _Pickler(pickle.Pickler):
-    def __init__(self, file: io.BytesIO, numbers: list[Tensor]) -> None:
+    """Puts numbers aside.
+
+    Attributes:
+        size: Of all, in bytes.
+        pieces: Where each tensor's begin, and they, uint8.
+    """
+
+    def __init__(self, file: io.BytesIO) -> None:
         super().__init__(file, protocol=pickle.HIGHEST_PROTOCOL)
-        self._numbers = numbers
+        self.size = 0
+        self.pieces: list[tuple[int, Tensor]] = []
 
     def persistent_id(self, obj: object) -> object:
         if not isinstance(obj, Tensor):
             return None
-        dense = _dense(obj)
-        self._numbers.append(in_memory_order(dense))
-        return len(self._numbers) - 1, dense.dtype, tuple(dense.shape), dense.stride()
+        dense, start = _dense(obj), self.size
+        piece = in_memory_order(dense).view(torch.uint8)
+        self.pieces.append((start, piece))
+        self.size += _aligned(len(piece))
+        return start, len(piece), dense.dtype, tuple(dense.shape), dense.stride()
 
 
 class _Unpickler(pickle.Unpickler):
-    def __init__(self, file: io.BytesIO, pieces: list[Tensor]) -> None:
+    def __init__(self, file: io.BytesIO, numbers: Tensor) -> None:
         super().__init__(file)
-        self._pieces = pieces
+        self._numbers = numbers
 
     def persistent_load(self, pid: Any) -> Tensor:
-        number, dtype, shape, stride = pid
-        flat = self._pieces[number].view(dtype)
+        start, size, dtype, shape, stride = pid
+        flat = self._numbers[start : start + size].view(dtype)
         return flat.as_strided(shape, stride, flat.storage_offset())

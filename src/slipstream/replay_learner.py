@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from fractions import Fraction
 from functools import partial
 from typing import Any
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from slipstream import dice, tree
 from slipstream.algos.replaying import Networks, ReplayAlgorithm, Replayed
 from slipstream.crew import Crew
-from slipstream.descent import Descent, gradients, under
+from slipstream.descent import Descent, Gradient, gradients, under
 from slipstream.learner import snapshot
 from slipstream.loader import Loader
 from slipstream.nets.policy import ExploringPolicy, Policy
@@ -26,7 +26,7 @@ from slipstream.replay.options import LEAST_RATIO
 from slipstream.replay.windows import Drawn, Windows
 from slipstream.rewards import TrainingReward
 from slipstream.tape import Tape
-from slipstream.team import KINDS, Order
+from slipstream.team import KINDS, Ask, Order
 from slipstream.types import Trajectory, Weights
 
 
@@ -148,10 +148,13 @@ class ReplayLearner:
         due = self._due()
         waited = self._loader.waited
         if due:
-            drawn = self._draw(due, progress)
-            with closing(self._loader.load(self._gathers(drawn))) as batches:
-                for number, batch in enumerate(batches):
-                    for name, value in self._gradient_step(batch, drawn, number, progress, lr).items():
+            drawn, first = self._draw(due, progress), self._gradient_steps
+            with ExitStack() as stack:
+                batches = stack.enter_context(closing(self._loader.load(self._gathers(drawn))))
+                asks = self._asks(batches, first, progress)
+                found = stack.enter_context(closing(self._team.gradients(asks, self._differentiate, all_now=True)))
+                for ask, gradient in found:
+                    for name, value in self._apply(ask, gradient, drawn, ask.order.step - first, lr).items():
                         sums[name] = sums[name] + value if name in sums else value
                         counts[name] = counts.get(name, 0) + 1
         self.policy.observe(tree.map(lambda leaf: leaf[:-1], trajectory.obs), trajectory.valid)
@@ -252,25 +255,35 @@ class ReplayLearner:
 
         return (partial(gather, number) for number in range(len(drawn.slot)))
 
-    def _gradient_step(
-        self, batch: Sequence[Replayed[Any]], drawn: Drawn, number: int, progress: float, lr: float
-    ) -> dict[str, Tensor]:
-        """All phases for one batch, then targets and priorities; returns metrics."""
+    def _asks(self, batches: Iterator[Sequence[Replayed[Any]]], first: int, progress: float) -> Iterator[Ask]:
+        """All phases of all batches, whose gradient steps are numbered from `first` on."""
+        for number, batch in enumerate(batches, first):
+            self._renoise("learn", number)
+            for place in range(len(self._algorithm.phases(number))):
+                yield Ask(Order(progress, number, place), batch)
+
+    def _differentiate(self, order: Order, parts: Sequence[Replayed[Any]]) -> Sequence[Gradient]:
+        """The gradients of shards."""
+        return gradients(self._crew, self._objective.losses(order, parts), self._objective.parameters(order))
+
+    def _apply(self, ask: Ask, gradient: Gradient, drawn: Drawn, number: int, lr: float) -> dict[str, Tensor]:
+        """The step of one phase, and priorities of the windows; after the last one targets. Returns metrics."""
+        phases = self._algorithm.phases(ask.order.step)
+        part = phases[ask.order.phase].part
+        apply = partial(self._descents[part].apply, gradient, lr)
+        norm = self.rejects.take(apply, self.version + 1, self._networks, ask.parts, part)
         metrics: dict[str, Tensor] = {}
-        self._renoise("learn")
-        for place, phase in enumerate(self._algorithm.phases(self._gradient_steps)):
-            descent, order = self._descents[phase.part], Order(progress, self._gradient_steps, place)
-            own = batch[: self._team.ask(order, batch)]
-            losses = self._objective.losses(order, own)
-            gradient = self._team.total(gradients(self._crew, losses, descent.parameters))
-            apply = partial(descent.apply, gradient, lr)
-            norm = self.rejects.take(apply, self.version + 1, self._networks, batch, phase.part)
-            if norm is None:
-                continue
-            self._team.changed(f"{phase.part.partition('.')[0]}.parameters")
-            metrics |= gradient.metrics | {f"grad_norm/{phase.part}": norm}
+        if norm is not None:
+            self._team.changed(f"{part.partition('.')[0]}.parameters")
+            metrics = gradient.metrics | {f"grad_norm/{part}": norm}
             if gradient.errors is not None and self._algorithm.replay.alpha > 0:
                 self._windows.reprioritise(drawn.slot[number], drawn.row[number], gradient.errors.cpu().numpy())
+        if ask.order.phase == len(phases) - 1:
+            self._end_step()
+        return metrics
+
+    def _end_step(self) -> None:
+        """Counts a gradient step, and has the targets follow."""
         pace = 1 / self._ratio
         before, now = (float(self._begins + (self._gradient_steps + ahead) * pace) for ahead in (0, 1))
         mix = self._algorithm.target_mix(self._gradient_steps, before, now)
@@ -278,16 +291,12 @@ class ReplayLearner:
             self._follower.follow(mix)
             self._team.changed(*(f"target.{name}.{kind}" for name in ("policy", "critic") for kind in KINDS))
         self._gradient_steps += 1
-        return metrics
 
-    def _renoise(self, role: str) -> None:
+    def _renoise(self, role: str, number: int) -> None:
         """Draws the noise of noisy layers anew: for every gradient, and for the acting of every version."""
         if not self.policy.noise_width:
             return
-        if role == "learn":
-            number, policies = self._gradient_steps, (self.policy, self._target.policy)
-        else:
-            number, policies = self.version, (self.policy,)
+        policies = (self.policy, self._target.policy) if role == "learn" else (self.policy,)
         for index, policy in enumerate(policies):
             uniform = dice.uniform(dice.keys(self._seed, f"noise {role}", [index]), number, 1, policy.noise_width)
             policy.renoise(torch.from_numpy(uniform[0, 0]))
@@ -297,7 +306,7 @@ class ReplayLearner:
         """Sets the exploration of the next unroll."""
         rates = self._algorithm.exploration_rates(self.steps, self._num_envs)
         self.policy.exploration.copy_(torch.from_numpy(rates))
-        self._renoise("act")
+        self._renoise("act", self.version)
 
 
 class _Follower:

@@ -1,14 +1,14 @@
-"""Learners that share the shards of a gradient, as the one that applies it sees them."""
+"""Learners that share the work on gradients, as the one that applies them sees them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
 from slipstream.descent import Gradient, added
 
-Reduction = Literal["ordered", "all_reduce"]
-"""How the gradients of several learners are added: shard by shard in their order, or as is fastest."""
+Reduction = Literal["ordered", "all_reduce", "asynchronous"]
+"""What becomes of the gradients of several learners; see `Config.reduction`."""
 
 KINDS = ("parameters", "buffers")
 """What a section of a module holds, `MODULE.KIND`."""
@@ -19,37 +19,50 @@ class Order(NamedTuple):
 
     Attributes:
         progress: Share of the run's steps already taken.
-        step: Number of the gradient step, for a learner that replays.
+        step: Number of the minibatch; for a learner that replays, of the gradient step.
         phase: Number of the phase in it.
         delayed: Whether at the parameters of the policy that acted.
     """
 
     progress: float
-    step: int = 0
+    step: int
     phase: int = 0
     delayed: bool = False
 
 
+class Ask(NamedTuple):
+    """A gradient that is wanted.
+
+    Attributes:
+        order: Of what.
+        parts: The minibatch, in one part per shard.
+    """
+
+    order: Order
+    parts: Sequence[Any]
+
+
+Own = Callable[[Order, Sequence[Any]], Sequence[Gradient]]
+"""Differentiates parts of a minibatch here."""
+
+
 class Team(Protocol):
-    """Who differentiates the shards of a minibatch.
+    """Who differentiates.
 
     Parameters and optimisers are the caller's alone; the others are told what has changed since they were last asked.
     """
 
-    def ask(self, order: Order, parts: Sequence[Any]) -> int:
-        """Has the others differentiate their parts of a minibatch.
+    def gradients(self, asks: Iterable[Ask], own: Own, *, all_now: bool) -> Generator[tuple[Ask, Gradient]]:
+        """The gradients that are wanted, as they come; the caller applies each before it takes the next.
+
+        They come in their order, each at the parameters as they are when it is asked for, which is after the one before
+        it has been applied. Of asynchronous learners they come as they are ready, and each is of parameters to which
+        those that came meanwhile had not been applied yet.
 
         Args:
-            order: What loss.
-            parts: The shards, in their order.
-
-        Returns:
-            How many of them, the first ones, are the caller's own.
-        """
-        ...
-
-    def total(self, own: Sequence[Gradient]) -> Gradient:
-        """The sum of the gradients of all shards, given those of the caller; waits for the others.
+            asks: What is wanted, as it becomes known.
+            own: Does the caller's share.
+            all_now: Whether all come now; otherwise some of those of asynchronous learners come with the next call.
 
         Raises:
             RuntimeError: Another learner failed, with its traceback.
@@ -65,7 +78,7 @@ class Team(Protocol):
         ...
 
     def metrics(self) -> dict[str, float]:
-        """`faults/*`, by name."""
+        """`faults/*` and `lag/*`, of the last update, by name."""
         ...
 
     def close(self) -> None:
@@ -76,13 +89,10 @@ class Team(Protocol):
 class Alone:
     """A learner without others; satisfies `Team`."""
 
-    def ask(self, order: Order, parts: Sequence[Any]) -> int:
-        """All are the caller's."""
-        return len(parts)
-
-    def total(self, own: Sequence[Gradient]) -> Gradient:
-        """Their sum."""
-        return added(own)
+    def gradients(self, asks: Iterable[Ask], own: Own, *, all_now: bool) -> Generator[tuple[Ask, Gradient]]:
+        """All is the caller's."""
+        for ask in asks:
+            yield ask, added(own(*ask))
 
     def changed(self, *sections: str) -> None:
         """Nobody is to know."""

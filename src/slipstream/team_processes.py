@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 import weakref
 from collections.abc import Sequence
+from dataclasses import asdict
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 from slipstream import process
+from slipstream.parcel import Letter
 from slipstream.team_leader import Tie
 from slipstream.teammate import Duty, Meeting, require_nobody
 
@@ -69,7 +69,17 @@ class ProcessTie(process.Tie):
         """What to call it in messages."""
         return f"learner {self._rank} (process {self.pid})"
 
-    def answer(self) -> Any:
+    def join(self, meeting: Meeting) -> None:
+        """Tells it where the others are."""
+        self.tell({"join": asdict(meeting), "rank": self._rank})
+
+    def differentiate(self, wanted: Letter, news: Letter | None) -> None:
+        """Tells it what to differentiate."""
+        letters = [wanted, news or Letter(0, b"")]
+        lengths = [(letter.size, len(letter.content)) for letter in letters]
+        self.tell({"differentiate": lengths}, b"".join(letter.content for letter in letters))
+
+    def answer(self) -> Letter:
         """The answer, once it has come."""
         content = self.content()
-        return json.loads(content) if content else None
+        return Letter(int.from_bytes(content[:8], "little"), content[8:])

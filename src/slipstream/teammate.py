@@ -26,6 +26,7 @@ from slipstream.crew import Crew
 from slipstream.descent import Gradient, added, gradients
 from slipstream.loader import mapped
 from slipstream.objective import Objective
+from slipstream.parcel import Letter
 from slipstream.team import Reduction
 
 _INTERFACE = "GLOO_SOCKET_IFNAME"
@@ -108,40 +109,41 @@ class Teammate:
         for name in duty.objective.modules:
             duty.objective.module(name).to(self._device)
         self._crew = Crew(duty.threads)
-        self._told: Tensor | None = None
+        self._numbers = torch.empty(0)
         self._sum: Tensor | None = None
 
-    def differentiate(self, size: int, news: int) -> int:
+    def differentiate(self, wanted: Letter, news: Letter | None) -> Letter:
         """Receives parts of a minibatch and differentiates them; `deliver` is to follow.
 
         Args:
-            size: Bytes of the order with its parts.
-            news: Bytes of what has changed before; 0 for nothing.
+            wanted: Of the order with its parts, and what has changed.
+            news: Of what has changed, which all are sent at once; None for nothing.
 
         Returns:
-            Bytes of what there is to deliver.
+            Of what there is to deliver.
         """
-        wanted = torch.empty(size, dtype=torch.uint8)
-        dist.recv(wanted, 0)
-        if news:
-            changed = torch.empty(news, dtype=torch.uint8)
-            dist.broadcast(changed, 0)
-            self._take(parcel.unpack(changed))
-        order, parts = parcel.unpack(wanted)
+        numbers = torch.empty(wanted.size, dtype=torch.uint8)
+        dist.recv(numbers, 0)
+        (order, parts), changes = parcel.unpack(wanted, numbers)
+        if news is not None:
+            numbers = torch.empty(news.size, dtype=torch.uint8)
+            dist.broadcast(numbers, 0)
+            changes = parcel.unpack(news, numbers)
+        self._take(changes)
         parts = mapped(lambda leaf: leaf.to(self._device), parts)
         by = self._objective.parameters(order)
         found = gradients(self._crew, self._objective.losses(order, parts), by)
+        if self._reduction != "ordered":
+            found = [added(found)]
         if self._reduction == "all_reduce":
-            total = added(found)
-            self._sum = flat(total).cpu()
-            found = [Gradient([], total.metrics, total.errors)]
-        self._told = parcel.pack(found)
-        return len(self._told)
+            self._sum = flat(found[0]).cpu()
+            found = [found[0]._replace(tensors=())]
+        letter, self._numbers = parcel.pack(found)
+        return letter
 
     def deliver(self) -> None:
         """Sends what was found."""
-        assert self._told is not None, "nothing was differentiated"
-        dist.send(self._told, 0)
+        dist.send(self._numbers, 0)
         if self._sum is not None:
             dist.reduce(self._sum, 0)
 

@@ -1,15 +1,19 @@
-"""The life of a process that differentiates shards: commands and answers are lines of JSON, tensors come by gloo."""
+"""The life of a process that differentiates shards: it is told what to do through pipes, numbers come by gloo.
+
+Commands are lines of JSON. Letters are a line of JSON too, followed by their content.
+"""
 
 from __future__ import annotations
 
 import json
 from functools import partial
-from typing import Any
+from typing import Any, BinaryIO
 
 import cloudpickle
 import torch
 
 from slipstream import process
+from slipstream.parcel import Letter
 from slipstream.teammate import Meeting, Teammate
 
 
@@ -23,7 +27,7 @@ def main() -> None:
         with open(fds.commands, "rb") as commands:
             for line in commands:
                 told = json.loads(line)
-                if answer(partial(self.obey, told)) and "differentiate" in told:
+                if answer(partial(self.obey, told, commands)) and "differentiate" in told:
                     self.teammate.deliver()
     process.leave()
 
@@ -36,9 +40,13 @@ class _Process:
         duty, rank = cloudpickle.loads(process.read_file(fds.setup))
         self.teammate = Teammate(duty, rank)
 
-    def obey(self, told: dict[str, Any]) -> bytes | None:
-        """Does what the first learner says."""
+    def obey(self, told: dict[str, Any], more: BinaryIO) -> bytes | None:
+        """Does what the first learner says; `more` holds what comes with it."""
         if "join" in told:
             Meeting(**told["join"]).join(told["rank"])
             return None
-        return json.dumps(self.teammate.differentiate(**told["differentiate"])).encode()
+        letters = [Letter(size, more.read(length)) if length else None for size, length in told["differentiate"]]
+        wanted, news = letters
+        assert wanted is not None, "an order without content"
+        found = self.teammate.differentiate(wanted, news)
+        return found.size.to_bytes(8, "little") + found.content

@@ -48,6 +48,8 @@ EXCEPTIONS = {
     ("cloudpickle.loads", "envs/worker_process.py"),
     ("cloudpickle.loads", "ray_outpost.py"),
     ("cloudpickle.loads", "remote_process.py"),
+    ("cloudpickle.loads", "teammate_process.py"),
+    ("pickle", "parcel.py"),
     ("torch.default_generator.manual_seed", "nets/initialize.py"),
 }
 

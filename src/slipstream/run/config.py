@@ -151,7 +151,8 @@ class Config:
             with varying step times need not wait for each other; divides `lanes`. 1: every lane on its own.
         shards: Parts whose gradients are summed in fixed order; 0 for one per group of lanes on a CPU and 1 on a GPU.
         reduction: How the gradients of several learners are added: ordered, shard by shard in their order, to the bits
-            of one learner; all_reduce, by torch.distributed as it finds it fastest, to the same sum but for rounding.
+            of one learner; all_reduce, by torch.distributed as it finds it fastest, to the same sum but for rounding;
+            asynchronous, not at all: each learner has minibatches of its own, and gradients are applied as they come.
         schedule: Who runs when; sync acts and learns in turn, with no lag; concurrent does both at once, with weights
             exactly one update old (HTS-RL); async lets collectors run ahead freely (IMPALA), up to `max_lag`.
         max_lag: Updates by which rows may be older than the learner; for schedule async.

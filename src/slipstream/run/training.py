@@ -291,9 +291,10 @@ class Training:
         devices = [f"cuda:{rank}" if device == "cuda" else device for rank in range(1, count)]
         duty = Duty(objective, self._crew.workers, devices, self._config.reduction)
         hall = ProcessHall(duty, count - 1)
-        self._team = Leader(objective, hall, shards, self._config.reduction, self._config.placement.restarts)
-        self._team.start()
-        return self._team
+        leader = Leader(objective, hall, shards, self._config.reduction, self._config.placement.restarts)
+        self._team = leader
+        leader.start()
+        return leader
 
     def _make_envs(self, env: EnvMaker | None, jitter: Jitter | None) -> Envs:
         """The environments of a run whose collectors are in this process."""
