@@ -7,7 +7,7 @@ import platform
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 import pytest
 
-from slipstream import process, ray_cluster, ray_link
+from slipstream import process, ray_link
 from slipstream.collector import Stopped
 from slipstream.envs import EnvError, EnvOptions
 from slipstream.outpost import Work
@@ -128,25 +128,6 @@ def test_no_cluster_at_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _refuse(**options: Any) -> None:
     raise ConnectionError("nobody there")
-
-
-@pytest.fixture(scope="module")
-def nodes() -> Iterator[Any]:
-    """A cluster of two nodes with two cores each, to which this process is connected."""
-    from ray.cluster_utils import Cluster
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
-        patch.setenv("OMP_NUM_THREADS", "1")
-        patch.setenv("RAY_AUTH_MODE", "token")
-        patch.setenv("RAY_AUTH_TOKEN", "0" * 64)
-        ray_cluster._look_again(ray)
-        cluster = Cluster(initialize_head=True, connect=True, head_node_args={"num_cpus": 2})
-        cluster.add_node(num_cpus=2)
-        cluster.wait_for_nodes()
-        yield cluster
-        ray.shutdown()
-        cluster.shutdown()
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from slipstream.descent import Descent, Gradient
-from slipstream.run import training as runs
+from slipstream.run import learners
 from slipstream.run.config import ConfigError
 from slipstream.run.presets import configure
 from slipstream.run.training import Training
@@ -53,11 +53,11 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
 
 
 def run(
-    case: str, learners: int, updates: int, torso: nn.Module | None = None, **changes: Any
+    case: str, count: int, updates: int, torso: nn.Module | None = None, **changes: Any
 ) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
     """State of the learner after so many updates, and the metrics of the last."""
     algo, env, settings = CASES[case]
-    config = configure(algo, env, {**settings, "placement.learners": learners, **changes})
+    config = configure(algo, env, {**settings, "placement.learners": count, **changes})
     with closing(Training(config, torso=torso)) as training:
         for report in training:
             if training.learner.version == updates:
@@ -75,14 +75,14 @@ def same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("case", "learners"),
+    ("case", "count"),
     [("ppo", 2), ("a2c, delayed", 2), ("dqn", 4)]
     + [pytest.param(case, 2, marks=pytest.mark.slow) for case in CASES if case not in ("ppo", "a2c, delayed", "dqn")]
     + [pytest.param("ppo", 4, marks=pytest.mark.slow)],
 )
-def test_number_of_learners_changes_no_bit(case: str, learners: int) -> None:
+def test_number_of_learners_changes_no_bit(case: str, count: int) -> None:
     alone, _ = run(case, 1, 20)
-    shared, metrics = run(case, learners, 20)
+    shared, metrics = run(case, count, 20)
     assert metrics["faults/learner_restarts"] == 0
     assert same(shared, alone)
     assert not teammates()
@@ -100,7 +100,7 @@ def test_all_reduce_is_the_same_sum_but_for_rounding(case: str) -> None:
 
 
 class Faulty(nn.Module):
-    """A torso that does something at its n-th forward in another process than that in which it was made, and once."""
+    """A torso that does something at the n-th forward of a gradient in another process than its first, and once."""
 
     def __init__(self, marker: Path, forward: int, fault: Callable[[], None]) -> None:
         super().__init__()
@@ -109,7 +109,7 @@ class Faulty(nn.Module):
         self._home, self._marker, self._left, self._fault = os.getpid(), marker, forward, fault
 
     def forward(self, obs: Tensor) -> Tensor:
-        if os.getpid() != self._home:
+        if os.getpid() != self._home and torch.is_grad_enabled():
             self._left -= 1
             if self._left == 0 and not self._marker.exists():
                 self._marker.touch()
@@ -143,7 +143,7 @@ def test_a_learner_that_dies_or_hangs_is_replaced_and_costs_no_bit(
     def impatient(*args: Any) -> Leader:
         return Leader(*args, seconds=20.0 if fault is hang else 300.0)
 
-    monkeypatch.setattr(runs, "Leader", impatient)
+    monkeypatch.setattr(learners, "Leader", impatient)
     marker = tmp_path / "done"
     alone, _ = run("ppo", 2, 4, Faulty(tmp_path / "never", 0, fault), reduction=reduction)
     shared, metrics = run("ppo", 2, 4, Faulty(marker, 9, fault), reduction=reduction)
@@ -154,14 +154,14 @@ def test_a_learner_that_dies_or_hangs_is_replaced_and_costs_no_bit(
 
 
 @pytest.mark.parametrize(
-    ("case", "learners"),
+    ("case", "count"),
     [
         ("ppo", 2),
         *(pytest.param(case, 3, marks=pytest.mark.slow) for case in ("a2c, delayed", "dqn", "rainbow", "td3")),
     ],
 )
 def test_asynchronous_learners_take_every_gradient_once(
-    case: str, learners: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    case: str, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also those that one was asked for when it died; and some are of parameters that lack another one."""
     steps: list[int] = []
@@ -175,15 +175,15 @@ def test_asynchronous_learners_take_every_gradient_once(
     monkeypatch.setattr(Descent, "apply", noted)
     torso = Faulty(tmp_path / "done", 7, die) if case == "ppo" else None
     alone, expected = run(case, 1, 6)
-    count = len(steps)
-    shared, metrics = run(case, learners, 6, torso, reduction="asynchronous")
-    late = 2 * count - len(steps)  # not there yet
-    assert 0 <= late < learners if case in SLABS else late == 0
+    wanted = len(steps)
+    shared, metrics = run(case, count, 6, torso, reduction="asynchronous")
+    late = 2 * wanted - len(steps)  # not there yet
+    assert 0 <= late < count if case in SLABS else late == 0
     assert metrics.get("train/gradient_steps") == expected.get("train/gradient_steps")
     assert metrics["faults/learner_restarts"] == (torso is not None)
     assert torso is not None or not same(shared, alone)
-    assert metrics["lag/gradients_max"] > 0 if case != "a2c, delayed" else True
-    assert metrics["lag/gradients_mean"] <= metrics["lag/gradients_max"] < count
+    assert metrics["lag/gradients_max"] > 0 or case == "a2c, delayed"  # whose others may be done before the next slab
+    assert metrics["lag/gradients_mean"] <= metrics["lag/gradients_max"] < wanted
     assert not teammates()
 
 

@@ -96,6 +96,11 @@ def node() -> str:
     return _ray().get_runtime_context().get_node_id()
 
 
+def address() -> str:
+    """The address of this node, as the others know it."""
+    return str(_ray().util.get_node_ip_address())
+
+
 def _connect(ray: Any, address: str) -> None:
     """Connects this process, and undoes what Ray makes of SIGTERM, which is the run's to handle."""
     main = threading.current_thread() is threading.main_thread()

@@ -12,11 +12,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -31,6 +29,7 @@ from slipstream.outpost import Status, Unroll, Work
 from slipstream.process import ChildDied, ChildFailed
 from slipstream.ray_cluster import Cluster, ClusterError
 from slipstream.ray_outpost import RayOutpost
+from slipstream.ray_tie import RayTie
 from slipstream.standing import SlotState, Standing
 from slipstream.types import Place, Trajectory, Weights
 
@@ -48,6 +47,10 @@ class Actors:
         parts: Of each, in the order of their lanes.
         address: Of the cluster, as for `Cluster`.
         cpus: Cores of this machine, for a private cluster.
+        others: Cores that actors of others than these take there.
+
+    Attributes:
+        cluster: The cluster.
 
     Raises:
         ClusterError: There is no such cluster.
@@ -55,7 +58,7 @@ class Actors:
         NotPortable: Environment or policy can't be sent to another process.
     """
 
-    def __init__(self, work: Work, parts: Sequence[Work], address: str, cpus: int) -> None:
+    def __init__(self, work: Work, parts: Sequence[Work], address: str, cpus: int, others: int = 0) -> None:
         contents = [
             process.pickled(
                 part,
@@ -69,10 +72,10 @@ class Actors:
         weights = sum(value.nbytes for value in work.policy.state_dict().values())
         # At the same time: an unroll of every actor, and its weights, each of another version under `async`.
         store = 2 * rows + (len(parts) + 2) * weights
-        self._cluster = Cluster(address, max(cpus, sum(map(_cpus, parts))), store)
+        self.cluster = Cluster(address, max(cpus, others + sum(map(_cpus, parts))), store)
         self._published: tuple[int, Any] | None = None
         self.links: Sequence[RayLink] = [
-            RayLink(self._cluster, content, part, self.slabs, self._newest)
+            RayLink(self.cluster, content, part, self.slabs, self._newest)
             for content, part in zip(contents, parts, strict=True)
         ]
 
@@ -83,7 +86,7 @@ class Actors:
             ClusterError: The object store does not take them.
         """
         values = {name: value.detach().cpu().numpy() for name, value in weights.tensors.items()}
-        ray = self._cluster.ray
+        ray = self.cluster.ray
         if not ray.is_initialized():
             raise ClusterError("the connection to the Ray cluster is gone")
         try:
@@ -108,7 +111,7 @@ class Actors:
         for link in self.links:
             link.close()
         self._published = None
-        self._cluster.close()
+        self.cluster.close()
 
     def _newest(self) -> tuple[int, Any]:
         if self._published is None:
@@ -116,7 +119,7 @@ class Actors:
         return self._published
 
 
-class RayLink:
+class RayLink(RayTie):
     """The tie to one actor; satisfies `Link`.
 
     Args:
@@ -141,16 +144,12 @@ class RayLink:
         slabs: Sequence[Trajectory],
         newest: Callable[[], tuple[int, Any]],
     ) -> None:
-        self._cluster, self._ray, self._content = cluster, cluster.ray, content
-        self._slabs, self._newest = slabs, newest
-        self._size, self._cpus = work.spec.lane_size, _cpus(work)
-        self._changing = Lock()  # of what `stop` and `close` look at from other threads
-        self._actor: Any = None
-        self._open = True
+        super().__init__(cluster, _cpus(work))
+        self._content, self._slabs, self._newest = content, slabs, newest
+        self._size = work.spec.lane_size
         self._task = 0  # what `stop` ends
         self._call: _Call | None = None
         self._restarted = 0
-        self._end, self._traceback = "", ""
         self.placed = cluster.private
         self.host = self.node = ""
         self.steps: Mapping[str, int] = {}
@@ -165,17 +164,11 @@ class RayLink:
 
     def start(self) -> None:
         """Starts an actor, in place of what is left of the one before."""
-        options = {"num_cpus": self._cpus, "max_restarts": 0, "scheduling_strategy": "SPREAD"}
-        made = self._ray.remote(concurrency_groups={_WATCH: 1}, **options)(RayOutpost)
         self.kill()
         with self._changing:
-            if not self._open:
-                raise ChildDied
             self._restarted = self.status.restarted
             self.placed, self.host, self.node, self.pid = self._cluster.private, "", "", -1
-            self._end = self._traceback = ""
-            with self._errors():
-                self._actor = made.remote(self._content)
+            self._begin(RayOutpost, self._content, groups={_WATCH: 1})
         self._expect("make", self._made)
 
     def begin(self, seed: int, row: int) -> None:
@@ -225,30 +218,9 @@ class RayLink:
             raise ChildFailed(**told["failed"])
         return call.understand(told["said"])
 
-    def obituary(self) -> tuple[str, str]:
-        """How it ended, or why nothing comes from it any more."""
-        return self._end, self._traceback
-
-    def stack(self) -> str:
-        """What is known of why it may not answer."""
-        try:
-            free, all_cores = self._ray.available_resources(), self._ray.cluster_resources()
-        except self._ray.exceptions.RayError:
-            return "the Ray cluster does not answer"
-        return f"the Ray cluster has {free.get('CPU', 0.0):g} of {all_cores.get('CPU', 0.0):g} cores free"
-
-    def kill(self) -> None:
-        """Ends it at once."""
-        with self._changing:
-            actor, self._actor = self._actor, None
-            if actor is not None and self._ray.is_initialized():  # else Ray would start a cluster of its own
-                with suppress(self._ray.exceptions.RayError, ValueError):
-                    self._ray.kill(actor)
-
     def close(self) -> None:
         """Ends it for good; before the connection to the cluster is."""
-        self._open = False
-        self.kill()
+        super().close()
         self._call = None
 
     @property
@@ -263,54 +235,9 @@ class RayLink:
             self._task += 1
             return self._task
 
-    def _ask(self, method: str, *words: Any, group: str | None = None) -> Any:
-        """Calls a method of the actor; where the answer will be.
-
-        Raises:
-            ChildDied: There is none.
-        """
-        with self._changing:
-            if self._actor is None:
-                self._end = self._end or "was ended"
-                raise ChildDied
-            call = getattr(self._actor, method)
-            with self._errors():
-                return (call.options(concurrency_group=group) if group else call).remote(*words)
-
     def _expect(self, method: str, understand: Callable[[Any], Answer], *words: Any) -> None:
         answer, watched = self._ask(method, *words), self._ask("watch", group=_WATCH)
         self._call = _Call(answer, understand, watched, time.monotonic())
-
-    def _get(self, reference: Any) -> Any:
-        """What the actor has said.
-
-        Raises:
-            ChildDied: It died, or its node did, or what it said was lost on the way.
-            ChildFailed: It could not even begin.
-        """
-        with self._errors():
-            try:
-                return self._ray.get(reference)
-            except self._ray.exceptions.RayTaskError as error:
-                raise ChildFailed(type(error.cause).__name__, str(error.cause), str(error)) from None
-
-    @contextmanager
-    def _errors(self) -> Generator[None]:
-        """Makes `ChildDied` of what Ray raises, and keeps what it said."""
-        if not self._ray.is_initialized():  # whatever it is asked, it would start a cluster of its own
-            self._end = "is gone with the connection to Ray"
-            raise ChildDied
-        errors = self._ray.exceptions
-        try:
-            yield
-        except errors.RayError as error:
-            said = str(error)
-            how = "has died" if isinstance(error, errors.RayActorError) else "can't be understood"
-            reason = said.partition("The actor is dead because ")[2] or said  # before that it names itself
-            first = " ".join(reason.partition("Some common causes")[0].partition("Traceback")[0].split())
-            self._end = f"{how} ({type(error).__name__}: {first})"
-            self._traceback = said if "Traceback" in said else ""
-            raise ChildDied from None
 
     def _made(self, said: tuple[int, str, str]) -> Answer:
         self.pid, self.host, self.node = said

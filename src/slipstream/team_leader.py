@@ -129,7 +129,7 @@ class Leader:
 
     Args:
         objective: What is differentiated.
-        hall: Has the others.
+        size: Learners, this one among them.
         shards: Of a minibatch.
         reduction: What becomes of the gradients.
         restarts: How often in a row, with less than 100 gradients between, a teammate that died or hangs is replaced.
@@ -137,29 +137,34 @@ class Leader:
     """
 
     def __init__(
-        self, objective: Objective, hall: Hall, shards: int, reduction: Reduction, restarts: int, seconds: float = 300.0
+        self, objective: Objective, size: int, shards: int, reduction: Reduction, restarts: int, seconds: float = 300.0
     ) -> None:
-        self._objective, self._hall, self._reduction, self._seconds = objective, hall, reduction, seconds
-        size = len(hall.ties) + 1
+        self._objective, self._reduction, self._seconds = objective, reduction, seconds
+        self._hall: Hall | None = None
         self._shares = [slice(*ends) for ends in pairwise(shards * rank // size for rank in range(size + 1))]
         self._patience = Patience[LearnerError](restarts)
         # By rank: ties, what has not been answered, what is on its way, what has changed since, how old that is.
-        self._ties = dict(enumerate(hall.ties, start=1))
+        self._ties: dict[int, Tie] = {}
         self._asked: dict[int, Ask] = {}
         self._works: dict[int, Any] = {}
-        self._news: dict[int, dict[str, None]] = {rank: {} for rank in self._ties}
+        self._news: dict[int, dict[str, None]] = {rank: {} for rank in range(1, size)}
         self._since: dict[int, int] = {}
         self._lags: list[int] = []
         self._joined = False
         self._applied = self._replaced = 0
         self.changed()
 
-    def start(self) -> None:
+    def start(self, hall: Hall) -> None:
         """Starts the others; returns at once.
+
+        Args:
+            hall: Has them; it is closed with this.
 
         Raises:
             OSError: The system can't.
         """
+        self._hall = hall
+        self._ties = dict(enumerate(hall.ties, start=1))
         for tie in self._ties.values():
             tie.start()
 
@@ -192,7 +197,8 @@ class Leader:
     def close(self) -> None:
         """Ends the others."""
         self._leave()
-        self._hall.close()
+        if self._hall is not None:
+            self._hall.close()
 
     def _together(self, asks: Iterable[Ask], own: Own) -> Generator[tuple[Ask, Gradient]]:
         for ask in asks:
@@ -338,6 +344,7 @@ class Leader:
 
     def _meet(self) -> None:
         """Waits until all have started, and forms the group with them."""
+        assert self._hall is not None, "it has not been started"
         for rank in self._ties:
             self._answer(rank, 2 * self._seconds)
         meeting = self._hall.meeting()

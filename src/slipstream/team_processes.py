@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import tempfile
 import weakref
 from collections.abc import Sequence
 from dataclasses import asdict
-from itertools import count
-from pathlib import Path
 
 from slipstream import process
 from slipstream.parcel import Letter
 from slipstream.team_leader import Tie
-from slipstream.teammate import Duty, Meeting, require_nobody
-
-_MEETING_SECONDS = 60.0
+from slipstream.teammate import Duty, Meeting, MeetingPlace, require_nobody
 
 
 class ProcessHall:
@@ -36,19 +31,17 @@ class ProcessHall:
         setups = [process.pickled((duty, rank), need, instead) for rank in ranks]
         children = process.Children("slipstream.teammate_process", process.anonymous_file())
         self._ended = weakref.finalize(self, children.close)
-        self._folder = tempfile.TemporaryDirectory(prefix="slipstream-")
-        self._numbers = count()
+        self._place = MeetingPlace()
         self.ties: Sequence[Tie] = [ProcessTie(children, *both) for both in zip(setups, ranks, strict=True)]
 
     def meeting(self) -> Meeting:
-        """A file that is not there yet."""
-        file = Path(self._folder.name, str(next(self._numbers)))
-        return Meeting(file.as_uri(), len(self.ties) + 1, _MEETING_SECONDS)
+        """By a file that is not there yet."""
+        return self._place.meeting(len(self.ties) + 1)
 
     def close(self) -> None:
         """Ends the processes within a few seconds; the second call does nothing."""
         self._ended()
-        self._folder.cleanup()
+        self._place.close()
 
 
 class ProcessTie(process.Tie):

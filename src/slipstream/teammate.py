@@ -10,12 +10,20 @@ go through torch.distributed; that there is something to receive is said on the 
 
 from __future__ import annotations
 
+import fcntl
 import os
+import socket
+import struct
 import sys
+import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import count
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import torch
 import torch.distributed as dist
@@ -29,7 +37,11 @@ from slipstream.objective import Objective
 from slipstream.parcel import Letter
 from slipstream.team import Reduction
 
+MEETING_SECONDS = 60.0
+"""To wait for all to meet, and for what one of them sends to come through."""
+
 _INTERFACE = "GLOO_SOCKET_IFNAME"
+_ADDRESS_OF = 0x8915  # Linux, SIOCGIFADDR; Python does not name it
 _LOOPBACK = "lo" if sys.platform == "linux" else "lo0"
 
 
@@ -71,8 +83,10 @@ class Meeting:
             RuntimeError: They did not come in time.
         """
         before = os.environ.get(_INTERFACE)
-        if self.url.startswith("file:"):
-            os.environ[_INTERFACE] = _LOOPBACK  # nobody else can connect
+        # On one machine nobody else can connect; on several, what a host's name stands for may be the loopback.
+        interface = _LOOPBACK if self.url.startswith("file:") else _interface_towards(self.url)
+        if interface:
+            os.environ[_INTERFACE] = interface
         try:
             limit = timedelta(seconds=self.seconds)
             dist.init_process_group("gloo", self.url, timeout=limit, world_size=self.size, rank=rank)
@@ -80,6 +94,23 @@ class Meeting:
             os.environ.pop(_INTERFACE, None)
             if before is not None:
                 os.environ[_INTERFACE] = before
+
+
+class MeetingPlace:
+    """A folder of this machine with a file for every meeting."""
+
+    def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="slipstream-")
+        self._numbers = count()
+
+    def meeting(self, size: int) -> Meeting:
+        """Where nobody has met before."""
+        file = Path(self._folder.name, str(next(self._numbers)))
+        return Meeting(file.as_uri(), size, MEETING_SECONDS)
+
+    def close(self) -> None:
+        """Removes the folder; the second call does nothing."""
+        self._folder.cleanup()
 
 
 def require_nobody() -> None:
@@ -156,6 +187,19 @@ class Teammate:
         for name, values in changed.items():
             for mine, value in zip(section(self._objective, name), values, strict=True):
                 mine.copy_(value)
+
+
+def _interface_towards(url: str) -> str | None:
+    """The name of the network interface that leads to a host; None where it can't be found out."""
+    parts = urlsplit(url)
+    with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((parts.hostname, parts.port))  # nothing is sent
+        own = socket.inet_aton(probe.getsockname()[0])
+        for _, name in socket.if_nameindex():
+            with suppress(OSError):
+                if fcntl.ioctl(probe, _ADDRESS_OF, struct.pack("256s", name.encode()))[20:24] == own:
+                    return name
+    return None
 
 
 def section(objective: Objective, name: str) -> list[Any]:

@@ -229,8 +229,8 @@ def _drive(this: _Run, saved: Checkpoint | None) -> Trained:
         stack.callback(display.close)
         if windows is not None:
             display.say(replay_line(config, windows.rows))
-        if not training.spec.deterministic:
-            display.say(f"{training.spec.id} is not deterministic: the same seed will not give the same run.")
+        for caveat in training.caveats:
+            display.say(caveat)
         display.say(f"resume: {training.resumes}")
         signals = stack.enter_context(Signals(display.say))
         watch = StallWatch(config.log.stall_seconds, run.stacks, display.say)

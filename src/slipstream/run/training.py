@@ -28,13 +28,14 @@ from slipstream.local import Locals
 from slipstream.nets.actor_critic import ActorCritic
 from slipstream.nets.policy import ActorCriticPolicy, Policy
 from slipstream.nets.trunk import packed
-from slipstream.objective import Objective, alone
 from slipstream.outpost import Work
 from slipstream.process_link import Processes
+from slipstream.ray_cluster import Cluster
 from slipstream.ray_link import Actors
 from slipstream.ready import group_that_holds, make_collector
 from slipstream.remote import Remotes
 from slipstream.run.config import Config, ConfigError
+from slipstream.run.learners import Learners
 from slipstream.run.learning import make_learner
 from slipstream.run.machine import computes_bfloat16, cores, processor
 from slipstream.schedules import SCHEDULES, Parts
@@ -42,10 +43,6 @@ from slipstream.schedules.asynchronous import slabs_needed
 from slipstream.schedules.parts import Barrier
 from slipstream.standing import Standing
 from slipstream.tape import Tape
-from slipstream.team import Team
-from slipstream.team_leader import Leader
-from slipstream.team_processes import ProcessHall
-from slipstream.teammate import Duty
 from slipstream.types import Envs, Report, Weights
 from slipstream.weights import Bulletin, Replica
 
@@ -107,19 +104,20 @@ class Training:
         self._standing_anew = self._cut = False
         self.envs: Envs | None = None if remote else self._make_envs(env, jitter)
         inline = place.collectors == "inline"
-        self._team: Team | None = None
-        learners, actors = _threads(config)
-        self._crew = Crew(learners, before=jitter)
+        self._cluster: Cluster | None = None
+        threads, actors = _threads(config)
+        self._learners = Learners(config, self.device, threads)
+        self._crew = Crew(threads, before=jitter)
         # Where collecting and learning overlap, both have as many threads as there are cores: the system gives a core
         # that one side leaves idle to the other.
-        shared = config.schedule == "sync" and learners == actors
+        shared = config.schedule == "sync" and threads == actors
         self._actors = self._crew if shared else Crew(actors, inline=inline, before=jitter)
         self._loader = Loader(0 if inline else place.loaders, self.device, before=jitter)
         try:
             given = env or config.env
             self.spec = self.envs.spec if self.envs else env_spec(given, config.num_envs, lanes, config.env_options)
             about = config, self.spec, torso, policy
-            self.learner = make_learner(*about, self._crew, self._loader, self.device, self._hire)
+            self.learner = make_learner(*about, self._crew, self._loader, self.device, self._learners.hire)
             self.policy: Policy = self.learner.policy
             self._group = group_that_holds(self.policy, self.spec, config.group, self.device)
             if remote:
@@ -128,6 +126,7 @@ class Training:
             else:
                 pin, count = self.device.type == "cuda", _slabs(config)
                 self.slabs = [slab.allocate(self.spec, self.policy, config.unroll, pin=pin) for _ in range(count)]
+            self._learners.start(self._cluster)
         except BaseException:
             self.close()
             raise
@@ -185,12 +184,22 @@ class Training:
         return self._config.exact_resume and not self.plays_back
 
     @property
+    def caveats(self) -> list[str]:
+        """What the same seed does not give, and why, in sentences."""
+        found = [] if self._learners.caveat is None else [self._learners.caveat]
+        if not self.spec.deterministic:
+            found.append(f"{self.spec.id} is not deterministic: the same seed will not give the same run.")
+        return found
+
+    @property
     def resumes(self) -> str:
         """How a run that was stopped goes on, in a sentence."""
         if self.learner.windows is not None and not self._config.log.save_replay:
             return "with an empty replay, so that bits will differ (--log.save-replay saves it)"
         if not self.spec.deterministic:
             return f"with new episodes; {self.spec.id} is not deterministic"
+        if self._learners.asynchronous:
+            return "with learners that are asynchronous; no two runs are the same"
         if self.plays_back:
             return "exact; environments are played back to where they were"
         if self.starts_anew:
@@ -207,6 +216,8 @@ class Training:
         tensors, facts = self.learner.state()
         facts["device"] = self.device.type
         facts["resumes"] = self.resumes
+        if self._config.reduction == "all_reduce":
+            facts["learners"] = self._config.placement.learners
         barrier = self._barrier
         if not (self.plays_back or self.starts_anew):
             return tensors, facts
@@ -235,9 +246,11 @@ class Training:
 
         With the segments of a `replay`, `tensors` hold its state, named `replay.*`; without them it stays empty.
 
-        Another kind of device, or another number of shards, is a warning: the run goes on with other rounding.
+        Another kind of device, or another number of shards or of learners whose gradients are all-reduced, is a
+        warning: the run goes on with other rounding.
         """
-        here = {"device": self.device.type, "shards": self.learner.shards}
+        learners = self._config.placement.learners
+        here = {"device": self.device.type, "shards": self.learner.shards, "learners": learners}
         for name, value in here.items():
             if facts.get(name, value) != value:  # the oldest checkpoints have neither
                 warnings.warn(f"this run had {name}={facts[name]}, here it is {value}: bits will differ", stacklevel=2)
@@ -263,38 +276,14 @@ class Training:
         """Ends environments, processes and threads; an iteration under way ends where it is."""
         if self._running is not None:
             self._running.close()  # first, since it stops the collectors
+        self._learners.close()
         if self._remotes is not None:
             self._remotes.close()
         self._actors.close()  # before the environments: nobody must step what is closed
         if self.envs is not None:
             self.envs.close()
         self._loader.close()
-        if self._team is not None:
-            self._team.close()
         self._crew.close()
-
-    def _hire(self, objective: Objective, shards: int) -> Team:
-        """Those who share the shards with the learner."""
-        count, device = self._config.placement.learners, self.device.type
-        if count == 1:
-            return alone(objective, shards)
-        if count > shards:
-            raise ConfigError(
-                f"placement.learners={count} share {shards} shards, of which each needs one: use --placement.learners "
-                f"{shards}, or more --lanes or --shards, which changes the result"
-            )
-        if device == "cuda" and torch.cuda.device_count() < count:
-            raise ConfigError(
-                f"placement.learners={count}: one GPU each is wanted, and {torch.cuda.device_count()} are here; use "
-                "fewer, or --placement.device cpu"
-            )
-        devices = [f"cuda:{rank}" if device == "cuda" else device for rank in range(1, count)]
-        duty = Duty(objective, self._crew.workers, devices, self._config.reduction)
-        hall = ProcessHall(duty, count - 1)
-        leader = Leader(objective, hall, shards, self._config.reduction, self._config.placement.restarts)
-        self._team = leader
-        leader.start()
-        return leader
 
     def _make_envs(self, env: EnvMaker | None, jitter: Jitter | None) -> Envs:
         """The environments of a run whose collectors are in this process."""
@@ -335,7 +324,9 @@ class Training:
         """What ties collectors in other processes to this one."""
         if self._config.placement.collectors == "process":
             return Processes(work, parts)
-        return Actors(work, parts, self._config.placement.address, cores())
+        actors = Actors(work, parts, self._config.placement.address, cores(), self._learners.cpus)
+        self._cluster = actors.cluster
+        return actors
 
     def _bulletin(self) -> Bulletin | None:
         """Where collectors find weights, unless they act with the learner's own policy."""
@@ -354,7 +345,7 @@ class Training:
     @property
     def _keeps_forwards(self) -> bool:
         """Whether gradients go back through the forwards of acting; between processes these are made again instead."""
-        return self._config.reuses_forward and self._remotes is None and self._team is None
+        return self._config.reuses_forward and self._remotes is None and self._config.placement.learners == 1
 
     def _begin(self, bulletin: Bulletin | None, tapes: Sequence[Tape]) -> Remotes | Locals:
         """Who collects, with all environments reset, or brought back to where they were."""
@@ -433,7 +424,8 @@ def _threads(config: Config) -> tuple[int, int]:
     if place.collectors == "inline":
         return 1, 1
     if place.collectors == "ray":
-        return max(cores() // place.learners, 1), place.workers or config.lanes // config.group
+        here = 1 if place.address else place.learners  # learners on this machine
+        return max(cores() // here, 1), place.workers or config.lanes // config.group
     workers = place.workers or cores()
     return max(workers // place.learners, 1), workers
 

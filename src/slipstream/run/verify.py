@@ -90,6 +90,10 @@ def verify(
             "schedule=async does not promise the same bits: its rows depend on timing. Verify sync or concurrent"
         )
     chosen = [(name, placement_of(name, config.placement)) for name in placements]
+    if config.reduction != "ordered" and any(placement.learners > 1 for _, placement in chosen):
+        raise ConfigError(
+            f"reduction={config.reduction} does not promise the bits of one learner. Verify reduction=ordered"
+        )
     steps = updates * config.num_envs * config.unroll  # with dead rows the budget lasts a little longer
     config = replace(config, total_steps=max(config.total_steps, steps), stop_at_return=None)
     return _outcomes(config, updates, chosen, delay, own or Own())
