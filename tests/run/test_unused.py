@@ -75,6 +75,7 @@ def _pong(changes: dict[str, Any], torso: bool = False, policy: bool = False) ->
             {"placement.collectors": "inline", "placement.loaders": 3},
             "placement.loaders=3 (placement.collectors is inline, so that all is done in one thread)",
         ),
+        ({"reduction": "all_reduce"}, "reduction=all_reduce (there is one learner, by placement.learners)"),
         ({"log.eval_episodes": 7}, "log.eval_episodes=7 (log.eval_every is 0, so that nothing is evaluated)"),
         (
             {"env_options.timeout_seconds": 7},
@@ -94,6 +95,7 @@ def test_a_setting_without_effect_is_said(changes: dict[str, Any], line: str) ->
         {"num_envs": 4, "lanes": 2, "shards": 4, "placement.workers": 4},
         {"net.core": "gru", "net.core_size": 7, "algo.batch_size": 64},
         {"log.eval_every": 100, "log.eval_episodes": 7},
+        {"reduction": "all_reduce", "placement.learners": 2},
         {"schedule": "concurrent", "algo.surrogate": "acting"},
     ],
 )

@@ -97,6 +97,7 @@ def _rules(config: Config, spec: EnvSpec, own_torso: bool, own_policy: bool) -> 
     yield Rule("autoencoder", drawn, not config.autoencoder.weight, "autoencoder.weight is 0, so that nothing is drawn")
     names = ("max_lag", "stale", "refresh")
     yield Rule("", names, config.schedule != "async", f"for schedule=async only, and this is {config.schedule}")
+    yield Rule("", ("reduction",), place.learners == 1, "there is one learner, by placement.learners")
     yield Rule("env_options.atari", (), spec.family != "atari", f"{name} is no Atari game")
     yield Rule("env_options", ("score_key",), native, f"{name} is stepped by native threads, which give no info")
     idle = not place.env_workers and place.collectors not in ("process", "ray")
