@@ -33,6 +33,7 @@ def tensors() -> dict[str, Tensor]:
         "channels last": torch.arange(120.0).view(2, 3, 4, 5).contiguous(memory_format=torch.channels_last),
         "with gaps": torch.arange(12.0).view(3, 4)[:, ::2],
         "turned": torch.arange(6).view(2, 3).t(),
+        "turned cube": torch.arange(24).view(2, 3, 4).permute(2, 0, 1),
         "expanded": torch.tensor([1.0, 2.0]).expand(3, 2),
         "part": torch.arange(9.0)[2:5],
         "learned": torch.nn.Parameter(torch.ones(3)),
@@ -50,8 +51,9 @@ def test_a_tensor_comes_out_as_it_went_in(name: str) -> None:
     assert found.data_ptr() % 64 == 0 or not found.numel()
 
 
-def test_the_order_of_memory_is_kept() -> None:
-    given = tensors()["channels last"]
+@pytest.mark.parametrize("name", ["channels last", "turned", "turned cube"])
+def test_the_order_of_memory_is_kept(name: str) -> None:
+    given = tensors()[name]
     assert parcel.unpack(*parcel.pack(given)).stride() == given.stride() != given.contiguous().stride()
 
 

@@ -117,7 +117,7 @@ def added(parts: Sequence[Gradient]) -> Gradient:
 
 def _of_shard(loss: Callable[[], ShardLoss], by: Sequence[nn.Parameter]) -> Gradient:
     total, metrics, errors = loss()
-    return Gradient(_own(by, torch.autograd.grad(total, by, materialize_grads=True)), metrics, errors)
+    return Gradient(laid_out(by, torch.autograd.grad(total, by, materialize_grads=True)), metrics, errors)
 
 
 def under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -125,7 +125,7 @@ def under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
-def _own(parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> list[Tensor]:
+def laid_out(parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> list[Tensor]:
     """Gradients in memory of their own, laid out as their parameters.
 
     Autograd may return views, one tensor for two parameters, or another memory layout; sums and the fused optimiser

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
-from itertools import count
 from typing import Any, Protocol
 
 import torch
@@ -20,7 +19,7 @@ from slipstream.descent import Descent, Gradient, gradients, under
 from slipstream.loader import Loader, mapped
 from slipstream.minibatches import Pick, SlabRows
 from slipstream.nets.policy import ActorCriticPolicy, Policy
-from slipstream.objective import Hire, SlabObjective, alone
+from slipstream.objective import Hire, SlabObjective, alone, differentiated
 from slipstream.reconstruction import Reconstruction
 from slipstream.rejects import Rejects
 from slipstream.replay.mixer import Mixer
@@ -229,10 +228,10 @@ class Learner:
         minibatches = 0
         with ExitStack() as stack:
             batches = stack.enter_context(closing(self._loader.load(self._gathers(rows))))
-            orders = (Order(progress, number, delayed=behaviour is not None) for number in count())
-            asks = (Ask(*both) for both in zip(orders, batches, strict=False))
+            order = Order(progress, self.version, delayed=behaviour is not None)
+            asks = (Ask(order, batch) for batch in batches)
             for ask, gradient in stack.enter_context(closing(self._team.gradients(asks, own, all_now=False))):
-                if algorithm.stop(gradient.metrics):
+                if ask.order == order and algorithm.stop(gradient.metrics):
                     break
                 apply = partial(self._descent.apply, gradient, lr)
                 norm = self.rejects.take(apply, self.version + 1, self.policy, ask.parts)
@@ -337,11 +336,10 @@ class Learner:
         self, behaviour: Policy | Tape | None, order: Order, parts: Sequence[Batch]
     ) -> Sequence[Gradient]:
         """The gradients of shards: through what was said of their rows, if there is a tape of that."""
-        if isinstance(behaviour, Tape):
-            told = zip((Told(rows) for rows in behaviour.lanes), parts, strict=True)
-            losses = [self._objective.loss(order, judge, part) for judge, part in told]
-        else:
-            losses = self._objective.losses(order, parts)
+        if not isinstance(behaviour, Tape):
+            return differentiated(self._crew, self._objective, order, parts)
+        told = zip((Told(rows) for rows in behaviour.lanes), parts, strict=True)
+        losses = [self._objective.loss(order, judge, part) for judge, part in told]
         return gradients(self._crew, losses, self._objective.parameters(order))
 
     def _shards(self, trajectory: Trajectory) -> list[slice]:

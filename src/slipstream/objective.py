@@ -11,7 +11,8 @@ from torch import nn
 
 from slipstream.algos.algorithm import Batch, SlabAlgorithm
 from slipstream.algos.replaying import Networks, Phase, ReplayAlgorithm, Replayed
-from slipstream.descent import ShardLoss
+from slipstream.crew import Crew
+from slipstream.descent import Gradient, ShardLoss, gradients
 from slipstream.nets.actor_critic import ActorCritic
 from slipstream.nets.policy import ActorCriticPolicy, Policy
 from slipstream.reconstruction import Reconstruction
@@ -43,6 +44,11 @@ class Objective(Protocol):
             parts: Of a minibatch, one per shard.
         """
         ...
+
+
+def differentiated(crew: Crew, objective: Objective, order: Order, parts: Sequence[Any]) -> list[Gradient]:
+    """The gradients of shards, on the threads of a crew."""
+    return gradients(crew, objective.losses(order, parts), objective.parameters(order))
 
 
 Hire = Callable[[Objective, int], Team]
@@ -136,7 +142,7 @@ class ReplayObjective:
 
     def parameters(self, order: Order) -> list[nn.Parameter]:
         """Those of the phase's part."""
-        return self.part(self._phase(order).part)
+        return [each for each in self.part(self._phase(order).part) if each.requires_grad]
 
     def part(self, name: str) -> list[nn.Parameter]:
         """The parameters of a part, `policy`, `critic` or `critic.SUBMODULE`."""

@@ -64,8 +64,12 @@ def _aligned(size: int) -> int:
 def _dense(tensor: Tensor) -> Tensor:
     """The tensor on the CPU, without gaps in its memory."""
     tensor = tensor.detach().cpu()
-    channels_last = tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
-    return tensor if channels_last else tensor.contiguous()
+    expected = 1
+    for stride, size in sorted(pair for pair in zip(tensor.stride(), tensor.shape, strict=True) if pair[1] != 1):
+        if stride != expected:
+            return tensor.contiguous()
+        expected *= size
+    return tensor
 
 
 class _Pickler(pickle.Pickler):

@@ -245,7 +245,7 @@ class Children:
                 os.close(self._memory)
 
 
-class Tie:
+class ChildTie:
     """The driver's end of a child that may be replaced, which answers everything that it is told, also its start.
 
     Args:

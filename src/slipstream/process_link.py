@@ -62,7 +62,7 @@ class Processes:
         self._finalizer()
 
 
-class ProcessLink(process.Tie):
+class ProcessLink(process.ChildTie):
     """The tie to one process; satisfies `Link`.
 
     Args:

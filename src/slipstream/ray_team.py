@@ -6,6 +6,7 @@ import os
 import platform
 import socket
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import cloudpickle
@@ -15,8 +16,10 @@ from slipstream import process
 from slipstream.parcel import Letter
 from slipstream.ray_cluster import Cluster, address
 from slipstream.ray_tie import RayTie
-from slipstream.team_leader import Tie
-from slipstream.teammate import MEETING_SECONDS, Duty, Meeting, MeetingPlace, Teammate, require_nobody
+from slipstream.team_group import Tie
+from slipstream.teammate import MEETING_SECONDS, Duty, Meeting, MeetingPlace, Teammate
+
+_NOTHING = Letter(0, b"")
 
 
 class RayTeammate:
@@ -30,7 +33,7 @@ class RayTeammate:
     def __init__(self, content: bytes, rank: int) -> None:
         torch.set_num_threads(1)  # of this thread
         self._teammate = Teammate(cloudpickle.loads(content), rank)
-        self._rank, self._due = rank, False
+        self._due = False
 
     def where(self) -> tuple[int, str]:
         """Number of this process, and its machine."""
@@ -38,7 +41,7 @@ class RayTeammate:
 
     def join(self, meeting: Meeting) -> None:
         """Meets the others."""
-        meeting.join(self._rank)
+        self._teammate.join(meeting)
 
     def differentiate(self, wanted: Letter, news: Letter | None) -> Letter:
         """As `Teammate.differentiate`."""
@@ -50,7 +53,8 @@ class RayTeammate:
         """Sends what was found, if anything was."""
         if self._due:
             self._due = False
-            self._teammate.deliver()
+            with suppress(RuntimeError):  # the first learner has left, or sees that this one has
+                self._teammate.deliver()
 
 
 class RayHall:
@@ -63,11 +67,9 @@ class RayHall:
 
     Raises:
         NotPortable: The networks can't be sent to another process.
-        RuntimeError: torch.distributed is in use in this process.
     """
 
     def __init__(self, cluster: Cluster, duty: Duty, others: int) -> None:
-        require_nobody()
         self._cluster = cluster
         self._place = MeetingPlace()
         content = process.pickled(duty, "several learners need networks", "--placement.learners 1")
@@ -92,7 +94,7 @@ class RayHall:
 
 
 class RayTeammateTie(RayTie):
-    """The tie to one actor; satisfies `team_leader.Tie`.
+    """The tie to one actor; satisfies `team_group.Tie`.
 
     Args:
         cluster: Where it will be.
@@ -105,7 +107,9 @@ class RayTeammateTie(RayTie):
         super().__init__(cluster, cpus)
         self._content, self._rank = content, rank
         self._answer: Any = None
+        self._starting = False
         self._where = ""
+        self.placed = cluster.private
 
     @property
     def name(self) -> str:
@@ -115,7 +119,7 @@ class RayTeammateTie(RayTie):
     def start(self) -> None:
         """Starts an actor, in place of what is left of the one before."""
         self.kill()
-        self._where = ""
+        self._where, self.placed, self._starting = "", self._cluster.private, True
         with self._changing:
             self._begin(RayTeammate, self._content, self._rank)
         self._answer = self._ask("where")
@@ -137,6 +141,8 @@ class RayTeammateTie(RayTie):
     def answer(self) -> Letter:
         """The answer, once it has come."""
         said = self._get(self._answer)
-        if isinstance(said, tuple) and not isinstance(said, Letter):
+        if self._starting:
+            self._starting, self.placed = False, True
             self._where = f", process {said[0]} on {said[1]}"
-        return said if isinstance(said, Letter) else Letter(0, b"")
+            return _NOTHING
+        return said or _NOTHING

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from slipstream import dice, tree
 from slipstream.algos.replaying import Networks, ReplayAlgorithm, Replayed
 from slipstream.crew import Crew
-from slipstream.descent import Descent, Gradient, gradients, under
+from slipstream.descent import Descent, Gradient, under
 from slipstream.learner import snapshot
 from slipstream.loader import Loader
 from slipstream.nets.policy import ExploringPolicy, Policy
-from slipstream.objective import Hire, ReplayObjective, alone
+from slipstream.objective import Hire, ReplayObjective, alone, differentiated
 from slipstream.rejects import Rejects
 from slipstream.replay.options import LEAST_RATIO
 from slipstream.replay.windows import Drawn, Windows
@@ -260,11 +260,11 @@ class ReplayLearner:
         for number, batch in enumerate(batches, first):
             self._renoise("learn", number)
             for place in range(len(self._algorithm.phases(number))):
-                yield Ask(Order(progress, number, place), batch)
+                yield Ask(Order(progress, self.version, number, place), batch)
 
     def _differentiate(self, order: Order, parts: Sequence[Replayed[Any]]) -> Sequence[Gradient]:
         """The gradients of shards."""
-        return gradients(self._crew, self._objective.losses(order, parts), self._objective.parameters(order))
+        return differentiated(self._crew, self._objective, order, parts)
 
     def _apply(self, ask: Ask, gradient: Gradient, drawn: Drawn, number: int, lr: float) -> dict[str, Tensor]:
         """The step of one phase, and priorities of the windows; after the last one targets. Returns metrics."""

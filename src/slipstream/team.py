@@ -19,13 +19,15 @@ class Order(NamedTuple):
 
     Attributes:
         progress: Share of the run's steps already taken.
-        step: Number of the minibatch; for a learner that replays, of the gradient step.
+        version: Updates before.
+        step: Number of the gradient step, for a learner that replays.
         phase: Number of the phase in it.
         delayed: Whether at the parameters of the policy that acted.
     """
 
     progress: float
-    step: int
+    version: int
+    step: int = 0
     phase: int = 0
     delayed: bool = False
 

@@ -8,8 +8,8 @@ from dataclasses import asdict
 
 from slipstream import process
 from slipstream.parcel import Letter
-from slipstream.team_leader import Tie
-from slipstream.teammate import Duty, Meeting, MeetingPlace, require_nobody
+from slipstream.team_group import Tie
+from slipstream.teammate import Duty, Meeting, MeetingPlace
 
 
 class ProcessHall:
@@ -21,11 +21,9 @@ class ProcessHall:
 
     Raises:
         NotPortable: The networks can't be sent to another process.
-        RuntimeError: torch.distributed is in use in this process.
     """
 
     def __init__(self, duty: Duty, others: int) -> None:
-        require_nobody()
         ranks = range(1, others + 1)
         need, instead = "several learners need networks", "--placement.learners 1"
         setups = [process.pickled((duty, rank), need, instead) for rank in ranks]
@@ -44,8 +42,8 @@ class ProcessHall:
         self._place.close()
 
 
-class ProcessTie(process.Tie):
-    """The tie to one process; satisfies `team_leader.Tie`.
+class ProcessTie(process.ChildTie):
+    """The tie to one process; satisfies `team_group.Tie`.
 
     Args:
         children: To start it among.
@@ -56,6 +54,7 @@ class ProcessTie(process.Tie):
     def __init__(self, children: process.Children, setup: bytes, rank: int) -> None:
         super().__init__(children, setup)
         self._rank = rank
+        self.placed = True
 
     @property
     def name(self) -> str:
@@ -64,7 +63,7 @@ class ProcessTie(process.Tie):
 
     def join(self, meeting: Meeting) -> None:
         """Tells it where the others are."""
-        self.tell({"join": asdict(meeting), "rank": self._rank})
+        self.tell({"join": asdict(meeting)})
 
     def differentiate(self, wanted: Letter, news: Letter | None) -> None:
         """Tells it what to differentiate."""

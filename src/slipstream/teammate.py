@@ -23,7 +23,7 @@ from datetime import timedelta
 from itertools import count
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import torch
 import torch.distributed as dist
@@ -31,9 +31,11 @@ from torch import Tensor
 
 from slipstream import parcel
 from slipstream.crew import Crew
-from slipstream.descent import Gradient, added, gradients
+from slipstream.descent import Gradient, added
+from slipstream.device import exact_kernels
+from slipstream.jitter import Jitter
 from slipstream.loader import mapped
-from slipstream.objective import Objective
+from slipstream.objective import Objective, differentiated
 from slipstream.parcel import Letter
 from slipstream.team import Reduction
 
@@ -54,12 +56,14 @@ class Duty:
         threads: That differentiate.
         devices: Where networks live, by rank from 1 on.
         reduction: Whether gradients travel shard by shard, or are added up on the way.
+        delay: Longest random delay before a shard, in seconds.
     """
 
     objective: Objective
     threads: int
     devices: Sequence[str]
     reduction: Reduction
+    delay: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -76,24 +80,61 @@ class Meeting:
     size: int
     seconds: float
 
-    def join(self, rank: int) -> None:
+    def join(self, rank: int) -> Channel:
         """Waits for all, as number `rank`; the first is 0.
 
         Raises:
             RuntimeError: They did not come in time.
         """
-        before = os.environ.get(_INTERFACE)
+        limit, parts = timedelta(seconds=self.seconds), urlsplit(self.url)
         # On one machine nobody else can connect; on several, what a host's name stands for may be the loopback.
-        interface = _LOOPBACK if self.url.startswith("file:") else _interface_towards(self.url)
+        interface = _LOOPBACK if parts.scheme == "file" else _interface_towards(str(parts.hostname), parts.port or 0)
+        before = os.environ.get(_INTERFACE)
         if interface:
             os.environ[_INTERFACE] = interface
         try:
-            limit = timedelta(seconds=self.seconds)
-            dist.init_process_group("gloo", self.url, timeout=limit, world_size=self.size, rank=rank)
+            store: Any
+            if parts.scheme == "file":
+                store = dist.FileStore(unquote(parts.path), self.size)  # pyright: ignore[reportPrivateImportUsage]
+            else:
+                host, port = str(parts.hostname), parts.port or 0
+                store = dist.TCPStore(host, port, self.size, rank == 0, limit)  # pyright: ignore[reportPrivateImportUsage]
+            return Channel(dist.ProcessGroupGloo(store, rank, self.size, limit))
         finally:
             os.environ.pop(_INTERFACE, None)
             if before is not None:
                 os.environ[_INTERFACE] = before
+
+
+class Channel:
+    """The way to the other learners, for numbers; not torch's default group, which may be the program's own.
+
+    Args:
+        group: Of torch.distributed.
+    """
+
+    def __init__(self, group: Any) -> None:
+        self._group = group
+
+    def send(self, numbers: Tensor, rank: int) -> Any:
+        """Begins to send; what it returns has a `wait`."""
+        return self._group.send([numbers], rank, 0)
+
+    def receive(self, size: int, rank: int) -> Tensor:
+        """Waits for `size` bytes, uint8 `[size]`."""
+        numbers = torch.empty(size, dtype=torch.uint8)
+        self._group.recv([numbers], rank, 0).wait()
+        return numbers
+
+    def broadcast(self, numbers: Tensor) -> Any:
+        """Begins to send all what the first has; what it returns has a `wait`."""
+        return self._group.broadcast([numbers])
+
+    def reduce(self, numbers: Tensor) -> None:
+        """Adds up what all have, at the first."""
+        options = dist.ReduceOptions()
+        options.rootRank = 0
+        self._group.reduce([numbers], options).wait()
 
 
 class MeetingPlace:
@@ -113,19 +154,6 @@ class MeetingPlace:
         self._folder.cleanup()
 
 
-def require_nobody() -> None:
-    """Makes sure that there is no other group of processes.
-
-    Raises:
-        RuntimeError: There is.
-    """
-    if dist.is_initialized():
-        raise RuntimeError(
-            "several learners need torch.distributed to themselves, and this process has a process group already: "
-            "call torch.distributed.destroy_process_group() before, or use placement.learners=1"
-        )
-
-
 class Teammate:
     """What a teammate holds.
 
@@ -137,11 +165,17 @@ class Teammate:
     def __init__(self, duty: Duty, rank: int) -> None:
         self._objective, self._reduction = duty.objective, duty.reduction
         self._device = torch.device(duty.devices[rank - 1])
+        exact_kernels(self._device)
         for name in duty.objective.modules:
             duty.objective.module(name).to(self._device)
-        self._crew = Crew(duty.threads)
-        self._numbers = torch.empty(0)
+        self._crew = Crew(duty.threads, before=Jitter(duty.delay) if duty.delay else None)
+        self._rank, self._numbers = rank, torch.empty(0)
+        self._channel: Channel | None = None
         self._sum: Tensor | None = None
+
+    def join(self, meeting: Meeting) -> None:
+        """Meets the others."""
+        self._channel = meeting.join(self._rank)
 
     def differentiate(self, wanted: Letter, news: Letter | None) -> Letter:
         """Receives parts of a minibatch and differentiates them; `deliver` is to follow.
@@ -153,17 +187,15 @@ class Teammate:
         Returns:
             Of what there is to deliver.
         """
-        numbers = torch.empty(wanted.size, dtype=torch.uint8)
-        dist.recv(numbers, 0)
-        (order, parts), changes = parcel.unpack(wanted, numbers)
+        channel = self._joined
+        (order, parts), changes = parcel.unpack(wanted, channel.receive(wanted.size, 0))
         if news is not None:
             numbers = torch.empty(news.size, dtype=torch.uint8)
-            dist.broadcast(numbers, 0)
+            channel.broadcast(numbers).wait()
             changes = parcel.unpack(news, numbers)
         self._take(changes)
         parts = mapped(lambda leaf: leaf.to(self._device), parts)
-        by = self._objective.parameters(order)
-        found = gradients(self._crew, self._objective.losses(order, parts), by)
+        found = differentiated(self._crew, self._objective, order, parts)
         if self._reduction != "ordered":
             found = [added(found)]
         if self._reduction == "all_reduce":
@@ -174,13 +206,18 @@ class Teammate:
 
     def deliver(self) -> None:
         """Sends what was found."""
-        dist.send(self._numbers, 0)
+        self._joined.send(self._numbers, 0).wait()
         if self._sum is not None:
-            dist.reduce(self._sum, 0)
+            self._joined.reduce(self._sum)
 
     def close(self) -> None:
         """Ends its threads."""
         self._crew.close()
+
+    @property
+    def _joined(self) -> Channel:
+        assert self._channel is not None, "it has not met the others"
+        return self._channel
 
     @torch.no_grad()
     def _take(self, changed: dict[str, list[Tensor]]) -> None:
@@ -189,11 +226,10 @@ class Teammate:
                 mine.copy_(value)
 
 
-def _interface_towards(url: str) -> str | None:
+def _interface_towards(host: str, port: int) -> str | None:
     """The name of the network interface that leads to a host; None where it can't be found out."""
-    parts = urlsplit(url)
     with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((parts.hostname, parts.port))  # nothing is sent
+        probe.connect((host, port))  # nothing is sent
         own = socket.inet_aton(probe.getsockname()[0])
         for _, name in socket.if_nameindex():
             with suppress(OSError):

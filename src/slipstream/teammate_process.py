@@ -28,7 +28,10 @@ def main() -> None:
             for line in commands:
                 told = json.loads(line)
                 if answer(partial(self.obey, told, commands)) and "differentiate" in told:
-                    self.teammate.deliver()
+                    try:
+                        self.teammate.deliver()
+                    except RuntimeError:
+                        break  # the first learner has left, or sees that this one has
     process.leave()
 
 
@@ -43,7 +46,7 @@ class _Process:
     def obey(self, told: dict[str, Any], more: BinaryIO) -> bytes | None:
         """Does what the first learner says; `more` holds what comes with it."""
         if "join" in told:
-            Meeting(**told["join"]).join(told["rank"])
+            self.teammate.join(Meeting(**told["join"]))
             return None
         letters = [Letter(size, more.read(length)) if length else None for size, length in told["differentiate"]]
         wanted, news = letters

@@ -117,7 +117,7 @@ def _run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, list[str
         (
             "verify ppo --env CartPole-v1 --placements gpu",
             2,
-            "unknown placement 'gpu': expected inline, thread:N, process:N or ray:N, as in thread:2",
+            "unknown placement 'gpu': expected inline, thread:N, process:N, ray:N or learners:N, as in thread:2",
         ),
     ],
 )

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from slipstream.nets.initialize import Init, initialise, keyed_initialisation
 from slipstream.nets.noisy import NoisyLinear
 from slipstream.nets.rows import ObservedRows
-from slipstream.nets.trunk import Network, Packs, Trunk
+from slipstream.nets.trunk import Network, Packs, Trunk, in_bfloat16
 from slipstream.ops.distributions import Categorical, distribution_of
 from slipstream.ops.normalize import RunningMoments
 from slipstream.ops.q_learning import support
@@ -183,7 +183,8 @@ class QPolicy(nn.Module):
         self.trunk = Trunk(spec, network, torso, stem=heads.hidden)
         features, width = self.trunk.features, self.trunk.width
         actions = int(spec.action_space.n)
-        self.head = QHead(heads, features, width, actions, network.init, network.precision == "bfloat16")
+        bfloat16 = self.trunk.cut and network.precision == "bfloat16"
+        self.head = QHead(heads, features, width, actions, network.init, bfloat16)
         self.noise_width: int = sum(layer.noise_width for layer in self._noisy_layers())
         self.register_buffer("exploration", torch.ones(spec.num_envs))
 
@@ -315,7 +316,7 @@ def make_q_policy(
         return QPolicy(spec, network, torso, heads, evaluation_epsilon)
 
 
-class _Stream(nn.Module, Packs):
+class _Stream(Packs):
     """Output layer of a head, after a hidden layer with ReLU if the head has those."""
 
     def __init__(self, heads: QHeads, features: int, width: int, outputs: int, init: Init, bfloat16: bool) -> None:
@@ -334,7 +335,7 @@ class _Stream(nn.Module, Packs):
     def forward(self, x: Tensor, mean: bool) -> Tensor:
         """`[N, F]` to `[N, outputs]`."""
         if self.hidden is not None:
-            with torch.autocast(x.device.type, torch.bfloat16, enabled=self._bfloat16):
+            with in_bfloat16(x.device, self._bfloat16):
                 x = _through(self.hidden, x, mean).relu().float()
         return _through(self.output, x, mean)
 

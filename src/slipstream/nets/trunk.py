@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +68,14 @@ class Network:
         ranges.finite(self, "net.", "log_std_init")
 
 
+def in_bfloat16(device: torch.device, enabled: bool) -> torch.autocast:
+    """Has products within computed in bfloat16.
+
+    Casts are not kept: each weight is used once, and threads that share a cache could find a cast without its history.
+    """
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled, cache_enabled=False)
+
+
 class Encoded(NamedTuple):
     """What a trunk makes of flat rows before any memory.
 
@@ -79,19 +88,18 @@ class Encoded(NamedTuple):
     latent: Tensor
 
 
-@runtime_checkable
-class Packs(Protocol):
+class Packs(nn.Module, ABC):
     """A module that can keep weights in another form than that in which they are learned."""
 
+    @abstractmethod
     def pack(self) -> None:
         """Keeps weights as products take them, so that a forward casts none; gradients are over.
 
         Nothing that comes out changes.
         """
-        ...
 
 
-class Trunk(nn.Module, Packs):
+class Trunk(Packs):
     """Torso, optional bottleneck, optional core: observations `[N, *O]` to features `[N, F]`.
 
     Args:
@@ -103,6 +111,7 @@ class Trunk(nn.Module, Packs):
 
     Attributes:
         features: F.
+        cut: Whether layers were left out.
         width: F of the whole trunk: outputs of the layers that were left out, or F where none was.
         encoded: Sizes of what `encode` gives: features of the torso, and the latent.
 
@@ -123,6 +132,7 @@ class Trunk(nn.Module, Packs):
             raise ValueError("net.precision=auto is for configurations; a network is given float32 or bfloat16")
         self._bfloat16 = network.precision == "bfloat16"
         self.features = self.width = check_torso(self.torso, space)
+        self.cut = False
         self.encoded = (self.features, network.latent or self.features)
         self._detached = not network.latent_from_rl
         self.latent = nn.Linear(self.features, network.latent) if network.latent else None
@@ -139,6 +149,7 @@ class Trunk(nn.Module, Packs):
             self.features = self.width = network.core_size
         elif stem and own is not None:
             own.cut()
+            self.cut = True
             self.features = check_torso(own, space)
 
     def initial_state(self, columns: int) -> State:
@@ -163,7 +174,7 @@ class Trunk(nn.Module, Packs):
     def encode(self, flat: Tree) -> Encoded:
         """What torso and bottleneck make of flat rows `[N, *O]`."""
         # The rest stays in float32: a log-probability in bfloat16 has two digits.
-        with torch.autocast(tree.leaves(flat)[0].device.type, torch.bfloat16, enabled=self._bfloat16):
+        with in_bfloat16(tree.leaves(flat)[0].device, self._bfloat16):
             features = self.torso(flat).float()
         return Encoded(features, features if self.latent is None else self.latent(features))
 

@@ -9,9 +9,13 @@ from slipstream.ray_cluster import Cluster
 from slipstream.ray_team import RayHall
 from slipstream.run.config import Config, ConfigError
 from slipstream.team import Team
-from slipstream.team_leader import Leader
+from slipstream.team_group import Group
+from slipstream.team_leader import Apart, Leader, Together
 from slipstream.team_processes import ProcessHall
 from slipstream.teammate import Duty
+
+_SECONDS = 300.0
+"""After which a learner that has not answered is given up."""
 
 
 class Learners:
@@ -21,10 +25,11 @@ class Learners:
         config: The configuration.
         device: Of this learner.
         threads: That each has.
+        delay: Longest random delay to inject before a shard, in seconds.
     """
 
-    def __init__(self, config: Config, device: torch.device, threads: int) -> None:
-        self._config, self._device, self._threads = config, device, threads
+    def __init__(self, config: Config, device: torch.device, threads: int, delay: float = 0.0) -> None:
+        self._config, self._device, self._threads, self._delay = config, device, threads, delay
         self._others = config.placement.learners - 1
         self._leader: Leader | None = None
         self._duty: Duty | None = None
@@ -69,8 +74,13 @@ class Learners:
             )
         devices = [f"cuda:{rank}" if device == "cuda" else device for rank in range(1, count)]
         reduction = self._config.reduction
-        self._duty = Duty(objective, self._threads, devices, reduction)
-        self._leader = Leader(objective, count, shards, reduction, self._config.placement.restarts)
+        self._duty = Duty(objective, self._threads, devices, reduction, self._delay)
+        group = Group(count, self._config.placement.restarts, _SECONDS)
+        self._leader = (
+            Apart(objective, group)
+            if reduction == "asynchronous"
+            else Together(objective, group, shards, reduction == "ordered")
+        )
         return self._leader
 
     def start(self, cluster: Cluster | None) -> None:
@@ -81,7 +91,6 @@ class Learners:
 
         Raises:
             NotPortable: The networks can't be sent to another process.
-            RuntimeError: torch.distributed is in use in this process.
         """
         if self._leader is None or self._duty is None:
             return

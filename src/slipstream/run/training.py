@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -11,10 +10,9 @@ from functools import partial
 from typing import Any
 
 import gymnasium
-import torch
 from torch import Tensor, nn
 
-from slipstream import dice, slab, tree
+from slipstream import device, dice, slab, tree
 from slipstream.collector import Assignment, Collected, Stands
 from slipstream.crew import Crew
 from slipstream.descent import under
@@ -80,7 +78,7 @@ class Training:
             raise ConfigError("a whole policy has its own torso: give torso or policy, not both")
         self._config = config
         place = config.placement
-        self.device = _device(place.device)
+        self.device = device.chosen(place.device)
         if config.net.precision == "bfloat16" and self.device.type == "cpu" and not computes_bfloat16():
             warnings.warn(
                 f"net.precision=bfloat16 is several times slower than float32 here: {processor()} has no instructions "
@@ -106,7 +104,8 @@ class Training:
         inline = place.collectors == "inline"
         self._cluster: Cluster | None = None
         threads, actors = _threads(config)
-        self._learners = Learners(config, self.device, threads)
+        delay = 0.0 if jitter is None else jitter.seconds
+        self._learners = Learners(config, self.device, threads, delay)
         self._crew = Crew(threads, before=jitter)
         # Where collecting and learning overlap, both have as many threads as there are cores: the system gives a core
         # that one side leaves idle to the other.
@@ -440,16 +439,3 @@ def _slabs(config: Config) -> int:
     if config.schedule == "async":
         return slabs_needed(config.max_lag, config.stale == "drop")
     return 1 if config.schedule == "sync" else 2
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("placement.device=cuda, but PyTorch sees no GPU here; use --placement.device cpu")
-    if name == "cuda":
-        # The kernels that have a deterministic form take it; PyTorch warns of one that has none.
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.backends.cudnn.benchmark = False
-    return torch.device(name)

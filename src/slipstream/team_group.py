@@ -1,0 +1,323 @@
+"""The group of learners, as the first one sees it: who is in it, what is sent and received, and who is replaced.
+
+A group of torch.distributed can't change. If one of the others dies or hangs, all are replaced, and what they were
+asked is asked again.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Protocol, TypeVar
+
+from torch import Tensor
+
+from slipstream import parcel
+from slipstream.parcel import Letter
+from slipstream.patience import Patience
+from slipstream.process import ChildDied, ChildFailed
+from slipstream.teammate import Channel, Meeting
+
+Result = TypeVar("Result")
+
+_log = logging.getLogger(__name__)
+
+_SLICE_SECONDS = 0.5
+_PATIENCE_SECONDS = 10.0  # for one to have room, before a word is said
+
+
+class LearnerError(RuntimeError):
+    """A learner died, hangs, or can't be started.
+
+    Attributes:
+        kind: Who and how, in words that are the same when it happens again.
+    """
+
+    def __init__(self, text: str, kind: str) -> None:
+        super().__init__(text)
+        self.kind = kind
+
+
+class Tie(Protocol):
+    """The first learner's end of what ties it to another, which answers everything that it is told, also its start."""
+
+    @property
+    def name(self) -> str:
+        """What to call it in messages."""
+        ...
+
+    @property
+    def placed(self) -> bool:
+        """Whether it is there, as far as is known; until then it may wait for room, however long."""
+        ...
+
+    def start(self) -> None:
+        """Starts it, in place of what is left of the one before.
+
+        Raises:
+            ChildDied: All have been closed.
+            OSError: The system can't start another.
+        """
+        ...
+
+    def join(self, meeting: Meeting) -> None:
+        """Tells it where the others are.
+
+        Raises:
+            ChildDied: It is not there to be told; so in `differentiate`.
+        """
+        ...
+
+    def differentiate(self, wanted: Letter, news: Letter | None) -> None:
+        """Tells it what to differentiate; arguments as of `Teammate.differentiate`."""
+        ...
+
+    def wait(self, seconds: float) -> bool:
+        """Whether the answer comes within `seconds`.
+
+        Raises:
+            ChildDied: It ended before.
+        """
+        ...
+
+    def answer(self) -> Letter:
+        """The answer, once it has come: to `differentiate`, of what is to be received.
+
+        Raises:
+            ChildDied: It breaks off.
+            ChildFailed: It is the report of an error.
+        """
+        ...
+
+    def obituary(self) -> tuple[str, str]:
+        """How it ended, not having been told to (`was killed by SIGKILL`), and the stack that it left, if any."""
+        ...
+
+    def stack(self) -> str:
+        """Its Python stack while it lives, or what else is known of why it does not answer."""
+        ...
+
+    def kill(self) -> None:
+        """Ends it at once."""
+        ...
+
+
+class Hall(Protocol):
+    """Where the others are, and meet."""
+
+    ties: Sequence[Tie]
+
+    def meeting(self) -> Meeting:
+        """A place to meet where nobody has met before."""
+        ...
+
+    def close(self) -> None:
+        """Ends all within a few seconds; the second call does nothing."""
+        ...
+
+
+class Group:
+    """The others, by rank from 1 on, and the ways to them.
+
+    Args:
+        size: Learners, the first one among them.
+        restarts: How often in a row, with less than 100 gradients between, they are replaced.
+        seconds: After which one that has not answered is given up; at their start they have twice as long.
+
+    Attributes:
+        ranks: Of the others.
+        replaced: How often they have been.
+    """
+
+    def __init__(self, size: int, restarts: int, seconds: float) -> None:
+        self.ranks = range(1, size)
+        self.replaced = 0
+        self._seconds = seconds
+        self._patience = Patience[LearnerError](restarts)
+        self._hall: Hall | None = None
+        self._channel: Channel | None = None
+        self._under_way: dict[int, Any] = {}  # by rank, what is being sent; 0 for all
+        self._told: dict[int, float] = {}  # by rank, when it was told what it has not answered yet
+
+    def start(self, hall: Hall) -> None:
+        """Starts all; returns at once.
+
+        Args:
+            hall: Has them; it is closed with this.
+
+        Raises:
+            OSError: The system can't.
+        """
+        self._hall = hall
+        for rank in self.ranks:
+            self._start(rank)
+
+    def post(self, rank: int, content: object, news: Letter | None = None) -> tuple[Letter, Tensor]:
+        """Sends one what it is to differentiate, and returns that, packed.
+
+        Args:
+            rank: Whom.
+            content: The ask, and what has changed.
+            news: Of what is sent to all with the next `broadcast`.
+
+        Raises:
+            LearnerError: It is not there; so everywhere here.
+        """
+        channel = self._met()
+        wanted, numbers = parcel.pack(content)
+        self._tell(rank, lambda tie: tie.differentiate(wanted, news))
+        with _losing():
+            self._under_way[rank] = channel.send(numbers, rank)
+        return wanted, numbers
+
+    def broadcast(self, numbers: Tensor) -> None:
+        """Sends all the numbers of the news that they were told of."""
+        with _losing():
+            self._under_way[0] = self._met().broadcast(numbers)
+
+    def ready(self, rank: int) -> bool:
+        """Whether an answer is there."""
+        try:
+            if self._tie(rank).wait(0.0):
+                return True
+        except ChildDied:
+            raise self._death(rank) from None
+        self._require_time(rank, self._seconds)
+        return False
+
+    def answer(self, rank: int) -> Letter:
+        """Waits for an answer.
+
+        Raises:
+            RuntimeError: It raised; with its traceback.
+        """
+        return self._answer(rank, self._seconds)
+
+    def receive(self, rank: int, letter: Letter) -> Any:
+        """What one sends after it has answered."""
+        channel = self._met()
+        with _losing():
+            for key in (0, rank):
+                if (work := self._under_way.pop(key, None)) is not None:
+                    work.wait()
+            return parcel.unpack(letter, channel.receive(letter.size, rank))
+
+    def reduce(self, numbers: Tensor) -> None:
+        """Adds the numbers of all to those that are here."""
+        channel = self._met()
+        with _losing():
+            channel.reduce(numbers)
+
+    def despite_death(self, task: Callable[[], Result], again: Callable[[], Result], done: int) -> Result:
+        """What `task` returns; if one dies or hangs meanwhile, all are replaced, and `again` is done instead.
+
+        Args:
+            task: Wants something of the others.
+            again: Asks them anew first.
+            done: Gradients so far.
+
+        Raises:
+            LearnerError: There is no hope.
+        """
+        attempt = task
+        while True:
+            try:
+                return attempt()
+            except LearnerError as lost:
+                time.sleep(self._patience.pause(lost, lost.kind, done))
+                attempt = partial(self._anew, again)
+
+    def close(self) -> None:
+        """Ends the others, and then leaves the group; the second call does nothing."""
+        try:
+            if self._hall is not None:
+                self._hall.close()
+        finally:
+            self._leave()
+
+    def _anew(self, task: Callable[[], Result]) -> Result:
+        self._leave()
+        for rank in self.ranks:
+            try:
+                self._start(rank)
+            except (ChildDied, OSError) as error:
+                raise LearnerError(f"another {self._tie(rank).name} can't be started: {error}", "") from error
+        self.replaced += 1
+        return task()
+
+    def _start(self, rank: int) -> None:
+        self._tie(rank).start()
+        self._told[rank] = time.monotonic()
+
+    def _met(self) -> Channel:
+        """The way to the others; waits until all have started and met, if they have not."""
+        if self._channel is not None:
+            return self._channel
+        assert self._hall is not None, "it has not been started"
+        for rank in self.ranks:
+            self._answer(rank, 2 * self._seconds)
+        meeting = self._hall.meeting()
+        for rank in self.ranks:
+            self._tell(rank, lambda tie: tie.join(meeting))
+        with _losing():
+            self._channel = meeting.join(0)
+        for rank in self.ranks:
+            self._answer(rank, self._seconds)
+        return self._channel
+
+    def _leave(self) -> None:
+        """Leaves the group, which the others have left or are about to."""
+        self._under_way.clear()
+        self._channel = None
+
+    def _tie(self, rank: int) -> Tie:
+        assert self._hall is not None, "it has not been started"
+        return self._hall.ties[rank - 1]
+
+    def _tell(self, rank: int, what: Callable[[Tie], None]) -> None:
+        self._told[rank] = time.monotonic()
+        try:
+            what(self._tie(rank))
+        except ChildDied:
+            raise self._death(rank) from None
+
+    def _answer(self, rank: int, seconds: float) -> Letter:
+        tie, said = self._tie(rank), False
+        try:
+            while not tie.wait(_SLICE_SECONDS):
+                self._require_time(rank, seconds)
+                if not tie.placed and not said and time.monotonic() - self._told[rank] > _PATIENCE_SECONDS:
+                    said = True
+                    _log.warning("%s has not started yet: %s", tie.name, tie.stack())
+            return tie.answer()
+        except ChildDied:
+            raise self._death(rank) from None
+        except ChildFailed as error:
+            raise RuntimeError(f"{error}\n\nin {tie.name}:\n{error.traceback}") from None
+
+    def _require_time(self, rank: int, seconds: float) -> None:
+        """Gives up one that has not answered for so long."""
+        tie = self._tie(rank)
+        if tie.placed and time.monotonic() - self._told[rank] > seconds:
+            how = f"has not answered for {seconds:g} seconds"
+            text = f"{tie.name} {how}\n\n{tie.stack()}"
+            tie.kill()
+            raise LearnerError(text, f"{rank} {how}")
+
+    def _death(self, rank: int) -> LearnerError:
+        tie = self._tie(rank)
+        how, stack = tie.obituary()
+        text = f"{tie.name} {how}"
+        return LearnerError(f"{text}\n\n{stack}" if stack else text, f"{rank} {how}")
+
+
+@contextmanager
+def _losing() -> Generator[None]:
+    """What torch.distributed raises within is that somebody is gone."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise LearnerError(f"the way to another learner broke off: {error}", "") from error
