@@ -19,7 +19,7 @@ from typing import Any
 TABLE = Path("benchmarks/results/learning/rldm_pong.json")
 BUDGET, ENOUGH = 2_000_000, 18.0
 
-_SHARED = {"schedule": "async", "stop_at_return": ENOUGH}
+_SHARED = {"schedule": "async", "stop_at_return": ENOUGH, "net.precision": "auto"}
 # One replayed unroll for each fresh one, drawn from the last 100,000 rows.
 _REPLAY = {"algo.replay.proportion": 1.0, "algo.replay.capacity": 100_000}
 # The newest frame is drawn from 256 numbers, which are all that policy and value see.

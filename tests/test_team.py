@@ -227,6 +227,18 @@ def test_the_programs_own_process_group_is_left_alone(tmp_path: Path) -> None:
         dist.destroy_process_group()
 
 
+def test_learners_of_one_machine_listen_on_the_loopback_only() -> None:
+    algo, env, settings = CASES["ppo"]
+    with closing(Training(configure(algo, env, {**settings, "placement.learners": 2}))) as training:
+        next(iter(training))
+        own = [os.getpid(), *teammates()]
+        found = [each for pid in own for each in psutil.Process(pid).net_connections("tcp")]
+    listening = {each.laddr.ip for each in found if each.status == psutil.CONN_LISTEN}
+    assert len(own) == 2
+    assert listening <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+    assert any(each.laddr.ip in ("127.0.0.1", "::1", "::ffff:127.0.0.1") for each in found)
+
+
 def test_one_that_dies_while_all_meet_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     alone, _ = run("ppo", 1, 2)
     meeting, met = MeetingPlace.meeting, list[int]()

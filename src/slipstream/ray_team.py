@@ -86,6 +86,10 @@ class RayHall:
             free.bind(("", 0))
             return Meeting(f"tcp://{address()}:{free.getsockname()[1]}", size, MEETING_SECONDS)
 
+    def met(self) -> None:
+        """Removes the file."""
+        self._place.close()
+
     def close(self) -> None:
         """Ends the actors; the second call does nothing."""
         for tie in self._made:

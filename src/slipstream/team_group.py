@@ -114,6 +114,10 @@ class Hall(Protocol):
         """A place to meet where nobody has met before."""
         ...
 
+    def met(self) -> None:
+        """All have met there."""
+        ...
+
     def close(self) -> None:
         """Ends all within a few seconds; the second call does nothing."""
         ...
@@ -266,6 +270,7 @@ class Group:
             self._channel = meeting.join(0)
         for rank in self.ranks:
             self._answer(rank, self._seconds)
+        self._hall.met()
         return self._channel
 
     def _leave(self) -> None:

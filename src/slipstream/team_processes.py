@@ -36,6 +36,10 @@ class ProcessHall:
         """By a file that is not there yet."""
         return self._place.meeting(len(self.ties) + 1)
 
+    def met(self) -> None:
+        """Removes the file."""
+        self._place.close()
+
     def close(self) -> None:
         """Ends the processes within a few seconds; the second call does nothing."""
         self._ended()

@@ -20,7 +20,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from itertools import count
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -138,20 +137,22 @@ class Channel:
 
 
 class MeetingPlace:
-    """A folder of this machine with a file for every meeting."""
+    """Folders of this machine, each for one meeting and no longer."""
 
     def __init__(self) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="slipstream-")
-        self._numbers = count()
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def meeting(self, size: int) -> Meeting:
         """Where nobody has met before."""
-        file = Path(self._folder.name, str(next(self._numbers)))
-        return Meeting(file.as_uri(), size, MEETING_SECONDS)
+        self.close()
+        self._folder = tempfile.TemporaryDirectory(prefix="slipstream-")
+        return Meeting(Path(self._folder.name, "meeting").as_uri(), size, MEETING_SECONDS)
 
     def close(self) -> None:
-        """Removes the folder; the second call does nothing."""
-        self._folder.cleanup()
+        """Removes the folder of the last meeting, which is over."""
+        if self._folder is not None:
+            self._folder.cleanup()
+            self._folder = None
 
 
 class Teammate:
