@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +22,12 @@ from torch import Tensor, nn
 
 from slipstream.algos import PPO
 from slipstream.descent import Descent, Gradient
+from slipstream.learner import Learner
 from slipstream.run import learners
 from slipstream.run.config import ConfigError
 from slipstream.run.presets import configure
 from slipstream.run.training import Training
-from slipstream.team_group import LearnerError
+from slipstream.team_group import Group, LearnerError
 from slipstream.teammate import Meeting, MeetingPlace
 
 SIZE = {"num_envs": 8, "lanes": 4, "shards": 4, "placement.workers": 2, "net.hidden": (7,)}
@@ -255,6 +258,72 @@ def test_one_that_dies_while_all_meet_is_replaced(monkeypatch: pytest.MonkeyPatc
     assert metrics["faults/learner_restarts"] == 1
     assert same(shared, alone)
     assert not teammates()
+
+
+def test_an_answer_may_wait_longer_than_a_message_may_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the first learner collects, say."""
+    meeting = MeetingPlace.meeting
+    monkeypatch.setattr(MeetingPlace, "meeting", lambda place, size: replace(meeting(place, size), seconds=2.0))
+    algo, env, settings = CASES["a2c, delayed"]
+    config = configure(algo, env, {**settings, "placement.learners": 2, "reduction": "asynchronous"})
+    with closing(Training(config)) as training:
+        reports = iter(training)
+        for _ in range(3):
+            next(reports)
+        event = threading.Event()
+        event.wait(4.0)
+        metrics = [next(reports).metrics for _ in range(3)]
+        assert metrics[-1]["faults/learner_restarts"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("reduction", ["ordered", "all_reduce"])
+def test_of_four_learners_the_last_dies_before_news_have_come(reduction: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They come by way of another one, who sees it first."""
+    alone, _ = run("ppo", 4, 2, reduction=reduction)
+    broadcast, killed = Group.broadcast, list[int]()
+
+    def disturbed(group: Group, numbers: Tensor) -> None:
+        if not killed:
+            killed.append(max(teammates()))
+            os.kill(killed[0], signal.SIGKILL)
+        broadcast(group, numbers)
+
+    monkeypatch.setattr(Group, "broadcast", disturbed)
+    shared, metrics = run("ppo", 4, 2, reduction=reduction)
+    assert metrics["faults/learner_restarts"] == 1
+    assert same(shared, alone)
+
+
+def test_an_interrupt_while_a_gradient_is_taken_leaves_a_team_that_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    algo, env, settings = CASES["a2c, delayed"]
+    config = configure(algo, env, {**settings, "schedule": "sync", "placement.learners": 2})
+    with closing(Training(config)) as training:
+        report = list(islice(training, 3))[-1]
+        told = training.learner.state()[0]
+        differentiate, calls = Learner._differentiate, list[int]()
+
+        def interrupted(*given: Any) -> Any:
+            calls.append(1)
+            if len(calls) == 1:
+                raise KeyboardInterrupt
+            return differentiate(*given)
+
+        monkeypatch.setattr(Learner, "_differentiate", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            training.learner.step(report.trajectory)
+        assert same(training.learner.state()[0], told)
+        training.learner.step(report.trajectory)
+        metrics = training.learner.step(report.trajectory)
+        found = training.learner.state()[0]
+    assert metrics["faults/learner_restarts"] == 0
+    monkeypatch.setattr(Learner, "_differentiate", differentiate)
+    with closing(Training(replace(config, placement=replace(config.placement, learners=1)))) as training:
+        report = list(islice(training, 3))[-1]
+        for _ in range(2):
+            training.learner.step(report.trajectory)
+        expected = training.learner.state()[0]
+    assert all(torch.equal(found[name], value) for name, value in expected.items() if name.startswith("policy"))
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from slipstream.parcel import Letter
 from slipstream.ray_cluster import Cluster, address
 from slipstream.ray_tie import RayTie
 from slipstream.team_group import Tie
-from slipstream.teammate import MEETING_SECONDS, Duty, Meeting, MeetingPlace, Teammate
+from slipstream.teammate import MEETING_SECONDS, Broken, Duty, Meeting, MeetingPlace, Teammate
 
 _NOTHING = Letter(0, b"")
 
@@ -53,7 +53,7 @@ class RayTeammate:
         """Sends what was found, if anything was."""
         if self._due:
             self._due = False
-            with suppress(RuntimeError):  # the first learner has left, or sees that this one has
+            with suppress(Broken):  # the first learner has left, or sees that this one has
                 self._teammate.deliver()
 
 

@@ -19,7 +19,7 @@ from slipstream import parcel
 from slipstream.parcel import Letter
 from slipstream.patience import Patience
 from slipstream.process import ChildDied, ChildFailed
-from slipstream.teammate import Channel, Meeting
+from slipstream.teammate import Broken, Channel, Meeting, Pending
 
 Result = TypeVar("Result")
 
@@ -143,7 +143,8 @@ class Group:
         self._patience = Patience[LearnerError](restarts)
         self._hall: Hall | None = None
         self._channel: Channel | None = None
-        self._under_way: dict[int, Any] = {}  # by rank, what is being sent; 0 for all
+        self._under_way: dict[int, Pending] = {}  # by rank, what is being sent; 0 for all
+        self._abandoned = False
         self._told: dict[int, float] = {}  # by rank, when it was told what it has not answered yet
 
     def start(self, hall: Hall) -> None:
@@ -173,13 +174,13 @@ class Group:
         channel = self._met()
         wanted, numbers = parcel.pack(content)
         self._tell(rank, lambda tie: tie.differentiate(wanted, news))
-        with _losing():
+        with self._losing():
             self._under_way[rank] = channel.send(numbers, rank)
         return wanted, numbers
 
     def broadcast(self, numbers: Tensor) -> None:
         """Sends all the numbers of the news that they were told of."""
-        with _losing():
+        with self._losing():
             self._under_way[0] = self._met().broadcast(numbers)
 
     def ready(self, rank: int) -> bool:
@@ -203,7 +204,7 @@ class Group:
     def receive(self, rank: int, letter: Letter) -> Any:
         """What one sends after it has answered."""
         channel = self._met()
-        with _losing():
+        with self._losing():
             for key in (0, rank):
                 if (work := self._under_way.pop(key, None)) is not None:
                     work.wait()
@@ -212,8 +213,8 @@ class Group:
     def reduce(self, numbers: Tensor) -> None:
         """Adds the numbers of all to those that are here."""
         channel = self._met()
-        with _losing():
-            channel.reduce(numbers)
+        with self._losing():
+            channel.reduce(numbers).wait()
 
     def despite_death(self, task: Callable[[], Result], again: Callable[[], Result], done: int) -> Result:
         """What `task` returns; if one dies or hangs meanwhile, all are replaced, and `again` is done instead.
@@ -231,8 +232,13 @@ class Group:
             try:
                 return attempt()
             except LearnerError as lost:
-                time.sleep(self._patience.pause(lost, lost.kind, done))
-                attempt = partial(self._anew, again)
+                known = LearnerError(str(lost), lost.kind)  # without what its traceback holds on to
+            time.sleep(self._patience.pause(known, known.kind, done))
+            attempt = partial(self._anew, again)
+
+    def abandon(self) -> None:
+        """Has all be replaced before they are asked again: what they were asked is not wanted any more."""
+        self._abandoned = self._channel is not None
 
     def close(self) -> None:
         """Ends the others, and then leaves the group; the second call does nothing."""
@@ -243,21 +249,32 @@ class Group:
             self._leave()
 
     def _anew(self, task: Callable[[], Result]) -> Result:
+        self._replace()
+        self.replaced += 1
+        return task()
+
+    def _replace(self) -> None:
+        for rank in self.ranks:
+            self._tie(rank).kill()  # first: a group with somebody in it who hangs can't be left at once
         self._leave()
         for rank in self.ranks:
             try:
                 self._start(rank)
-            except (ChildDied, OSError) as error:
+            except OSError as error:
                 raise LearnerError(f"another {self._tie(rank).name} can't be started: {error}", "") from error
-        self.replaced += 1
-        return task()
 
     def _start(self, rank: int) -> None:
-        self._tie(rank).start()
+        tie = self._tie(rank)
+        try:
+            tie.start()
+        except ChildDied:
+            raise LearnerError(f"{tie.name} can't be started any more", "") from None
         self._told[rank] = time.monotonic()
 
     def _met(self) -> Channel:
         """The way to the others; waits until all have started and met, if they have not."""
+        if self._abandoned:
+            self._replace()
         if self._channel is not None:
             return self._channel
         assert self._hall is not None, "it has not been started"
@@ -266,7 +283,7 @@ class Group:
         meeting = self._hall.meeting()
         for rank in self.ranks:
             self._tell(rank, lambda tie: tie.join(meeting))
-        with _losing():
+        with self._losing():
             self._channel = meeting.join(0)
         for rank in self.ranks:
             self._answer(rank, self._seconds)
@@ -276,7 +293,10 @@ class Group:
     def _leave(self) -> None:
         """Leaves the group, which the others have left or are about to."""
         self._under_way.clear()
-        self._channel = None
+        self._abandoned = False
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
 
     def _tie(self, rank: int) -> Tie:
         assert self._hall is not None, "it has not been started"
@@ -291,6 +311,7 @@ class Group:
 
     def _answer(self, rank: int, seconds: float) -> Letter:
         tie, said = self._tie(rank), False
+        self._told[rank] = time.monotonic()  # it may have waited for this one
         try:
             while not tie.wait(_SLICE_SECONDS):
                 self._require_time(rank, seconds)
@@ -301,6 +322,8 @@ class Group:
         except ChildDied:
             raise self._death(rank) from None
         except ChildFailed as error:
+            if error.kind == Broken.__name__:
+                raise self._break(f"{tie.name}: {error}") from None
             raise RuntimeError(f"{error}\n\nin {tie.name}:\n{error.traceback}") from None
 
     def _require_time(self, rank: int, seconds: float) -> None:
@@ -318,11 +341,19 @@ class Group:
         text = f"{tie.name} {how}"
         return LearnerError(f"{text}\n\n{stack}" if stack else text, f"{rank} {how}")
 
+    @contextmanager
+    def _losing(self) -> Generator[None]:
+        """That the way to another breaks off within means that somebody is gone."""
+        try:
+            yield
+        except Broken as error:
+            raise self._break(str(error)) from None
 
-@contextmanager
-def _losing() -> Generator[None]:
-    """What torch.distributed raises within is that somebody is gone."""
-    try:
-        yield
-    except RuntimeError as error:
-        raise LearnerError(f"the way to another learner broke off: {error}", "") from error
+    def _break(self, what: str) -> LearnerError:
+        """The error for a way that broke off: the death that it comes of, if there is one to be seen."""
+        for rank in self.ranks:
+            try:
+                self._tie(rank).wait(0.0)
+            except ChildDied:
+                return self._death(rank)
+        return LearnerError(f"the way to another learner broke off: {what}", "")

@@ -149,8 +149,13 @@ class Together(Leader):
         for ask in asks:
             mine, *theirs = (Ask(ask.order, ask.parts[share]) for share in self._shares)
             self._asked = dict(enumerate(theirs, start=1))
-            self._group.despite_death(self._send, self._sent_anew, self._applied)
-            total = self._awaited(partial(self._total, ask.order, own(*mine)))
+            try:
+                self._group.despite_death(self._send, self._sent_anew, self._applied)
+                total = self._awaited(partial(self._total, ask.order, own(*mine)))
+            except BaseException:  # an interrupt of `own`, say: nobody will ask for what they find
+                self._group.abandon()
+                self.changed()
+                raise
             yield ask, self._counted(total, self._applied)
 
     def _send(self) -> None:
@@ -193,12 +198,14 @@ class Apart(Leader):
         self._unwanted: set[int] = set()  # of those who were asked
 
     def _found(self, asks: Iterable[Ask], own: Own, all_now: bool) -> Generator[tuple[Ask, Gradient]]:
+        now: set[int] = set()  # who was asked in this call
         try:
             yield from self._come()
             for ask in asks:
                 idle = next((rank for rank in self._group.ranks if rank not in self._asked), None)
                 if idle is not None:
                     self._asked[idle] = ask
+                    now.add(idle)
                     self._group.despite_death(partial(self._hand, idle), self._sent_anew, self._applied)
                     continue
                 before = self._applied
@@ -207,7 +214,7 @@ class Apart(Leader):
             while all_now and self._asked:
                 yield from self._taken(next(iter(self._asked)))
         except GeneratorExit:
-            self._unwanted |= set(self._asked)
+            self._unwanted |= now & set(self._asked)
             raise
 
     def _come(self) -> Generator[tuple[Ask, Gradient]]:

@@ -11,13 +11,12 @@ go through torch.distributed; that there is something to receive is said on the 
 from __future__ import annotations
 
 import fcntl
-import os
 import socket
 import struct
 import sys
 import tempfile
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -41,7 +40,7 @@ from slipstream.team import Reduction
 MEETING_SECONDS = 60.0
 """To wait for all to meet, and for what one of them sends to come through."""
 
-_INTERFACE = "GLOO_SOCKET_IFNAME"
+_EVER = 365 * 86_400.0  # seconds; the end of the first learner is the end of this process in any case
 _ADDRESS_OF = 0x8915  # Linux, SIOCGIFADDR; Python does not name it
 _LOOPBACK = "lo" if sys.platform == "linux" else "lo0"
 
@@ -83,26 +82,23 @@ class Meeting:
         """Waits for all, as number `rank`; the first is 0.
 
         Raises:
-            RuntimeError: They did not come in time.
+            Broken: They did not come in time.
         """
         limit, parts = timedelta(seconds=self.seconds), urlsplit(self.url)
+        host, port = str(parts.hostname), parts.port or 0
         # On one machine nobody else can connect; on several, what a host's name stands for may be the loopback.
-        interface = _LOOPBACK if parts.scheme == "file" else _interface_towards(str(parts.hostname), parts.port or 0)
-        before = os.environ.get(_INTERFACE)
-        if interface:
-            os.environ[_INTERFACE] = interface
-        try:
+        interface = _LOOPBACK if parts.scheme == "file" else _interface_towards(host, port)
+        kind: Any = dist.ProcessGroupGloo
+        options = kind._Options()  # the documented way is a variable of the environment, which other threads read
+        options._timeout = limit
+        options._devices = [kind.create_device(interface=interface) if interface else kind.create_default_device()]
+        with _breaking():
             store: Any
             if parts.scheme == "file":
                 store = dist.FileStore(unquote(parts.path), self.size)  # pyright: ignore[reportPrivateImportUsage]
             else:
-                host, port = str(parts.hostname), parts.port or 0
                 store = dist.TCPStore(host, port, self.size, rank == 0, limit)  # pyright: ignore[reportPrivateImportUsage]
-            return Channel(dist.ProcessGroupGloo(store, rank, self.size, limit))
-        finally:
-            os.environ.pop(_INTERFACE, None)
-            if before is not None:
-                os.environ[_INTERFACE] = before
+            return Channel(kind(store, rank, self.size, options))
 
 
 class Channel:
@@ -113,27 +109,64 @@ class Channel:
     """
 
     def __init__(self, group: Any) -> None:
-        self._group = group
+        self._group: Any = group
 
-    def send(self, numbers: Tensor, rank: int) -> Any:
-        """Begins to send; what it returns has a `wait`."""
-        return self._group.send([numbers], rank, 0)
+    def send(self, numbers: Tensor, rank: int) -> Pending:
+        """Begins to send; it is done when the other has taken it."""
+        with _breaking():
+            return Pending(self._group.send([numbers], rank, 0))
 
     def receive(self, size: int, rank: int) -> Tensor:
         """Waits for `size` bytes, uint8 `[size]`."""
         numbers = torch.empty(size, dtype=torch.uint8)
-        self._group.recv([numbers], rank, 0).wait()
+        with _breaking():
+            self._group.recv([numbers], rank, 0).wait()
         return numbers
 
-    def broadcast(self, numbers: Tensor) -> Any:
-        """Begins to send all what the first has; what it returns has a `wait`."""
-        return self._group.broadcast([numbers])
+    def broadcast(self, numbers: Tensor) -> Pending:
+        """Begins to send all what the first has."""
+        with _breaking():
+            return Pending(self._group.broadcast([numbers]))
 
-    def reduce(self, numbers: Tensor) -> None:
-        """Adds up what all have, at the first."""
+    def reduce(self, numbers: Tensor) -> Pending:
+        """Begins to add up what all have, at the first."""
         options = dist.ReduceOptions()
         options.rootRank = 0
-        self._group.reduce([numbers], options).wait()
+        with _breaking():
+            return Pending(self._group.reduce([numbers], options))
+
+    def close(self) -> None:
+        """Leaves the group, also if somebody holds on to this."""
+        self._group = None
+
+
+class Pending:
+    """What a channel has begun.
+
+    Args:
+        work: Of torch.distributed.
+    """
+
+    def __init__(self, work: Any) -> None:
+        self._work = work
+
+    def wait(self, seconds: float | None = None) -> None:
+        """Waits until it is done, for so long, or as long as for the others to come to a meeting."""
+        with _breaking():
+            self._work.wait() if seconds is None else self._work.wait(timedelta(seconds=seconds))
+
+
+class Broken(Exception):  # noqa: N818 - what it says
+    """The way to another learner broke off, whoever's fault that is."""
+
+
+@contextmanager
+def _breaking() -> Generator[None]:
+    """Makes `Broken` of what torch.distributed raises."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise Broken(str(error)) from None
 
 
 class MeetingPlace:
@@ -206,10 +239,10 @@ class Teammate:
         return letter
 
     def deliver(self) -> None:
-        """Sends what was found."""
-        self._joined.send(self._numbers, 0).wait()
+        """Sends what was found, and waits until it is taken: the first learner may be busy for long."""
+        self._joined.send(self._numbers, 0).wait(_EVER)
         if self._sum is not None:
-            self._joined.reduce(self._sum)
+            self._joined.reduce(self._sum).wait(_EVER)
 
     def close(self) -> None:
         """Ends its threads."""

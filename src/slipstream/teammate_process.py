@@ -14,7 +14,7 @@ import torch
 
 from slipstream import process
 from slipstream.parcel import Letter
-from slipstream.teammate import Meeting, Teammate
+from slipstream.teammate import Broken, Meeting, Teammate
 
 
 def main() -> None:
@@ -30,7 +30,7 @@ def main() -> None:
                 if answer(partial(self.obey, told, commands)) and "differentiate" in told:
                     try:
                         self.teammate.deliver()
-                    except RuntimeError:
+                    except Broken:
                         break  # the first learner has left, or sees that this one has
     process.leave()
 
