@@ -66,7 +66,7 @@ class BenchFlags:
         config: As for `train`, for one algorithm.
         system: As for `train`.
         schedules: Schedules to measure; those that an algorithm can't have are left out. None named: its own.
-        placements: `default` for the configured one, thread:N, process:N, inline.
+        placements: `default` for the configured one, thread:N, process:N, ray:N, learners:N, inline.
         rounds: Alternating rounds.
         seconds: Length of each training; the stages are measured for a quarter of it.
         output: JSON file for the result, with machine, versions and command.
