@@ -21,7 +21,7 @@ import pytest
 import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from slipstream import patience, process, slab, tree
+from slipstream import device, patience, process, slab, tree
 from slipstream.collector import Assignment, Collected, Collector, Stopped
 from slipstream.envs import EnvError, EnvOptions, make_envs
 from slipstream.envs.make import env_spec
@@ -32,7 +32,6 @@ from slipstream.outpost import Work
 from slipstream.patience import Patience
 from slipstream.remote import Remotes
 from slipstream.remote_collector import RemoteCollector
-from slipstream.run import training
 from slipstream.run.config import ConfigError
 from slipstream.run.presets import configure
 from slipstream.run.training import Training
@@ -550,7 +549,7 @@ def test_a_dead_collector_ends_the_run_without_restarts(algo: str, schedule: str
 
 
 def test_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "_device", lambda name: torch.device("cuda"))
+    monkeypatch.setattr(device, "chosen", lambda name: torch.device("cuda"))
     config = configure("ppo", "CartPole-v1", {"placement.collectors": "process"})
     with pytest.raises(ConfigError, match=r"placement\.collectors=process acts on the CPU"):
         Training(config)

@@ -209,7 +209,7 @@ def test_an_error_of_a_learner_reaches_the_user_with_its_traceback(tmp_path: Pat
 
 def test_more_learners_than_shards_are_refused() -> None:
     config = configure("ppo", "CartPole-v1", {**SLAB, "algo.batch_size": 16, "placement.learners": 5})
-    with pytest.raises(ConfigError, match=r"placement\.learners=5 share 4 shards.*--placement\.learners 4"):
+    with pytest.raises(ConfigError, match=r"placement\.learners=5: .* there are 4: use --shards 5.*--learners 4"):
         Training(config)
     assert not teammates()
 

@@ -26,19 +26,12 @@ Result = TypeVar("Result")
 _log = logging.getLogger(__name__)
 
 _SLICE_SECONDS = 0.5
+_DEATH_SECONDS = 0.1  # a connection ends before the process that had it
 _PATIENCE_SECONDS = 10.0  # for one to have room, before a word is said
 
 
 class LearnerError(RuntimeError):
-    """A learner died, hangs, or can't be started.
-
-    Attributes:
-        kind: Who and how, in words that are the same when it happens again.
-    """
-
-    def __init__(self, text: str, kind: str) -> None:
-        super().__init__(text)
-        self.kind = kind
+    """A learner died, hangs, or can't be started."""
 
 
 class Tie(Protocol):
@@ -232,8 +225,8 @@ class Group:
             try:
                 return attempt()
             except LearnerError as lost:
-                known = LearnerError(str(lost), lost.kind)  # without what its traceback holds on to
-            time.sleep(self._patience.pause(known, known.kind, done))
+                known = LearnerError(str(lost))  # without what its traceback holds on to
+            time.sleep(self._patience.pause(known, "", done))
             attempt = partial(self._anew, again)
 
     def abandon(self) -> None:
@@ -261,14 +254,14 @@ class Group:
             try:
                 self._start(rank)
             except OSError as error:
-                raise LearnerError(f"another {self._tie(rank).name} can't be started: {error}", "") from error
+                raise LearnerError(f"another {self._tie(rank).name} can't be started: {error}") from error
 
     def _start(self, rank: int) -> None:
         tie = self._tie(rank)
         try:
             tie.start()
         except ChildDied:
-            raise LearnerError(f"{tie.name} can't be started any more", "") from None
+            raise LearnerError(f"{tie.name} can't be started any more") from None
         self._told[rank] = time.monotonic()
 
     def _met(self) -> Channel:
@@ -323,7 +316,7 @@ class Group:
             raise self._death(rank) from None
         except ChildFailed as error:
             if error.kind == Broken.__name__:
-                raise self._break(f"{tie.name}: {error}") from None
+                raise self._break() from None
             raise RuntimeError(f"{error}\n\nin {tie.name}:\n{error.traceback}") from None
 
     def _require_time(self, rank: int, seconds: float) -> None:
@@ -333,13 +326,13 @@ class Group:
             how = f"has not answered for {seconds:g} seconds"
             text = f"{tie.name} {how}\n\n{tie.stack()}"
             tie.kill()
-            raise LearnerError(text, f"{rank} {how}")
+            raise LearnerError(text)
 
     def _death(self, rank: int) -> LearnerError:
         tie = self._tie(rank)
         how, stack = tie.obituary()
         text = f"{tie.name} {how}"
-        return LearnerError(f"{text}\n\n{stack}" if stack else text, f"{rank} {how}")
+        return LearnerError(f"{text}\n\n{stack}" if stack else text)
 
     @contextmanager
     def _losing(self) -> Generator[None]:
@@ -347,13 +340,13 @@ class Group:
         try:
             yield
         except Broken as error:
-            raise self._break(str(error)) from None
+            raise self._break() from error
 
-    def _break(self, what: str) -> LearnerError:
+    def _break(self) -> LearnerError:
         """The error for a way that broke off: the death that it comes of, if there is one to be seen."""
         for rank in self.ranks:
             try:
-                self._tie(rank).wait(0.0)
+                self._tie(rank).wait(_DEATH_SECONDS)
             except ChildDied:
                 return self._death(rank)
-        return LearnerError(f"the way to another learner broke off: {what}", "")
+        return LearnerError("the way between two learners broke off, though none has died")

@@ -50,8 +50,8 @@ def test_learning_from_a_replay_is_measured_while_it_learns(monkeypatch: pytest.
         return 1.0
 
     shares: list[float] = []
-    step = ReplayLearner._gradient_step
-    monkeypatch.setattr(ReplayLearner, "_gradient_step", lambda *args: (taken.append(1), step(*args))[1])
+    step = ReplayLearner._end_step
+    monkeypatch.setattr(ReplayLearner, "_end_step", lambda *args: (taken.append(1), step(*args))[1])
     monkeypatch.setattr(limit, "_cost", once)
     changes = {"num_envs": 4, "unroll": 10, "algo.replay.ratio": 0.1, "algo.batch_size": 8}
     limit.measure(configure(algorithm, "toy:catch", changes))

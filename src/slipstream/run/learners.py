@@ -43,7 +43,7 @@ class Learners:
     def caveat(self) -> str | None:
         """What the same seed does not give because of them, in a sentence; None for nothing."""
         if self._others and self._config.reduction == "all_reduce":
-            return f"Gradients are all-reduced: other than {self._others + 1} learners would round differently."
+            return "Gradients are all-reduced: another number of learners would round differently."
         if self.asynchronous:
             return "Learners are asynchronous: the same seed will not give the same run."
         return None
@@ -64,8 +64,8 @@ class Learners:
             return alone(objective, shards)
         if count > shards and not self.asynchronous:
             raise ConfigError(
-                f"placement.learners={count} share {shards} shards, of which each needs one: use --placement.learners "
-                f"{shards}, or more --lanes or --shards, which changes the result"
+                f"placement.learners={count}: each needs a shard of the gradient, and there are {shards}: use --shards "
+                f"{count} or more, which changes the result, or --learners {shards}"
             )
         if device == "cuda" and torch.cuda.device_count() < count:
             raise ConfigError(

@@ -14,11 +14,13 @@ same rows but for these (under the schedule `async`, which is not deterministic,
     train/gradient_steps, lag/dropped_steps                   counters
     lag/mean, lag/max                                         versions between acting and learning (sync: 0); mean, max
     lag/replayed_mean, lag/replayed_max, lag/replayed_from_*  the same of replayed rows, and their shares by age
+    lag/gradients_mean, lag/gradients_max                     gradients applied while one was taken (several learners)
     lag/share_*                                               of the rows learned from, by lag (async)
     queue/depth                                               slabs that are full and wait for the learner (async)
     wait/env, wait/learner                                    shares of time spent on waiting for environments, for rows
     wait/collectors_seconds, wait/loader_seconds              per update: collectors for places, the learner for batches
     faults/restarts                                           environments, processes brought back since start or resume
+    faults/learner_restarts                                   how often learners beside the first have been replaced
     faults/skipped_gradients                                  those that were not finite, since the start or resume
     faults/mended_rows                                        rows that were not finite, since the row before
     cluster/nodes                                             of a Ray cluster, that have actors
@@ -53,7 +55,15 @@ from slipstream.types import Report
 CLOCK = ("time/", "wait/", "limit/", "faults/", "cluster/")
 """Prefixes of what depends on the machine; `time/` has the counters as well, which do not."""
 
-_GREATEST = ("/max", "_max", "/dropped_steps", "/gradient_steps", "/restarts", "/skipped_gradients")
+_GREATEST = (
+    "/max",
+    "_max",
+    "/dropped_steps",
+    "/gradient_steps",
+    "/restarts",
+    "/learner_restarts",
+    "/skipped_gradients",
+)
 """Endings of metrics of which a row has the greatest value (that of counters is the last), as of all `cluster/*`."""
 
 _SUMMED = ("/mended_rows",)

@@ -38,7 +38,8 @@ class VerifyFlags:
         config: As for `train`.
         system: As for `train`.
         updates: Updates to compare.
-        placements: Placements to compare with inline: how many collectors, with as many threads that gather batches.
+        placements: Placements to compare with inline: thread:N, process:N or ray:N collectors, with as many threads
+            that gather batches, or learners:N.
         delay: Longest random delay before a lane's step or a worker's or loader's task, in seconds.
     """
 
