@@ -14,8 +14,8 @@ from types import FrameType
 from slipstream.types import Report
 
 _ADVICE = (
-    "One of several learners that hangs is replaced after 300 s. A step of an environment that hangs can't be ended here "
-    "(Ctrl-C twice ends the run); in a process of its own it is, and is tried again: --placement.env-workers N "
+    "One of several learners that hangs is replaced after 300 s. A step of an environment that hangs can't be ended "
+    "here (Ctrl-C twice ends the run); in a process of its own it is, and is tried again: --placement.env-workers N "
     "--env-options.timeout-seconds S"
 )
 
