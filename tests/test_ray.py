@@ -221,6 +221,17 @@ def test_a_fault_in_the_middle_of_an_unroll_changes_no_bit(nodes: Any, fault: An
 
 @pytest.mark.slow
 @pytest.mark.timeout(120)
+def test_a_cluster_that_is_too_small_is_said(nodes: Any, caplog: pytest.LogCaptureFixture) -> None:
+    job = work("CartPole-v1")
+    parts = [replace(job, spec=replace(job.spec, num_envs=2, lanes=1, first_slot=2 * lane)) for lane in range(3)]
+    for others, said in ((1, []), (2, ["this run takes 5 cores, and the Ray cluster has 4 in all: it waits until"])):
+        caplog.clear()
+        Actors(job, parts, "", 2, others).close()
+        assert [record.message.rpartition(" more nodes")[0] for record in caplog.records] == said
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
 def test_actors_wait_for_room(nodes: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     class Blocker:
         def ready(self) -> None:

@@ -86,6 +86,11 @@ class Cluster:
             _warn_if_open(ray)
             self._finalizer = weakref.finalize(self, undo.pop_all().close)
 
+    @property
+    def cores(self) -> int:
+        """That all its nodes have."""
+        return int(self.ray.cluster_resources().get("CPU", 0))
+
     def close(self) -> None:
         """Leaves the cluster, and ends it if it is private; the second call does nothing."""
         self._finalizer()

@@ -72,7 +72,14 @@ class Actors:
         weights = sum(value.nbytes for value in work.policy.state_dict().values())
         # At the same time: an unroll of every actor, and its weights, each of another version under `async`.
         store = 2 * rows + (len(parts) + 2) * weights
-        self.cluster = Cluster(address, max(cpus, others + sum(map(_cpus, parts))), store)
+        needed = others + sum(map(_cpus, parts))
+        self.cluster = Cluster(address, max(cpus, needed), store)
+        if (cores := self.cluster.cores) < needed:
+            _log.warning(
+                "this run takes %d cores, and the Ray cluster has %d in all: it waits until more nodes have joined",
+                needed,
+                cores,
+            )
         self._published: tuple[int, Any] | None = None
         self.links: Sequence[RayLink] = [
             RayLink(self.cluster, content, part, self.slabs, self._newest)
