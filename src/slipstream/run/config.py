@@ -31,6 +31,7 @@ _ALIASES = {
     "n_steps": "unroll",
     "num_steps": "unroll",
     "learners": "placement.learners",
+    "num_learners": "placement.learners",
 }
 _HYPERPARAMETERS = {
     "learning_rate": "lr",
