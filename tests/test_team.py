@@ -189,8 +189,10 @@ def test_asynchronous_learners_take_every_gradient_once(
     assert metrics.get("train/gradient_steps") == expected.get("train/gradient_steps")
     assert metrics["faults/learner_restarts"] == (torso is not None)
     assert torso is not None or not same(shared, alone)
-    assert metrics["lag/gradients_max"] > 0 or case == "a2c, delayed"  # whose others may be done before the next slab
-    assert metrics["lag/gradients_mean"] <= metrics["lag/gradients_max"] < wanted
+    # The last slab may have brought none: each of A2C's has one, which may come with the next.
+    mean, most = (metrics.get(f"lag/gradients_{name}", 0.0) for name in ("mean", "max"))
+    assert mean <= most < wanted
+    assert most > 0 or case == "a2c, delayed"
     assert not teammates()
 
 
