@@ -7,6 +7,7 @@ from typing import NamedTuple, Protocol
 
 from slipstream.outpost import Status, Unroll
 from slipstream.standing import Standing
+from slipstream.tie import Tie
 from slipstream.types import Place, Trajectory, Weights
 
 
@@ -22,10 +23,10 @@ class Answer(NamedTuple):
     unroll: Unroll | None = None
 
 
-class Link(Protocol):
+class Link(Tie, Protocol):
     """The driver's end of a tie to one outpost; to be used by one thread at a time, but for `stop`.
 
-    To everything that it is told comes one answer, also to its start.
+    `wait` also brings `status` up to date.
     """
 
     @property
@@ -34,27 +35,8 @@ class Link(Protocol):
         ...
 
     @property
-    def name(self) -> str:
-        """What to call it in messages."""
-        ...
-
-    @property
     def pid(self) -> int:
         """Number of its process."""
-        ...
-
-    @property
-    def placed(self) -> bool:
-        """Whether its process is there, as far as is known; until then it may wait for room, however long."""
-        ...
-
-    def start(self) -> None:
-        """Starts the outpost, in place of what is left of the one before.
-
-        Raises:
-            ChildDied: All have been closed.
-            OSError: The system can't start another; or, later, `wait` raises `ChildDied`.
-        """
         ...
 
     def begin(self, seed: int, row: int) -> None:
@@ -77,14 +59,6 @@ class Link(Protocol):
         """Has it stop at its next row, now and whenever it collects, until this is taken back."""
         ...
 
-    def wait(self, seconds: float) -> bool:
-        """Whether the answer comes within `seconds`; brings `status` up to date.
-
-        Raises:
-            ChildDied: It ended before.
-        """
-        ...
-
     def read(self) -> Answer:
         """The answer, once it has come.
 
@@ -92,18 +66,6 @@ class Link(Protocol):
             ChildDied: It breaks off.
             ChildFailed: It is the report of an error.
         """
-        ...
-
-    def obituary(self) -> tuple[str, str]:
-        """How it ended, not having been told to (`was killed by SIGKILL`), and the stack that it left, if any."""
-        ...
-
-    def stack(self) -> str:
-        """Its Python stack while it lives, or what else is known of why it does not answer."""
-        ...
-
-    def kill(self) -> None:
-        """Ends it at once, with all that it started."""
         ...
 
 

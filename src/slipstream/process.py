@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from threading import Lock
@@ -243,75 +243,6 @@ class Children:
                 self._open = False
                 stop(self._living)
                 os.close(self._memory)
-
-
-class ChildTie:
-    """The driver's end of a child that may be replaced, which answers everything that it is told, also its start.
-
-    Args:
-        children: To start it among.
-        setup: What it is told once.
-    """
-
-    def __init__(self, children: Children, setup: bytes) -> None:
-        self._children, self._setup = children, setup
-        self._child: Child | None = None
-
-    @property
-    def pid(self) -> int:
-        """Number of the process."""
-        return self._living.pid
-
-    def start(self) -> None:
-        """Starts the process, in place of what is left of the one before; raises as `Children.start`."""
-        self._child = self._children.start(self._setup, instead=self._child)
-
-    def tell(self, command: Mapping[str, object], more: bytes = b"") -> None:
-        """Tells it what to do, as a line of JSON, and what comes with that.
-
-        Raises:
-            ChildDied: Nobody is there to read it.
-        """
-        self._living.tell(json.dumps(command).encode() + b"\n" + more)
-
-    def wait(self, seconds: float) -> bool:
-        """Whether the answer comes within `seconds`.
-
-        Raises:
-            ChildDied: It ended before.
-        """
-        child = self._living
-        (fd,) = child.answers
-        poll = select.poll()
-        for source in (fd, child.pidfd):
-            if source is not None:
-                poll.register(source, select.POLLIN)
-        ready = [source for source, _ in poll.poll(seconds * 1000.0)]
-        if ready and fd not in ready:
-            raise ChildDied
-        return bool(ready)
-
-    def content(self) -> bytes:
-        """The answer, once it has come; raises as `Child.read`."""
-        child = self._living
-        return child.read(child.answers[0])
-
-    def obituary(self) -> tuple[str, str]:
-        """How it ended, and the stack that it left, if any."""
-        return self._living.obituary()
-
-    def stack(self) -> str:
-        """Its Python stack, or nothing if it does not even answer to a signal."""
-        return self._living.stack_now()
-
-    def kill(self) -> None:
-        """Ends it at once, with all that it started."""
-        self._living.kill_group()
-
-    @property
-    def _living(self) -> Child:
-        assert self._child is not None, "it has not been started"
-        return self._child
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from slipstream.outpost import Status, Unroll, Work
 from slipstream.process import Children
 from slipstream.remote_process import Setup, Shared
 from slipstream.standing import Standing
+from slipstream.tie import ChildTie
 from slipstream.types import Place, Trajectory, Weights
 
 
@@ -62,7 +63,7 @@ class Processes:
         self._finalizer()
 
 
-class ProcessLink(process.ChildTie):
+class ProcessLink(ChildTie):
     """The tie to one process; satisfies `Link`.
 
     Args:

@@ -16,7 +16,7 @@ from slipstream import process
 from slipstream.parcel import Letter
 from slipstream.ray_cluster import Cluster, address
 from slipstream.ray_tie import RayTie
-from slipstream.team_group import Tie
+from slipstream.team_group import TeamTie
 from slipstream.teammate import MEETING_SECONDS, Broken, Duty, Meeting, MeetingPlace, Teammate
 
 _NOTHING = Letter(0, b"")
@@ -74,7 +74,7 @@ class RayHall:
         self._place = MeetingPlace()
         content = process.pickled(duty, "several learners need networks", "--placement.learners 1")
         made = [RayTeammateTie(cluster, content, duty.threads, rank) for rank in range(1, others + 1)]
-        self.ties: Sequence[Tie] = made
+        self.ties: Sequence[TeamTie] = made
         self._made = made
 
     def meeting(self) -> Meeting:
@@ -98,7 +98,7 @@ class RayHall:
 
 
 class RayTeammateTie(RayTie):
-    """The tie to one actor; satisfies `team_group.Tie`.
+    """The tie to one actor; satisfies `TeamTie`.
 
     Args:
         cluster: Where it will be.

@@ -20,6 +20,7 @@ from slipstream.parcel import Letter
 from slipstream.patience import Patience
 from slipstream.process import ChildDied, ChildFailed
 from slipstream.teammate import Broken, Channel, Meeting, Pending
+from slipstream.tie import Tie
 
 Result = TypeVar("Result")
 
@@ -34,27 +35,8 @@ class LearnerError(RuntimeError):
     """A learner died, hangs, or can't be started."""
 
 
-class Tie(Protocol):
-    """The first learner's end of what ties it to another, which answers everything that it is told, also its start."""
-
-    @property
-    def name(self) -> str:
-        """What to call it in messages."""
-        ...
-
-    @property
-    def placed(self) -> bool:
-        """Whether it is there, as far as is known; until then it may wait for room, however long."""
-        ...
-
-    def start(self) -> None:
-        """Starts it, in place of what is left of the one before.
-
-        Raises:
-            ChildDied: All have been closed.
-            OSError: The system can't start another.
-        """
-        ...
+class TeamTie(Tie, Protocol):
+    """The first learner's end of a tie to another."""
 
     def join(self, meeting: Meeting) -> None:
         """Tells it where the others are.
@@ -68,14 +50,6 @@ class Tie(Protocol):
         """Tells it what to differentiate; arguments as of `Teammate.differentiate`."""
         ...
 
-    def wait(self, seconds: float) -> bool:
-        """Whether the answer comes within `seconds`.
-
-        Raises:
-            ChildDied: It ended before.
-        """
-        ...
-
     def answer(self) -> Letter:
         """The answer, once it has come: to `differentiate`, of what is to be received.
 
@@ -85,23 +59,11 @@ class Tie(Protocol):
         """
         ...
 
-    def obituary(self) -> tuple[str, str]:
-        """How it ended, not having been told to (`was killed by SIGKILL`), and the stack that it left, if any."""
-        ...
-
-    def stack(self) -> str:
-        """Its Python stack while it lives, or what else is known of why it does not answer."""
-        ...
-
-    def kill(self) -> None:
-        """Ends it at once."""
-        ...
-
 
 class Hall(Protocol):
     """Where the others are, and meet."""
 
-    ties: Sequence[Tie]
+    ties: Sequence[TeamTie]
 
     def meeting(self) -> Meeting:
         """A place to meet where nobody has met before."""
@@ -291,11 +253,11 @@ class Group:
             self._channel.close()
             self._channel = None
 
-    def _tie(self, rank: int) -> Tie:
+    def _tie(self, rank: int) -> TeamTie:
         assert self._hall is not None, "it has not been started"
         return self._hall.ties[rank - 1]
 
-    def _tell(self, rank: int, what: Callable[[Tie], None]) -> None:
+    def _tell(self, rank: int, what: Callable[[TeamTie], None]) -> None:
         self._told[rank] = time.monotonic()
         try:
             what(self._tie(rank))

@@ -8,8 +8,9 @@ from dataclasses import asdict
 
 from slipstream import process
 from slipstream.parcel import Letter
-from slipstream.team_group import Tie
+from slipstream.team_group import TeamTie
 from slipstream.teammate import Duty, Meeting, MeetingPlace
+from slipstream.tie import ChildTie
 
 
 class ProcessHall:
@@ -30,7 +31,7 @@ class ProcessHall:
         children = process.Children("slipstream.teammate_process", process.anonymous_file())
         self._ended = weakref.finalize(self, children.close)
         self._place = MeetingPlace()
-        self.ties: Sequence[Tie] = [ProcessTie(children, *both) for both in zip(setups, ranks, strict=True)]
+        self.ties: Sequence[TeamTie] = [ProcessTie(children, *both) for both in zip(setups, ranks, strict=True)]
 
     def meeting(self) -> Meeting:
         """By a file that is not there yet."""
@@ -46,8 +47,8 @@ class ProcessHall:
         self._place.close()
 
 
-class ProcessTie(process.ChildTie):
-    """The tie to one process; satisfies `team_group.Tie`.
+class ProcessTie(ChildTie):
+    """The tie to one process; satisfies `TeamTie`.
 
     Args:
         children: To start it among.
