@@ -77,6 +77,7 @@ class SlabObjective:
     ) -> None:
         self._algorithm, self._policy, self._reconstruction = algorithm, policy, reconstruction
         self._beside = [] if reconstruction is None else list(reconstruction.decoder.parameters())
+        self._learned = self._of(policy)
         self.behaviour: Policy = policy
 
     @property
@@ -98,7 +99,7 @@ class SlabObjective:
 
     def parameters(self, order: Order) -> list[nn.Parameter]:
         """Those of the policy that the gradient is evaluated at, and of the decoder."""
-        return [each for each in (*self._at(order).parameters(), *self._beside) if each.requires_grad]
+        return self._of(self.behaviour) if order.delayed else self._learned
 
     def losses(self, order: Order, parts: Sequence[Batch]) -> list[Callable[[], ShardLoss]]:
         """The algorithm's loss of what the policy says of a shard's rows."""
@@ -117,6 +118,9 @@ class SlabObjective:
         whole = part if self._reconstruction is None else self._reconstruction.beside(part)
         return *self._algorithm.loss(judge, whole, progress), None
 
+    def _of(self, policy: Policy) -> list[nn.Parameter]:
+        return [each for each in (*policy.parameters(), *self._beside) if each.requires_grad]
+
     def _at(self, order: Order) -> Policy:
         return self.behaviour if order.delayed else self._policy
 
@@ -128,12 +132,16 @@ class ReplayObjective:
         algorithm: Has the losses.
         online: What is learned.
         target: What follows it.
+
+    Attributes:
+        parts: The parameters of each of the algorithm's parts, `policy`, `critic` or `critic.SUBMODULE`.
     """
 
     modules: Sequence[str] = ("policy", "critic", "target.policy", "target.critic")
 
     def __init__(self, algorithm: ReplayAlgorithm, online: Networks[Any, Any], target: Networks[Any, Any]) -> None:
         self._algorithm, self._online, self._target = algorithm, online, target
+        self.parts = {part: self._of(part) for part in algorithm.parts}  # once: a gradient may be shorter than that
 
     def module(self, name: str) -> nn.Module:
         """A network."""
@@ -142,12 +150,7 @@ class ReplayObjective:
 
     def parameters(self, order: Order) -> list[nn.Parameter]:
         """Those of the phase's part."""
-        return [each for each in self.part(self._phase(order).part) if each.requires_grad]
-
-    def part(self, name: str) -> list[nn.Parameter]:
-        """The parameters of a part, `policy`, `critic` or `critic.SUBMODULE`."""
-        kind, _, path = name.partition(".")
-        return list(self.module(kind).get_submodule(path).parameters())
+        return self.parts[self._phase(order).part]
 
     def losses(self, order: Order, parts: Sequence[Replayed[Any]]) -> list[Callable[[], ShardLoss]]:
         """The loss of the phase."""
@@ -157,6 +160,10 @@ class ReplayObjective:
     def _loss(self, phase: Phase, part: Replayed[Any], progress: float) -> ShardLoss:
         loss = phase.loss(self._online, self._target, part, progress)
         return loss.loss, loss.metrics, loss.error
+
+    def _of(self, part: str) -> list[nn.Parameter]:
+        kind, _, path = part.partition(".")
+        return [each for each in self.module(kind).get_submodule(path).parameters() if each.requires_grad]
 
     def _phase(self, order: Order) -> Phase:
         return self._algorithm.phases(order.step)[order.phase]

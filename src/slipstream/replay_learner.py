@@ -98,7 +98,7 @@ class ReplayLearner:
         self._begins = Fraction(algorithm.replay.learning_starts)  # steps that gradient steps are counted from
         eps = algorithm.optimizer_eps
         self._objective = ReplayObjective(algorithm, networks, self._target)
-        self._descents = {part: Descent(algorithm, self._objective.part(part), eps) for part in algorithm.parts}
+        self._descents = {part: Descent(algorithm, by, eps) for part, by in self._objective.parts.items()}
         self._crew, self._team = crew, hire(self._objective, shards)
         self._explore()
 

@@ -24,6 +24,7 @@ from torch import Tensor
 from slipstream import parcel
 from slipstream.descent import Gradient, added, laid_out
 from slipstream.objective import Objective
+from slipstream.parcel import Letter
 from slipstream.team import KINDS, Ask, Order, Own
 from slipstream.team_group import Group, Hall
 from slipstream.teammate import flat, section
@@ -108,18 +109,16 @@ class Leader(ABC):
     def _sections(self, names: Iterable[str]) -> dict[str, list[Tensor]]:
         return {name: section(self._objective, name) for name in names}
 
-    def _here(self, order: Order, parts: Sequence[Gradient]) -> Sequence[Gradient]:
-        """Gradients as if they had been taken here: on the device of the parameters, and laid out as they are."""
-        by = self._objective.parameters(order)
-        device = by[0].device
+    def _received(self, rank: int, order: Order, letter: Letter) -> list[Gradient]:
+        """What one sends once it has answered, on the device of the parameters."""
+        device = self._objective.parameters(order)[0].device
 
         def here(part: Gradient) -> Gradient:
-            moved = [tensor.to(device) for tensor in part.tensors]
             metrics = {name: value.to(device) for name, value in part.metrics.items()}
             errors = None if part.errors is None else part.errors.to(device)
-            return Gradient(laid_out(by, moved) if moved else moved, metrics, errors)
+            return Gradient([tensor.to(device) for tensor in part.tensors], metrics, errors)
 
-        return [here(part) for part in parts]
+        return [here(part) for part in self._group.receive(rank, letter)]
 
     def _counted(self, gradient: Gradient, before: int) -> Gradient:
         """The gradient, which is about to be applied; so many had been applied to the parameters that it is of."""
@@ -171,8 +170,7 @@ class Together(Leader):
     def _total(self, order: Order, own: Sequence[Gradient]) -> Gradient:
         """The sum of what this learner found and what the others do."""
         letters = {rank: self._group.answer(rank) for rank in self._asked}
-        told = (part for rank, letter in letters.items() for part in self._group.receive(rank, letter))
-        others = self._here(order, list(told))
+        others = [part for rank, letter in letters.items() for part in self._received(rank, order, letter)]
         if self._ordered:
             return added([*own, *others])
         numbers = sum((flat(part) for part in own[1:]), flat(own[0])).cpu()
@@ -227,8 +225,8 @@ class Apart(Leader):
         """What one was asked, and what it found, if that is still wanted; waits for it."""
 
         def taken() -> Gradient:
-            (gradient,) = self._here(order, self._group.receive(rank, self._group.answer(rank)))
-            return gradient
+            (gradient,) = self._received(rank, order, self._group.answer(rank))
+            return gradient._replace(tensors=laid_out(self._objective.parameters(order), gradient.tensors))
 
         order = self._asked[rank].order
         gradient = self._awaited(taken)
