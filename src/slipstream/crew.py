@@ -13,7 +13,7 @@ from queue import SimpleQueue
 from threading import Thread
 from typing import Any, Generic, TypeVar
 
-import torch
+from slipstream import arithmetic
 
 Result = TypeVar("Result")
 
@@ -24,7 +24,7 @@ _GRACE_SECONDS = 3.0  # for tasks that are under way when the caller cancels the
 class Crew:
     """`workers` threads that take tasks in order; results do not depend on how many there are.
 
-    While a crew is open, PyTorch uses one math thread per calling thread; `close` restores the former number. The
+    While a crew is open, its caller computes as its threads do (`arithmetic`); `close` restores the former way. The
     threads are daemons: an environment that hangs in one of them can't keep the program alive.
 
     Args:
@@ -39,8 +39,7 @@ class Crew:
             raise ValueError(f"a crew needs at least 1 worker, got {workers}")
         self.workers = workers
         self._before = before
-        self._former_threads = torch.get_num_threads()
-        torch.set_num_threads(1)
+        self._former = arithmetic.adopt()
         self._tasks: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
         names = [f"slipstream-{number}" for number in range(workers)] if workers > 1 or not inline else []
         self._threads = [Thread(target=self._work, name=name, daemon=True) for name in names]
@@ -75,17 +74,17 @@ class Crew:
         return Pending(futures)
 
     def close(self) -> None:
-        """Ends the threads, waiting a few seconds at most, and restores PyTorch's number of math threads."""
+        """Ends the threads, waiting a few seconds at most, and restores how the caller computed."""
         for _ in self._threads:
             self._tasks.put(None)
         deadline = time.monotonic() + _GRACE_SECONDS
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
         self._threads = []
-        torch.set_num_threads(self._former_threads)
+        arithmetic.restore(self._former)
 
     def _work(self) -> None:
-        torch.set_num_threads(1)
+        arithmetic.adopt()
         while (order := self._tasks.get()) is not None:
             self._do(*order)
 

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from slipstream import process, slab, tree, wire
+from slipstream import arithmetic, process, slab, tree, wire
 from slipstream.collector import home
 from slipstream.outpost import Outpost, Status, Work, acting_policy
 from slipstream.ray_cluster import node
@@ -85,7 +85,7 @@ class RayOutpost:
         return self._outpost
 
     def _make(self) -> tuple[int, str, str]:
-        torch.set_num_threads(1)  # of this thread
+        arithmetic.adopt()
         work: Work = cloudpickle.loads(self._content)
         self._content = b""
         self._spec = work.spec

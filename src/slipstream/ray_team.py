@@ -10,9 +10,8 @@ from contextlib import suppress
 from typing import Any
 
 import cloudpickle
-import torch
 
-from slipstream import process
+from slipstream import arithmetic, process
 from slipstream.parcel import Letter
 from slipstream.ray_cluster import Cluster, address
 from slipstream.ray_tie import RayTie
@@ -31,7 +30,7 @@ class RayTeammate:
     """
 
     def __init__(self, content: bytes, rank: int) -> None:
-        torch.set_num_threads(1)  # of this thread
+        arithmetic.adopt()
         self._teammate = Teammate(cloudpickle.loads(content), rank)
         self._due = False
 

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from slipstream import memory, process, slab, tree
+from slipstream import arithmetic, memory, process, slab, tree
 from slipstream.nets.policy import Policy
 from slipstream.outpost import Outpost, Status, Work, acting_policy
 from slipstream.standing import SlotState, Standing
@@ -88,7 +88,7 @@ class Shared(NamedTuple):
 def main() -> None:
     """Entry point of the process."""
     fds = process.enter()
-    torch.set_num_threads(1)
+    arithmetic.adopt()
     actor = _Actor()
     answer = partial(process.answer, fds.answers[0])
     if answer(partial(actor.make, fds)):

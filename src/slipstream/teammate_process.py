@@ -10,9 +10,8 @@ from functools import partial
 from typing import Any, BinaryIO
 
 import cloudpickle
-import torch
 
-from slipstream import process
+from slipstream import arithmetic, process
 from slipstream.parcel import Letter
 from slipstream.teammate import Broken, Meeting, Teammate
 
@@ -20,7 +19,7 @@ from slipstream.teammate import Broken, Meeting, Teammate
 def main() -> None:
     """Entry point of the process."""
     fds = process.enter()
-    torch.set_num_threads(1)
+    arithmetic.adopt()
     self = _Process()
     answer = partial(process.answer, fds.answers[0])
     if answer(partial(self.make, fds)):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from slipstream import dice
+from slipstream.arithmetic import adopted
 
 Init = Literal["orthogonal", "paac", "default"]
 
@@ -22,15 +23,10 @@ def keyed_initialisation(seed: int, role: str) -> Generator[None]:
     One math thread is used meanwhile: the QR decomposition behind orthogonal weights may round differently with more.
     Modules are to be built on the CPU here and moved later, so that every device starts from the same bits.
     """
-    threads = torch.get_num_threads()
-    with torch.random.fork_rng(devices=[]):
-        torch.set_num_threads(1)
-        try:
-            # Not torch.manual_seed: it also seeds the generators of GPUs, which nobody would give back.
-            torch.default_generator.manual_seed(int(dice.seed_sequence(seed, role).generate_state(1)[0]))
-            yield
-        finally:
-            torch.set_num_threads(threads)
+    with torch.random.fork_rng(devices=[]), adopted():
+        # Not torch.manual_seed: it also seeds the generators of GPUs, which nobody would give back.
+        torch.default_generator.manual_seed(int(dice.seed_sequence(seed, role).generate_state(1)[0]))
+        yield
 
 
 def initialise(module: nn.Module, init: Init, gain: float = math.sqrt(2.0)) -> None:

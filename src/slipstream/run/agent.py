@@ -16,6 +16,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from slipstream import dice, slab, tree
+from slipstream.arithmetic import adopted
 from slipstream.descent import under
 from slipstream.envs.factory import require_maker
 from slipstream.envs.spaces import leaf_dtype, leaf_shape
@@ -27,7 +28,7 @@ from slipstream.run import checkpoint, evaluate, loop
 from slipstream.run.checkpoint import Checkpoint
 from slipstream.run.config import CALLABLE, Config
 from slipstream.run.directory import RunDirectory, to_yaml
-from slipstream.run.evaluate import Evaluation, one_math_thread
+from slipstream.run.evaluate import Evaluation
 from slipstream.run.files import writing
 from slipstream.run.loop import EnvFactory, Own, Trained
 from slipstream.run.presets import configure, spelled_out
@@ -64,7 +65,7 @@ class Agent:
         self._row = 0
         self._leaf_spaces = space_tree(spec.observation_space)
 
-    @one_math_thread()
+    @adopted()
     @torch.no_grad()
     def predict(
         self,

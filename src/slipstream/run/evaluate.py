@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from slipstream import dice, slab
+from slipstream.arithmetic import adopted
 from slipstream.envs import EnvError
 from slipstream.nets.policy import Policy
 from slipstream.ranges import crossed
@@ -59,18 +58,7 @@ def slots(episodes: int) -> int:
     return math.ceil(episodes / rounds)
 
 
-@contextmanager
-def one_math_thread() -> Generator[None]:
-    """Context in which PyTorch computes with one thread, so that what is drawn does not depend on the cores."""
-    former = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(former)
-
-
-@one_math_thread()
+@adopted()
 @torch.no_grad()
 def evaluate(
     policy: Policy, envs: Envs, episodes: int, seed: int, index: int = 0, greedy: bool = False, limit: int = 10**6

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from slipstream import dice, slab
+from slipstream.arithmetic import adopted
 from slipstream.envs import EnvError, EnvOptions, envpool, make_envs, toy
 from slipstream.envs.make import GymFactory, score_key
 from slipstream.envs.slot import error_line
@@ -27,7 +28,6 @@ from slipstream.nets.actor_critic import ActorCritic
 from slipstream.run import checkpoint, sketch
 from slipstream.run.agent import Agent
 from slipstream.run.config import Config
-from slipstream.run.evaluate import one_math_thread
 from slipstream.run.files import writing
 from slipstream.run.loop import vector_columns
 from slipstream.run.presets import family
@@ -165,7 +165,7 @@ def record(
         branch = dice.env_seed(agent.config.seed if seed is None else seed, "watch", episode)
         playback = Playback(agent, stage, branch, greedy, max_steps, reconstruct)
         write = _write_mp4 if path.suffix == ".mp4" else _write_gif
-        with writing(path), one_math_thread():
+        with writing(path), adopted():
             path.parent.mkdir(parents=True, exist_ok=True)
             write(path, iter(playback), stage.fps)
         return Recording(path, playback.reward, playback.steps, playback.ended)

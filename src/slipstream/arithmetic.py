@@ -1,0 +1,56 @@
+"""How a thread of Slipstream computes: alone, and without numbers too small to be normal."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+
+_SUBNORMAL = 1e-39
+
+
+class Arithmetic(NamedTuple):
+    """How a thread computes on the CPU.
+
+    Attributes:
+        threads: Threads that share one operator of PyTorch.
+        flush: Whether numbers below the least normal one (1.2e-38 in float32) count as zero.
+    """
+
+    threads: int
+    flush: bool
+
+
+def adopt() -> Arithmetic:
+    """Has this thread, and threads it starts, compute as all of ours do; returns how it did before, for `restore`.
+
+    One thread per operator: results do not depend on the number of cores. Subnormal numbers count as zero: moments of
+    Adam whose gradients have become zero fall below 1e-38 and stay there for good, and a processor takes some hundred
+    cycles for each of them (ADR 0019).
+    """
+    former = Arithmetic(torch.get_num_threads(), flushes())
+    restore(Arithmetic(1, flush=True))
+    return former
+
+
+def restore(former: Arithmetic) -> None:
+    """Has this thread compute in the given way."""
+    torch.set_num_threads(former.threads)
+    torch.set_flush_denormal(former.flush)  # False where a processor can't: it has the slow way only
+
+
+@contextmanager
+def adopted() -> Generator[None]:
+    """Context in which this thread computes as all of ours do, so that what is drawn does not depend on the cores."""
+    former = adopt()
+    try:
+        yield
+    finally:
+        restore(former)
+
+
+def flushes() -> bool:
+    """Whether subnormal numbers count as zero in this thread."""
+    return bool(torch.tensor(_SUBNORMAL) == 0.0)
