@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from slipstream import arithmetic
 from slipstream.nets.torso import as_numbers, nature_cnn, nips_cnn
 from slipstream.optimizers import make_optimizer
 from slipstream.run.record import conditions, save
@@ -81,7 +82,28 @@ def step(network: nn.Sequential, rounds: int) -> dict[str, float]:
         "copy of a shard's gradient": milliseconds(copied, rounds),
         "clip by global norm": milliseconds(lambda: nn.utils.clip_grad_norm_(parameters, 0.5), rounds),
         "adam, fused": milliseconds(optimizer.step, rounds),
+        "adam, a tenth faded": faded(network, rounds, flush=True),
+        "adam, a tenth faded, subnormal numbers kept": faded(network, rounds, flush=False),
     }
+
+
+def faded(network: nn.Sequential, rounds: int, flush: bool) -> float:
+    """Adam, in milliseconds, when a tenth of the gradients has been zero for a thousand steps: units have died."""
+    arithmetic.restore(arithmetic.Arithmetic(threads=1, flush=flush))
+    parameters = [nn.Parameter(parameter.detach().clone()) for parameter in network.parameters()]
+    optimizer = make_optimizer("adam", parameters, lr=1e-6, eps=1e-5)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in parameters:
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+    optimizer.step()
+    for parameter in parameters:
+        assert parameter.grad is not None
+        parameter.grad[torch.rand(parameter.shape, generator=generator) < 0.1] = 0.0
+    for _ in range(1000):
+        optimizer.step()
+    found = milliseconds(optimizer.step, rounds)
+    arithmetic.adopt()
+    return found
 
 
 def acting(network: nn.Sequential, frames: Tensor, rounds: int) -> dict[str, dict[str, float]]:
@@ -114,7 +136,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/hot_loop.json"))
     args = parser.parse_args()
 
-    torch.set_num_threads(1)
+    arithmetic.adopt()
     generator = torch.Generator().manual_seed(0)
     frames = torch.randint(0, 256, (max(args.rows, *LANES), 4, 84, 84), dtype=torch.uint8, generator=generator)
     network = TORSOS[args.torso](4, 84, 84)

@@ -24,11 +24,10 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-import torch
 from gymnasium.utils import seeding
 from numpy.typing import NDArray
 
-from slipstream import dice, slab
+from slipstream import arithmetic, dice, slab
 from slipstream.collector import Assignment, home
 from slipstream.envs import EnvOptions, make_envs
 from slipstream.envs.step_time import StepTime
@@ -226,7 +225,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/waiting.json"))
     args = parser.parse_args()
 
-    torch.set_num_threads(1)
+    arithmetic.adopt()
     result: dict[str, Any] = {"collect": [], "train": [], "published": []}
     if args.output.exists():
         result |= json.loads(args.output.read_text())

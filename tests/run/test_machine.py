@@ -13,22 +13,27 @@ from slipstream.run import machine, training
 from slipstream.run.presets import configure
 from slipstream.run.training import Training
 
+INTEL, AMD = "vendor_id\t: GenuineIntel\n", "vendor_id\t: AuthenticAMD\n"
+
 
 @pytest.mark.parametrize(
     ("text", "name", "bfloat16"),
     [
-        ("model name\t: Xeon 8481C\nflags\t\t: fpu avx512f avx512_bf16 amx_bf16\n", "Xeon 8481C", True),
-        ("model name\t: EPYC\nflags\t\t: fpu avx2\n\nmodel name\t: other\n", "EPYC", False),
+        (f"{INTEL}model name\t: Xeon 8481C\nflags\t\t: fpu avx512f avx512_bf16 amx_bf16\n", "Xeon 8481C", True),
+        (f"{INTEL}model name\t: Xeon\nflags\t\t: fpu avx512f avx512_bf16\n", "Xeon", False),
+        (f"{AMD}model name\t: EPYC\nflags\t\t: fpu avx512f avx512_bf16\n", "EPYC", True),
+        (f"{AMD}model name\t: EPYC\nflags\t\t: fpu avx2\n\nmodel name\t: other\n", "EPYC", False),
         ("Features\t: fp asimd bf16\n", None, True),
-        ("", None, True),
+        ("Features\t: fp asimd\n", None, False),
+        ("", None, None),
     ],
 )
 def test_processors_are_read_from_what_linux_says(
-    text: str, name: str | None, bfloat16: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    text: str, name: str | None, bfloat16: bool | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "cpuinfo").write_text(text)
     monkeypatch.setattr(machine, "_INFORMATION", tmp_path / "cpuinfo")
-    assert machine.computes_bfloat16() == bfloat16
+    assert machine.gains_by_bfloat16() is bfloat16
     assert machine.processor() == name if name else machine.processor()
 
 
@@ -64,13 +69,14 @@ def test_memory_that_is_left_is_that_of_machine_and_group_with_cached_files(
 @pytest.mark.parametrize(
     ("text", "precision"),
     [
-        ("flags : fpu avx2 avx512_bf16", "bfloat16"),
+        ("vendor_id : AuthenticAMD\nflags : fpu avx2 avx512_bf16", "bfloat16"),
+        ("vendor_id : GenuineIntel\nflags : fpu avx2 avx512_bf16", "float32"),
         ("Features : fp asimd bf16", "bfloat16"),
         ("flags : fpu avx2", "float32"),
         (None, "float32"),
     ],
 )
-def test_auto_is_what_the_processor_has_instructions_for_and_is_written_down(
+def test_auto_is_what_the_processor_is_known_to_be_faster_with_and_is_written_down(
     text: str | None, precision: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(machine, "_INFORMATION", tmp_path / "cpuinfo")
@@ -81,14 +87,15 @@ def test_auto_is_what_the_processor_has_instructions_for_and_is_written_down(
     assert configure("ppo", "ALE/Pong-v5", changes).net.precision == precision
 
 
-@pytest.mark.parametrize("has_it", [True, False])
-def test_bfloat16_in_software_is_warned_of(has_it: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "computes_bfloat16", lambda: has_it)
+@pytest.mark.parametrize("gains", [True, False, None])
+def test_bfloat16_that_is_slower_than_float32_is_warned_of(gains: bool | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "gains_by_bfloat16", lambda: gains)
     config = configure("ppo", "toy:catch", {"net.precision": "bfloat16", "placement.device": "cpu"})
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         Training(config).close()
-    assert [str(warning.message).partition(" is")[0] for warning in said] == ["net.precision=bfloat16"] * (not has_it)
+    of = [str(warning.message).partition(" is")[0] for warning in said]
+    assert of == ["net.precision=bfloat16"] * (gains is False)
 
 
 BUSY = "import time\nwhile time.process_time() < 0.3: pass\nprint(flush=True)\ninput()"

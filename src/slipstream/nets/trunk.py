@@ -36,9 +36,9 @@ class Network:
             (uniform in +-1/sqrt(fan_in)), `default` (torch's).
         share_torso: Whether policy and value share torso and core.
         precision: Arithmetic of the torso, and of a layer of a head that stands in for one of it; parameters, core,
-            other layers of heads, and losses stay float32. `bfloat16` is about 1.6 times as fast on processors and GPUs
-            that have it, and slower than `float32` on others; `auto` is `bfloat16` where the processor or GPU has
-            instructions for it, and is written down as what it stands for.
+            other layers of heads, and losses stay float32. `bfloat16` is about 1.6 times as fast on GPUs, with AMX, and
+            with AVX-512 BF16 on AMD's processors, and slower than `float32` elsewhere; `auto` is the faster one of this
+            machine, and is written down as what it stands for.
         normalize_obs: Whether float vectors are brought to mean 0 and variance 1 by running statistics, a part of the
             policy.
         log_std_init: Logarithm of the initial standard deviation of continuous actions.

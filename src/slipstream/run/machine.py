@@ -20,7 +20,6 @@ _PACKAGES = ("slipstream", "torch", "numpy", "gymnasium", "ale-py", "safetensors
 _OPTIONAL = ("envpool", "gfootball", "mujoco", "box2d-py")
 _INFORMATION, _MEMORY = Path("/proc/cpuinfo"), Path("/proc/meminfo")
 _GROUP = Path("/sys/fs/cgroup")
-_BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}
 
 
 def surroundings() -> dict[str, Any]:
@@ -87,14 +86,22 @@ def processor() -> str:
     return _said(_INFORMATION, "model name") or platform.processor() or platform.machine()
 
 
-def computes_bfloat16() -> bool:
-    """Whether the processor has instructions for bfloat16; yes where nobody says."""
-    flags = _flags()
-    return not flags or not flags.isdisjoint(_BFLOAT16)
+def gains_by_bfloat16() -> bool | None:
+    """Whether products take less time in bfloat16 than in float32 on this processor; None where nobody says.
+
+    By its instructions: with AMX and on ARM they do. Those of AVX-512 start twice as seldom as float32's on processors
+    of Intel, where a torso then takes 1.6 times as long; on AMD's it takes 0.6 of the time.
+    """
+    flags = set((_said(_INFORMATION, "flags") or _said(_INFORMATION, "Features")).split())
+    if not flags:
+        return None
+    if "avx512_bf16" in flags and _said(_INFORMATION, "vendor_id") != "GenuineIntel":
+        return True
+    return not flags.isdisjoint({"amx_bf16", "bf16"})
 
 
 def quick_precision(device: str) -> Literal["float32", "bfloat16"]:
-    """The faster arithmetic of a torso, by what the hardware has instructions for; `float32` where nobody says.
+    """The faster arithmetic of a torso, by what the hardware is known for; `float32` where nobody says.
 
     It is not measured: a measurement can come out differently twice, and the same command would be two runs.
 
@@ -103,12 +110,7 @@ def quick_precision(device: str) -> Literal["float32", "bfloat16"]:
     """
     if device != "cpu" and torch.cuda.is_available():
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    return "float32" if _flags().isdisjoint(_BFLOAT16) else "bfloat16"
-
-
-def _flags() -> set[str]:
-    """What the processor can do, in Linux's words; empty where nobody says."""
-    return set((_said(_INFORMATION, "flags") or _said(_INFORMATION, "Features")).split())
+    return "bfloat16" if gains_by_bfloat16() else "float32"
 
 
 def _said(file: Path, key: str, separator: str = ":") -> str:

@@ -35,7 +35,7 @@ from slipstream.remote import Remotes
 from slipstream.run.config import Config, ConfigError
 from slipstream.run.learners import Learners
 from slipstream.run.learning import make_learner
-from slipstream.run.machine import computes_bfloat16, cores, processor
+from slipstream.run.machine import cores, gains_by_bfloat16, processor
 from slipstream.schedules import SCHEDULES, Parts
 from slipstream.schedules.asynchronous import slabs_needed
 from slipstream.schedules.parts import Barrier
@@ -79,10 +79,10 @@ class Training:
         self._config = config
         place = config.placement
         self.device = device.chosen(place.device)
-        if config.net.precision == "bfloat16" and self.device.type == "cpu" and not computes_bfloat16():
+        if config.net.precision == "bfloat16" and self.device.type == "cpu" and gains_by_bfloat16() is False:
             warnings.warn(
-                f"net.precision=bfloat16 is several times slower than float32 here: {processor()} has no instructions "
-                "for it",
+                f"net.precision=bfloat16 is slower than float32 on this processor, {processor()}: it has no "
+                "instructions for it, or slow ones",
                 stacklevel=2,
             )
         lanes = config.lanes
