@@ -104,6 +104,20 @@ def test_a_restart_takes_the_last_row_out(alpha: float) -> None:
     assert set(zip(drawn.slot[0].tolist(), drawn.row[0].tolist(), strict=True)) == after
 
 
+def test_a_replay_of_dead_rows_says_so_instead_of_drawing_for_ever() -> None:
+    windows = Windows(made(2, 2, 24), 1, 1)
+    with pytest.raises(ValueError, match="nothing to draw: it is empty"):
+        windows.draw(np.random.default_rng(0), 1, 4, 0.0)
+    dead = slab([Stream(slot, 3) for slot in range(2)], 2)
+    dead.valid.zero_()
+    windows.append(dead)
+    with pytest.raises(ValueError, match="all of its 4 windows begin dead"):
+        windows.draw(np.random.default_rng(0), 1, 4, 0.0)
+    windows.append(slab([Stream(slot, 4) for slot in range(2)], 2))
+    drawn = windows.draw(np.random.default_rng(0), 1, 400, 0.0)
+    assert set(zip(drawn.slot[0].tolist(), drawn.row[0].tolist(), strict=True)) == expected(windows, 1, 1)
+
+
 def test_windows_longer_than_the_replay_are_refused() -> None:
     with pytest.raises(ValueError, match="too small for windows of 11 rows in 3 slots; it needs 45"):
         Windows(made(3, 2, 36), 1, 11)

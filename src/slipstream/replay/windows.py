@@ -159,14 +159,17 @@ class Windows:
         counts = np.maximum(self._end - self._begin, 0)
         ends = counts.cumsum()
         if not ends[-1]:
-            raise ValueError("the replay is empty; append rows before drawing")
+            raise ValueError("the replay has nothing to draw: it is empty")
         slot, window = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
         open_ = np.ones(shape, np.bool_)
         while open_.any():  # dead rows are drawn again
             picks = generator.integers(ends[-1], size=int(open_.sum()))
             slot[open_] = np.searchsorted(ends, picks, side="right")
             window[open_] = self._begin[slot[open_]] + picks - (ends - counts)[slot[open_]]
-            open_ &= ~self._drawable(slot, window * self._stride)
+            dead = ~self._drawable(slot, window * self._stride)
+            if dead.all() and not self._drawable(*spans(self._begin, self._end)).any():
+                raise ValueError(f"the replay has nothing to draw: all of its {ends[-1]:,} windows begin dead")
+            open_ &= dead
         return slot, window
 
     def _drawable(self, slots: Index, rows: Index) -> NDArray[np.bool_]:
