@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pytest
 
 from slipstream.run import flags
-from slipstream.run.config import canonical, known_settings
+from slipstream.run.config import aliases, known_settings
 from slipstream.run.settings import ConfigError
 
 
@@ -57,7 +57,7 @@ def test_settings_of_a_run() -> None:
         "--env-options.kwargs.gravity",
         "9.5",
     ]
-    positional, values = flags.split(words, known, canonical)
+    positional, values = flags.split(words, known, aliases(known))
     assert positional == []
     assert values == {
         "env": "X",
@@ -87,7 +87,7 @@ def test_a_switch_is_off_with_no_before_the_group_or_the_name(flag: str) -> None
     ],
 )
 def test_names_of_other_libraries(flag: str, key: str) -> None:
-    assert flags.split([flag, "1"], known_settings("ppo"), canonical)[1] == {key: "1"}
+    assert flags.split([flag, "1"], (known := known_settings("ppo")), aliases(known))[1] == {key: "1"}
 
 
 @pytest.mark.parametrize(
@@ -97,22 +97,25 @@ def test_names_of_other_libraries(flag: str, key: str) -> None:
         ("--lrr", "--algo.lr"),
         ("--totl-steps", "--total-steps"),
         ("--worker", "--placement.workers"),
+        ("--learner", "--learners"),
+        ("--total-timestep", "--total-timesteps"),
+        ("--learning-rte", "--learning-rate"),
     ],
 )
 def test_unknown_flag_names_the_nearest(flag: str, nearest: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        flags.split([flag, "1"], known_settings("ppo"), canonical)
+        flags.split([flag, "1"], (known := known_settings("ppo")), aliases(known))
     assert str(caught.value) == f"unknown flag {flag}. Did you mean {nearest}?"
 
 
 def test_a_flag_of_another_algorithm_is_unknown() -> None:
     with pytest.raises(ConfigError, match=r"unknown flag --clip-range\."):
-        flags.split(["--clip-range", "1"], known_settings("a2c"), canonical)
+        flags.split(["--clip-range", "1"], (known := known_settings("a2c")), aliases(known))
 
 
 def test_two_names_of_a_setting_have_one_value_and_the_last_of_one_name_counts() -> None:
     known = known_settings("ppo")
     with pytest.raises(ConfigError, match=r"^--lr 1e-3 and --learning-rate 1e-4 are the same setting; leave one out$"):
-        flags.split(["--lr", "1e-3", "--learning-rate", "1e-4"], known, canonical)
+        flags.split(["--lr", "1e-3", "--learning-rate", "1e-4"], known, aliases(known))
     same = ["--lr", "1e-3", "--algo.lr=1e-3", "--num-envs", "3", "--num_envs", "4"]
-    assert flags.split(same, known, canonical)[1] == {"algo.lr": "1e-3", "num_envs": "4"}
+    assert flags.split(same, known, aliases(known))[1] == {"algo.lr": "1e-3", "num_envs": "4"}

@@ -230,13 +230,19 @@ def known_settings(algo: str) -> dict[str, Any]:
     return settings.keys(Config, algo=algorithm(algo))
 
 
-def canonical(key: str, known: Iterable[str]) -> str:
-    """The dotted key that a user means by another library's name, or by a hyperparameter without `algo.`."""
+def aliases(known: Iterable[str]) -> dict[str, str]:
+    """Other names of dotted keys: those of other libraries, and hyperparameters without `algo.`."""
     names = set(known)
-    key = _ALIASES.get(key.replace("-", "_"), key.replace("-", "_"))
-    leaf = key.removeprefix("algo.")
-    short = f"algo.{_HYPERPARAMETERS.get(leaf, leaf)}"
-    return short if key not in names and short in names else key
+    own = {name.removeprefix("algo."): name for name in names}
+    others = {name: f"algo.{field}" for name, field in _HYPERPARAMETERS.items()}
+    found = {**own, **others, **{f"algo.{name}": key for name, key in others.items()}, **_ALIASES}
+    return {name: key for name, key in found.items() if key in names and name not in names}
+
+
+def canonical(key: str, known: Iterable[str]) -> str:
+    """The dotted key that a user means by one of its `aliases`; any other name is left as it is."""
+    key = key.replace("-", "_")
+    return aliases(known).get(key, key)
 
 
 def alias_lines() -> str:
@@ -347,6 +353,7 @@ __all__ = [
     "Placement",
     "algorithm",
     "alias_lines",
+    "aliases",
     "canonical",
     "from_plain",
     "known_settings",

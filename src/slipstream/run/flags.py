@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from slipstream.run import settings
@@ -21,14 +21,14 @@ Options = TypeVar("Options", bound="DataclassInstance")
 
 
 def split(
-    arguments: Sequence[str], known: Mapping[str, Any], canonical: Callable[[str, Iterable[str]], str] | None = None
+    arguments: Sequence[str], known: Mapping[str, Any], aliases: Mapping[str, str] | None = None
 ) -> tuple[list[str], dict[str, Any]]:
     """Positional arguments, and flags as text by key; of a flag that is typed twice the last one counts.
 
     Args:
         arguments: What was typed after the verb.
         known: Every dotted key and its type. A key below one of a `dict` type is known too.
-        canonical: Turns another library's name into the key it stands for.
+        aliases: Other names, and the keys they stand for.
 
     Raises:
         ConfigError: For an unknown flag (it names the nearest), one without its value, or two names of one setting with
@@ -44,7 +44,7 @@ def split(
             positional.append(word)
             continue
         name, equals, attached = word[2:].partition("=")
-        key, negated = _key(name, known, canonical)
+        key, negated = _key(name, known, aliases or {})
         if equals:
             waiting.insert(0, attached)
         value = "false" if negated else _value(key, known, waiting, bool(equals))
@@ -83,23 +83,22 @@ def placed(
     return settings.build(kind, given)
 
 
-def _key(
-    name: str, known: Mapping[str, Any], canonical: Callable[[str, Iterable[str]], str] | None
-) -> tuple[str, bool]:
+def _key(name: str, known: Mapping[str, Any], aliases: Mapping[str, str]) -> tuple[str, bool]:
     """The key that a flag means, and whether it is switched off by `no-`."""
     dotted = name.replace("-", "_")
-    key = canonical(dotted, known) if canonical else dotted
+    key = aliases.get(dotted, dotted)
     parent = key.rpartition(".")[0]
     if key in known or typing.get_origin(known.get(parent)) is dict:
         return key, False
     group, _, leaf = dotted.rpartition(".")
     switch = f"{group}.{leaf.removeprefix('no_')}" if group else leaf.removeprefix("no_")
-    switch = canonical(switch, known) if canonical else switch
+    switch = aliases.get(switch, switch)
     if leaf.startswith("no_") and known.get(switch) is bool:
         return switch, True
     if dotted.startswith("no_") and known.get(dotted.removeprefix("no_")) is bool:
         return dotted.removeprefix("no_"), True
-    flags = [_flag(each) for each in known]
+    others = [other for other, key in aliases.items() if key != f"algo.{other}"]  # `--lr` is near where `--algo.lr` is
+    flags = [_flag(each) for each in (*known, *others)]
     raise ConfigError(f"unknown flag --{name}.{settings.nearest(f'--{name}', flags)}")
 
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from slipstream.algos import ALGORITHMS
 from slipstream.run import flags, presets, settings
-from slipstream.run.config import Config, canonical, known_settings
+from slipstream.run.config import Config, aliases, canonical, known_settings
 from slipstream.run.directory import RunDirectory, read_yaml
 from slipstream.run.options import BenchFlags, DoctorFlags, ResumeOptions, TrainFlags, VerifyFlags
 from slipstream.run.settings import ConfigError
@@ -36,20 +36,27 @@ def settings_and(kind: type[Flags], verb: str, algo: str, words: Sequence[str]) 
     """The verb's own flags, and the settings that were typed."""
     if not algo:
         raise ConfigError(f"ALGO is missing: slipstream {verb} {'|'.join(sorted(ALGORITHMS))} --env ENV")
-    own = settings.keys(kind)
-    positional, values = flags.split(words, {**known_settings(algo), **own}, canonical)
+    positional, mine, values = _apart(kind, known_settings(algo), words)
     if positional:
         raise ConfigError(f"unexpected argument {positional[0]!r}; see slipstream {verb} {algo} --help")
-    return settings.build(kind, {key: values.pop(key) for key in own if key in values}), values
+    return settings.build(kind, mine), values
 
 
 def resumed(words: Sequence[str]) -> tuple[ResumeOptions, dict[str, Any]]:
     """The options of `resume`, and the settings, of whichever algorithm, that were typed."""
-    own = settings.keys(ResumeOptions)
     known = {key: hint for algo in ALGORITHMS for key, hint in known_settings(algo).items()}
-    positional, values = flags.split(words, {**known, **own}, canonical)
-    mine = {key: values.pop(key) for key in own if key in values}
+    positional, mine, values = _apart(ResumeOptions, known, words)
     return flags.placed(ResumeOptions, positional, mine, "resume"), values
+
+
+def _apart(
+    kind: type[Any], known: Mapping[str, Any], words: Sequence[str]
+) -> tuple[list[str], dict[str, Any], dict[str, Any]]:
+    """Positional arguments, the verb's own flags, and settings."""
+    own = settings.keys(kind)
+    every = {**known, **own}
+    positional, values = flags.split(words, every, aliases(every))
+    return positional, {key: values.pop(key) for key in own if key in values}, values
 
 
 def file_of(words: Sequence[str]) -> Path | None:
