@@ -29,6 +29,10 @@ def test_variants_are_the_combinations_that_can_be_had() -> None:
         "appo async thread:2",
     ]
     assert [each.name for each in variants(configs, (), ("default",))] == ["ppo sync default", "appo async default"]
+    placed = [configure("ppo", "CartPole-v1", {"placement.learners": 2, "placement.workers": 1})]
+    (own, threads) = variants(placed, (), ("default", "thread:2"))
+    assert own.name == "ppo sync default workers=1 learners=2"
+    assert threads.name == "ppo sync thread:2"
     assert variants(configs, ("sync",), ("thread:3",))[0].config.placement.workers == 3
     with pytest.raises(ConfigError, match="unknown placement 'threads'"):
         variants(configs, (), ("threads",))

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from slipstream.run import settings
-from slipstream.run.config import Config
+from slipstream.run.config import Config, Placement
 from slipstream.run.limit import Stages, measure
 from slipstream.run.speed import measure_speed
 from slipstream.run.verify import placement_of
@@ -63,7 +63,8 @@ def variants(configs: Sequence[Config], schedules: Sequence[str], placements: Se
                     variant = replace(config, schedule=schedule, placement=own)  # pyright: ignore[reportArgumentType]
                 except ValueError:
                     continue
-                found.append(Variant(f"{config.algo.name} {schedule} {name}", config.algo.name, variant))
+                place = _configured(own) if name == AS_CONFIGURED else name
+                found.append(Variant(f"{config.algo.name} {schedule} {place}", config.algo.name, variant))
     return found
 
 
@@ -122,6 +123,13 @@ def table(result: Mapping[str, Any]) -> str:
     for algo, row in result["process"].items():
         lines.append(f"| {algo} | {row['startup_seconds']:.1f} | {row['peak_mb']:,.0f} |")
     return "\n".join(lines)
+
+
+def _configured(placement: Placement) -> str:
+    """Name of the configured placement: `default`, and what of it is not, but for the device, which all have."""
+    usual = settings.plain(Placement(device=placement.device))
+    own = [f"{key}={value}" for key, value in settings.plain(placement).items() if value != usual[key]]
+    return " ".join([AS_CONFIGURED, *own])
 
 
 def _summary(
