@@ -240,6 +240,7 @@ class ReplayLearner:
         """What gathers the batches, each in one part per shard."""
         size, width = self._algorithm.batch_size // self._shards, self._loss_dice
         keys, first = dice.keys(self._seed, "loss", range(self._shards)), self._gradient_steps
+        gathers = partial(self._algorithm.gather, transform=self._reward)
 
         def gather(number: int) -> Sequence[Replayed[Any]]:
             uniform = dice.uniform(keys, first + number, 1, size * width)[0]
@@ -248,7 +249,7 @@ class ReplayLearner:
         def part(number: int, shard: int, uniform: Any) -> Replayed[Any]:
             mine = slice(shard * size, (shard + 1) * size)
             slots, rows = drawn.slot[number, mine], drawn.row[number, mine]
-            items = self._algorithm.gather(self._windows.rows, slots, rows, self._reward)
+            items = self._windows.rows.gathered(gathers, slots, rows)
             weight = torch.from_numpy(drawn.weight[number, mine]) / self._algorithm.batch_size
             share = 1.0 / self._algorithm.batch_size
             return Replayed(items, weight, torch.from_numpy(uniform).view(size, width), share)

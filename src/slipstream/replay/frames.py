@@ -134,6 +134,20 @@ class Frames:
                 return oldest
             oldest += torn
 
+    @staticmethod
+    def counts(newest: Index, rows: Index, stack: int) -> Index:
+        """Of what `saved` returned, the frames of every slot, int64 `[B]`.
+
+        Args:
+            newest: int64 `[N]`, as returned.
+            rows: int64 `[B]`, rows of every slot among them.
+            stack: k.
+        """
+        some, last = rows > 0, rows.cumsum() - 1
+        found = np.zeros_like(rows)
+        found[some] = newest[last[some]] - newest[(last - rows + 1)[some]] + stack
+        return found
+
     def _span(self, begin: Index, end: Index) -> tuple[Index, Index]:
         """Of the frames of rows `begin .. end-1`, the first, and after the last; none where there are no rows."""
         every, rows = np.arange(len(begin)), self._newest.shape[1]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from slipstream.types import Trajectory
 
 Index = NDArray[np.int64]
 Transform = Callable[[Tensor], Tensor]
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,53 @@ def unrolls(rows: Rows, slots: Index, starts: Index, extras: tuple[str, ...]) ->
         extras={name: extra(name) for name in extras},
         **{name: rows.column(name, owners, window) for name in named},
     )
+
+
+def axis(kind: type, name: str) -> int:
+    """In a field of items of this kind, the axis of the windows: 0, or 1 behind that of their rows."""
+    return 0 if kind is Transitions or name in ("slot", "state0") else 1
+
+
+def taken(items: Item, windows: Index) -> Item:
+    """Some of the windows, int64 `[N]`, in this order; a copy."""
+    index = torch.from_numpy(windows)
+
+    def field(name: str) -> Tree:
+        along = axis(type(items), name)
+        return tree.map(lambda leaf: leaf.index_select(along, index), getattr(items, name))
+
+    return _with(items, field)
+
+
+def placed(parts: Sequence[tuple[Index, Item]], count: int) -> Item:
+    """The windows of several parts in one, `count` of them.
+
+    Args:
+        parts: The places of its windows, int64 `[N]`, and the windows, of each; every place is there once.
+        count: Windows in all.
+    """
+    places, (first, *_) = [torch.from_numpy(each) for each, _ in parts], [items for _, items in parts]
+
+    def field(name: str) -> Tree:
+        along = axis(type(first), name)
+
+        def put(*leaves: Tensor) -> Tensor:
+            shape = list(leaves[0].shape)
+            shape[along] = count
+            whole = leaves[0].new_empty(shape)
+            for place, leaf in zip(places, leaves, strict=True):
+                whole.index_copy_(along, place, leaf)
+            return whole
+
+        return tree.map(put, *(getattr(items, name) for _, items in parts))
+
+    return _with(first, field)
+
+
+def _with(items: Item, field: Callable[[str], Tree]) -> Item:
+    """Items of the same kind, a dataclass, with other fields."""
+    same: Any = items
+    return replace(same, **{each.name: field(each.name) for each in fields(same)})
 
 
 def _observations(rows: Rows, slots: Index, starts: Index, length: int) -> Tree:

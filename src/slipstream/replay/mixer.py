@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from slipstream import dice, tree
-from slipstream.replay.items import unrolls
-from slipstream.replay.rows import Rows
+from slipstream.replay.items import axis, unrolls
+from slipstream.replay.rows import Stored
 from slipstream.replay.windows import Windows
 from slipstream.tree import Tree
 from slipstream.types import Trajectory
@@ -74,7 +74,7 @@ class Mixer:
         return self._windows
 
     @property
-    def rows(self) -> Rows:
+    def rows(self) -> Stored:
         """Where the unrolls lie."""
         return self._windows.rows
 
@@ -127,7 +127,8 @@ class Mixer:
         if self._windows.count < self.replayed:
             return None
         drawn = self._windows.draw(dice.generator(self._seed, "replay", version), 1, self.replayed, 0.0)
-        old = unrolls(self._windows.rows, drawn.slot[0], drawn.row[0], self._extras)
+        gather = partial(unrolls, extras=self._extras)
+        old = self._windows.rows.gathered(gather, drawn.slot[0], drawn.row[0])
         mark = torch.ones(self._windows.rows.unroll + 1, self.replayed)
         return replace(old, extras={**old.extras, REPLAYED: mark})
 
@@ -143,11 +144,11 @@ class Mixer:
 def _beside(one: Trajectory, other: Trajectory) -> Trajectory:
     """The columns of two slabs."""
 
-    def join(left: Tensor, right: Tensor, axis: int) -> Tensor:
-        return torch.cat([left, right], dim=axis)
+    def join(left: Tensor, right: Tensor, along: int) -> Tensor:
+        return torch.cat([left, right], dim=along)
 
     def joined(name: str) -> Tree:
-        axis = 0 if name in ("slot", "state0") else 1
-        return tree.map(lambda left, right: join(left, right, axis), getattr(one, name), getattr(other, name))
+        along = axis(Trajectory, name)
+        return tree.map(lambda left, right: join(left, right, along), getattr(one, name), getattr(other, name))
 
     return Trajectory(**{field.name: joined(field.name) for field in fields(Trajectory)})

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from slipstream.types import Trajectory
 
 Array = NDArray[Any]
 Index = NDArray[np.int64]
+Item = TypeVar("Item")
 
 _ALWAYS = ("action", "reward", "terminated", "truncated", "valid")
 
@@ -69,6 +70,12 @@ def layout(like: Tree, capacity: int, frame_stack: int, names: Collection[str] =
     }
 
 
+def part(memory: Tree, slots: slice) -> Tree:
+    """The layout for some of the slots, as many rows of each."""
+    obs = [{name: leaf if name == "stack" else leaf[slots] for name, leaf in store.items()} for store in memory["obs"]]
+    return {"obs": tuple(obs), **tree.map(lambda leaf: leaf[slots], {k: memory[k] for k in ("columns", "state0")})}
+
+
 def size(memory: Tree) -> int:
     """Bytes of a layout, or of the memory for one."""
     return sum(leaf.numel() * leaf.element_size() for leaf in tree.leaves(memory))
@@ -91,6 +98,87 @@ def needed(end: Tensor, oldest: Tensor) -> bool:
         oldest: The state's `oldest`. Of several states that may be loaded, the earliest has the lowest.
     """
     return bool((end > oldest).any())
+
+
+def narrowed(segment: Mapping[str, Tensor], part: slice, unroll: int, frame_stack: int) -> dict[str, Tensor]:
+    """Of a segment, what is of some slots, neighbours, which are counted from the first of them.
+
+    Args:
+        segment: From `Rows.since`.
+        part: The slots.
+        unroll: T.
+        frame_stack: As for `layout`.
+    """
+    begin, end = segment["begin"].numpy(), segment["end"].numpy()
+    some = end > begin
+
+    def within(counts: Index) -> slice:
+        return slice(int(counts[: part.start].sum()), int(counts[: part.stop].sum()))
+
+    columns, states = within(end - begin), within(-(-end // unroll) + begin // -unroll)
+    shown = end - begin + some
+    own = {"begin": segment["begin"][part], "end": segment["end"][part]}
+    for name, value in segment.items():
+        kind, _, leaf = name.partition(".")
+        if kind in ("columns", "state0"):
+            own[name] = value[columns if kind == "columns" else states]
+        elif leaf.endswith("frames"):
+            newest = segment[f"{name.removesuffix('frames')}newest"].numpy()
+            own[name] = value[within(Frames.counts(newest, shown, frame_stack))]
+        elif kind == "obs":
+            own[name] = value[within(shown)]
+    return own
+
+
+class Stored(Protocol):
+    """The rows of all slots, wherever they lie; attributes and methods as of `Rows`."""
+
+    kept: int
+    bytes: int
+    unroll: int
+
+    @property
+    def slots(self) -> int:
+        """B."""
+        ...
+
+    @property
+    def head(self) -> Index:
+        """int64 `[B]`, rows that each slot has brought."""
+        ...
+
+    @property
+    def oldest(self) -> Index:
+        """int64 `[B]`, the oldest row that is still whole; `head` if there is none."""
+        ...
+
+    def append(self, trajectory: Trajectory) -> None:
+        """Takes in a slab."""
+        ...
+
+    def restart(self) -> None:
+        """Says that the environments start afresh."""
+        ...
+
+    def gathered(self, gather: Callable[[Rows, Index, Index], Item], slots: Index, starts: Index) -> Item:
+        """Windows that begin at rows `starts` of `slots`, int64 `[N]` each, as `gather` makes them of rows."""
+        ...
+
+    def valid(self, slots: Index, rows: Index) -> NDArray[np.bool_]:
+        """Which rows are no dead ones."""
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """What a later `load` needs beside segments."""
+        ...
+
+    def since(self, mark: Tensor | None = None) -> Iterator[dict[str, Tensor]]:
+        """Segments of the rows that came after the mark."""
+        ...
+
+    def load(self, state: Mapping[str, Tensor], segments: Iterable[Mapping[str, Tensor]]) -> None:
+        """Makes an empty replay the one that was saved."""
+        ...
 
 
 class Rows:
@@ -125,6 +213,7 @@ class Rows:
         self._stores = [Frames(store) if "frames" in store else _Whole(store["whole"]) for store in memory["obs"]]
         self._state0: Tree = memory["state0"]
         self._running = np.zeros(slots, np.bool_)
+        self._filled = np.zeros(slots, np.int64), np.zeros(slots, np.int64)  # by a load: from where on without a gap
 
     @property
     def slots(self) -> int:
@@ -152,6 +241,15 @@ class Rows:
         self._columns["truncated"].numpy()[going, (self.head[going] - 2) % self.kept] = True
         self._valid[slots, last] = False
         self._running[:] = False
+
+    def lose(self, slots: Index, head: Index) -> None:
+        """Says that all rows of `slots` are gone, of which they have brought `head`; the next do not follow them."""
+        self.head[slots] = self.oldest[slots] = head
+        self._running[slots] = False
+
+    def gathered(self, gather: Callable[[Rows, Index, Index], Item], slots: Index, starts: Index) -> Item:
+        """As `Stored.gathered`."""
+        return gather(self, slots, starts)
 
     def obs(self, slots: Index, rows: Index) -> Tree:
         """Observations `[N, *O]` of rows between `oldest` and `head`, both included."""
@@ -226,18 +324,31 @@ class Rows:
             ValueError: If the replay is not empty, or not laid out as the one that was saved, or if rows are missing;
                 what it holds then is not defined.
         """
+        self.empty_for(state)
+        for segment in segments:
+            self.fill(segment)
+        self.filled(state)
+
+    def empty_for(self, state: Mapping[str, Tensor]) -> None:
+        """Begins a `load`, which goes on with `fill` for all segments and ends with `filled`; all raise as it does."""
         if self.head.any():
             raise ValueError("a replay that holds rows cannot be loaded; make a new one")
         if (shape := state["shape"].tolist()) != self._shape:
             saved, own = ("{} slots x {} rows in unrolls of {}".format(*each) for each in (shape, self._shape))
             raise ValueError(f"a replay of {saved} was saved, and this one has {own}; make one of the same settings")
-        head, oldest = state["head"].numpy(), state["oldest"].numpy()
-        begin, end = np.zeros_like(self.head), np.zeros_like(self.head)  # without a gap, so far
-        for segment in segments:
-            first, last = segment["begin"].numpy(), segment["end"].numpy()
-            self._put(segment, first, last)
-            begin = np.where((last > first) & (first > end), first, begin)
-            end = np.where(last > first, last, end)
+        self._filled = np.zeros_like(self.head), np.zeros_like(self.head)
+
+    def fill(self, segment: Mapping[str, Tensor]) -> None:
+        """Takes in the next segment."""
+        first, last = segment["begin"].numpy(), segment["end"].numpy()
+        self._put(segment, first, last)
+        begin, end = self._filled
+        some = last > first
+        self._filled = np.where(some & (first > end), first, begin), np.where(some, last, end)
+
+    def filled(self, state: Mapping[str, Tensor]) -> None:
+        """Has the rows be those of `state`."""
+        head, oldest, (begin, end) = state["head"].numpy(), state["oldest"].numpy(), self._filled
         if (begin > oldest).any() or (end != head).any():
             raise ValueError(
                 f"the segments bring rows {begin.tolist()} to {end.tolist()} of the slots, and {oldest.tolist()} to "

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from slipstream.replay.prioritized import Proportional
 from slipstream.replay.ring import spans
-from slipstream.replay.rows import Rows
+from slipstream.replay.rows import Stored
 from slipstream.types import Trajectory
 
 Index = NDArray[np.int64]
@@ -47,7 +47,7 @@ class Windows:
         alpha: Exponent of the priorities; 0 draws uniformly.
     """
 
-    def __init__(self, rows: Rows, stride: int, span: int, alpha: float = 0.0) -> None:
+    def __init__(self, rows: Stored, stride: int, span: int, alpha: float = 0.0) -> None:
         self.rows = rows
         if span > rows.kept - rows.unroll:
             raise ValueError(

@@ -177,7 +177,7 @@ def _replay_learner(
     )
 
 
-def replay_line(config: Config, replay: rows.Rows) -> str:
+def replay_line(config: Config, replay: rows.Stored) -> str:
     """What a run says of its replay at the start: how many rows, and what they take where."""
     options = config.algo.replay
     where = f"on the disk of {config.log.dir}" if options and options.memory_map else "in memory, when it is full"
