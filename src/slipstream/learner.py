@@ -256,7 +256,7 @@ class Learner:
             "faults/skipped_gradients": float(self.rejects.count),
             "wait/loader_seconds": self._loader.waited - waited,
             **self._team.metrics(),
-            **(self._mixer.ages(whole, self.version - 1) if self._mixer else {}),
+            **(self._mixer.ages(whole, self.version - 1) | self._mixer.rows.metrics() if self._mixer else {}),
         }
 
     def skip(self, trajectory: Trajectory) -> None:

@@ -48,6 +48,7 @@ class Actors:
         address: Of the cluster, as for `Cluster`.
         cpus: Cores of this machine, for a private cluster.
         others: Cores that actors of others than these take there.
+        carried: Bytes that these have in its object store at the same time.
 
     Attributes:
         cluster: The cluster.
@@ -58,7 +59,9 @@ class Actors:
         NotPortable: Environment or policy can't be sent to another process.
     """
 
-    def __init__(self, work: Work, parts: Sequence[Work], address: str, cpus: int, others: int = 0) -> None:
+    def __init__(
+        self, work: Work, parts: Sequence[Work], address: str, cpus: int, others: int = 0, carried: int = 0
+    ) -> None:
         contents = [
             process.pickled(
                 part,
@@ -71,7 +74,7 @@ class Actors:
         rows = sum(leaf.nbytes for leaf in tree.leaves(vars(self.slabs[0])))
         weights = sum(value.nbytes for value in work.policy.state_dict().values())
         # At the same time: an unroll of every actor, and its weights, each of another version under `async`.
-        store = 2 * rows + (len(parts) + 2) * weights
+        store = 2 * rows + (len(parts) + 2) * weights + carried
         needed = others + sum(map(_cpus, parts))
         self.cluster = Cluster(address, max(cpus, needed), store)
         if (cores := self.cluster.cores) < needed:

@@ -26,13 +26,13 @@ class RayTie:
         self._open = True
         self._end, self._traceback = "", ""
 
-    def _begin(self, kind: type[Any], *words: Any, groups: dict[str, int] | None = None) -> None:
-        """Starts an actor; what is left of the one before has been ended.
+    def _begin(self, kind: type[Any], *words: Any, groups: dict[str, int] | None = None, memory: int = 0) -> None:
+        """Starts an actor, on a node with so many bytes; what is left of the one before has been ended.
 
         Raises:
             ChildDied: All have been closed.
         """
-        options = {"num_cpus": self._cpus, "max_restarts": 0, "scheduling_strategy": "SPREAD"}
+        options = {"num_cpus": self._cpus, "memory": memory, "max_restarts": 0, "scheduling_strategy": "SPREAD"}
         made = self._ray.remote(concurrency_groups=groups or {}, **options)(kind)
         if not self._open:
             raise ChildDied

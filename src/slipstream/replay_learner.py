@@ -170,6 +170,7 @@ class ReplayLearner:
             "replay/rows": float(self._windows.count),
             "faults/skipped_gradients": float(self.rejects.count),
             **self._team.metrics(),
+            **self._windows.rows.metrics(),
         }
 
     def skip(self, trajectory: Trajectory) -> None:

@@ -50,9 +50,12 @@ class Here:
         self.shelf = None
 
 
-def sharded(count: int, capacity: int, frame_stack: int = STACK, restarts: int = 3) -> tuple[ShardedRows, list[Here]]:
+def sharded(
+    count: int, capacity: int, frame_stack: int = STACK, restarts: int = 3, stride: int = 1
+) -> tuple[ShardedRows, list[Here]]:
     layout = rows.layout(like(SLOTS, UNROLL), capacity, frame_stack, NAMES)
-    stored = ShardedRows(layout, UNROLL, like(SLOTS, UNROLL)["obs"], frame_stack, count, restarts)
+    obs = like(SLOTS, UNROLL)["obs"]
+    stored = ShardedRows(layout, UNROLL, obs, frame_stack, count, stride, UNROLL, restarts)
     shards = [Here(f"shard {number}") for number in range(count)]
     stored.start(shards)
     return stored, shards
@@ -158,25 +161,25 @@ def test_rows_of_another_shape_or_with_gaps_are_refused() -> None:
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.6])
-def test_windows_of_a_lost_shard_are_replaced_and_its_rows_are_gone(alpha: float) -> None:
-    stored, shards = sharded(2, SLOTS * 12)
-    windows, coming = windows_of(stored, 1, alpha), slabs(3, 8)
+@pytest.mark.parametrize("kind", ["transitions", "unrolls"])
+def test_windows_of_a_lost_shard_are_replaced_and_its_rows_are_gone(kind: str, alpha: float) -> None:
+    stride, gather = GATHERS[kind]
+    stored, shards = sharded(2, SLOTS * 12, stride=stride)
+    windows, coming = windows_of(stored, stride, alpha), slabs(3, 8)
     for each in coming[:4]:
         windows.append(each)
     lost = np.arange(SLOTS)[stored.parts[1]]
     shards[1].dies_before = "gather"
     drawn = windows.draw(np.random.default_rng(0), 1, 40, 0.4)
     slots, starts = drawn.slot[0], drawn.row[0]
-    gather = GATHERS["transitions"][1]
     items = stored.gathered(gather, slots, starts)
     there = np.flatnonzero(~np.isin(slots, lost))
     assert 0 < len(there) < 40
     assert same(taken(items, there), stored.gathered(gather, slots[there], starts[there]))
     assert stored.replaced == 40 - len(there)
-    kept = {tuple(obs.ravel().tolist()) for obs in taken(items, there).obs}
-    assert {tuple(obs.ravel().tolist()) for obs in items.obs} == kept, "all others are windows of the same batch"
-    with pytest.raises(ShardLostError, match="the shard 1 has died"):
-        stored.gathered(gather, lost[:1], starts[:1])
+    newest = (items.obs if kind == "transitions" else items.obs[0])[:, -1]  # its numbers: frame, frame, slot, frame
+    assert not np.isin(newest[:, 1, 0], lost).any(), "others are of slots that are left"
+    assert len({tuple(frame.ravel().tolist()) for frame in newest}) >= 4, "and spread over them"
 
     before = stored.head.copy()
     windows.append(coming[4])
@@ -184,7 +187,7 @@ def test_windows_of_a_lost_shard_are_replaced_and_its_rows_are_gone(alpha: float
     assert (stored.oldest[lost] >= before[lost]).all()
     for each in coming[5:]:
         windows.append(each)
-    whole = windows_of(made(SLOTS, UNROLL, SLOTS * 12), 1)
+    whole = windows_of(made(SLOTS, UNROLL, SLOTS * 12), stride)
     for each in coming:
         whole.append(each)
     again = windows.draw(np.random.default_rng(1), 1, 60, 0.4)
@@ -211,6 +214,14 @@ def test_a_shard_that_is_lost_while_it_takes_rows_in_is_replaced_with_the_next_s
     gather = GATHERS["transitions"][1]
     assert 0 in slots
     assert same(whole.gathered(gather, slots, numbers), stored.gathered(gather, slots, numbers))
+
+
+def test_without_a_window_that_is_left_it_ends() -> None:
+    stored, shards = sharded(2, SLOTS * 12)
+    stored.append(slabs(3, 1)[0])
+    shards[0].dies_before = shards[1].dies_before = "gather"
+    with pytest.raises(ShardLostError, match="the shard 0 has died"):
+        stored.gathered(GATHERS["transitions"][1], np.array([0, 4]), np.array([0, 0]))
 
 
 def test_shards_that_are_lost_again_and_again_end_it() -> None:

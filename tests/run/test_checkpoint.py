@@ -203,6 +203,11 @@ def test_what_was_passed_over_is_set_aside_and_counts_no_more(tmp_path: Path) ->
     _save(tmp_path, 15)
     checkpoint.prune(tmp_path, keep_last=1)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["15", "damaged-20"]
+    for _ in range(2):
+        _save(tmp_path, 20)
+        checkpoint.set_aside(tmp_path, 15)
+    names = ["15", "damaged-20", "damaged-20-2", "damaged-20-3"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
 
 
 def test_prune_does_not_count_damaged_ones(tmp_path: Path) -> None:

@@ -23,7 +23,8 @@ Item = TypeVar("Item")
 
 _ALWAYS = ("action", "reward", "terminated", "truncated", "valid")
 
-_SEGMENT = 256 * 2**20  # bytes
+SEGMENT = 256 * 2**20
+"""Bytes of a segment, about."""
 
 _CHANGED = 2  # rows at a slot's end that a restart changes
 
@@ -168,6 +169,10 @@ class Stored(Protocol):
         """Which rows are no dead ones."""
         ...
 
+    def metrics(self) -> dict[str, float]:
+        """`faults/*`, since the start or resume."""
+        ...
+
     def state(self) -> dict[str, Tensor]:
         """What a later `load` needs beside segments."""
         ...
@@ -265,6 +270,10 @@ class Rows:
         """Which rows are no dead ones, bool `[*N]`."""
         return self._valid[slots, rows % self.kept]
 
+    def metrics(self) -> dict[str, float]:
+        """None: nothing is ever lost."""
+        return {}
+
     def state0(self, slots: Index, rows: Index) -> Tree:
         """Recurrent states `[N, ...]` before rows that began an unroll."""
         index = torch.from_numpy(slots), torch.from_numpy(rows // self.unroll % (self.kept // self.unroll))
@@ -282,7 +291,7 @@ class Rows:
             "shape": torch.tensor(self._shape),
         }
 
-    def since(self, mark: Tensor | None = None, limit: int = _SEGMENT) -> Iterator[dict[str, Tensor]]:
+    def since(self, mark: Tensor | None = None, limit: int = SEGMENT) -> Iterator[dict[str, Tensor]]:
         """Segments of the rows that came after the mark and are still there, made one by one; none may come meanwhile.
 
         A segment is a flat dictionary of contiguous tensors that share no memory with the replay:

@@ -7,7 +7,7 @@
 
 Which windows are drawn, by which priorities, is not a shard's business, so that a run has the same bits whatever the
 number of shards. A shard that is lost takes its rows with it: a new one begins empty, windows that were drawn from the
-lost one are replaced by others of their batch, and the run is another from then on.
+lost one are replaced by others, and the run is another from then on.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ from torch import Tensor
 from slipstream.patience import Patience
 from slipstream.replay import rows
 from slipstream.replay.items import placed, taken
+from slipstream.replay.ring import spans
 from slipstream.replay.rows import Rows
+from slipstream.replay.windows import there
 from slipstream.tree import Tree
 from slipstream.types import Trajectory
 
@@ -123,6 +125,8 @@ class ShardedRows:
         obs: Any observations; the tree's shape counts.
         frame_stack: As for `rows.layout`.
         shards: How many.
+        stride: As for `Windows`; which windows may stand in for others.
+        span: Likewise.
         restarts: How often in a row, with less than 100 slabs between, shards that were lost are replaced.
 
     Attributes:
@@ -138,14 +142,24 @@ class ShardedRows:
         ValueError: There are more shards than slots.
     """
 
-    def __init__(self, layout: Tree, unroll: int, obs: Tree, frame_stack: int, shards: int, restarts: int = 3) -> None:
+    def __init__(
+        self,
+        layout: Tree,
+        unroll: int,
+        obs: Tree,
+        frame_stack: int,
+        shards: int,
+        stride: int,
+        span: int,
+        restarts: int = 3,
+    ) -> None:
         flags = {name: layout["columns"][name] for name in ("valid", "truncated")}
         ledger: Tree = {"obs": (), "columns": flags, "state0": ()}
         self._ledger = Rows(rows.allocate(ledger), unroll, ())
         self.kept, self.unroll, self.bytes = self._ledger.kept, unroll, rows.size(layout)
         if shards > self.slots:
             raise ValueError(f"{shards} shards of a replay want as many slots, and there are {self.slots}")
-        self._stack, self._obs = frame_stack, obs
+        self._stack, self._obs, self._stride, self._span = frame_stack, obs, stride, span
         ends = [self.slots * number // shards for number in range(shards + 1)]
         self.parts = [slice(first, last) for first, last in pairwise(ends)]
         self._ends = np.array(ends[1:])
@@ -212,7 +226,7 @@ class ShardedRows:
         """As of `Stored`.
 
         Raises:
-            ShardLostError: No shard that has some of the windows is left.
+            ShardLostError: No window is left.
         """
         owner = self._owner(slots)
         waits: list[tuple[int, Index, Callable[[], Item | None]]] = []
@@ -223,20 +237,21 @@ class ShardedRows:
                 waits.append((part.start, places, wait))
         answers = [(first, places, wait()) for first, places, wait in waits]
         found = [(places, _renumbered(items, first)) for first, places, items in answers if items is not None]
-        there = np.sort(np.concatenate([np.empty(0, np.int64), *(places for places, _ in found)]))
-        if len(there) == len(slots):
+        if sum(len(places) for places, _ in found) == len(slots):
             return placed(found, len(slots))
-        if not len(there):
-            raise next(iter(self._gone.values()))
-        lost = np.setdiff1d(np.arange(len(slots)), there)
-        instead = np.arange(len(slots))
-        instead[lost] = np.resize(there, len(lost))
+        lost = np.concatenate([places for _, places, items in answers if items is None])
+        slots, starts = slots.copy(), starts.copy()
+        slots[lost], starts[lost] = self._others(len(lost))
         self.replaced += len(lost)
-        return self.gathered(gather, slots[instead], starts[instead])
+        return self.gathered(gather, slots, starts)
 
     def valid(self, slots: Index, rows: Index) -> NDArray[np.bool_]:
         """As of `Rows`."""
         return self._ledger.valid(slots, rows)
+
+    def metrics(self) -> dict[str, float]:
+        """Shards that were lost, and windows that others stood in for."""
+        return {"faults/lost_shards": float(self.lost), "faults/replaced_windows": float(self.replaced)}
 
     def state(self) -> dict[str, Tensor]:
         """As of `Rows`, and the same."""
@@ -267,6 +282,20 @@ class ShardedRows:
 
         self._ledger.load(state, shared_out())
         self._each("filled", own)
+
+    def _others(self, count: int) -> tuple[Index, Index]:
+        """Windows of shards that are left, evenly spread over them: slots and first rows."""
+        begin, end = there(self, self._stride, self._span)
+        for number in self._gone:
+            end[self.parts[number]] = 0
+        slots, windows = spans(begin, end)
+        if self._stride == 1:
+            alive = self.valid(slots, windows)
+            slots, windows = slots[alive], windows[alive]
+        if not len(slots):
+            raise next(iter(self._gone.values()))
+        picks = np.linspace(0, len(slots) - 1, count).astype(np.int64)
+        return slots[picks], windows[picks] * self._stride
 
     def _each(self, method: str, words: Sequence[object]) -> None:
         """Has every shard do the same with its own."""

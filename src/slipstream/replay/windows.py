@@ -31,6 +31,11 @@ class Drawn(NamedTuple):
     weight: NDArray[np.float32]
 
 
+def there(rows: Stored, stride: int, span: int) -> tuple[Index, Index]:
+    """Windows of every slot that are whole, counted in strides: the oldest, and after the newest; int64 `[B]` each."""
+    return -(-rows.oldest // stride), np.maximum((rows.head - span) // stride + 1, 0)
+
+
 class Windows:
     """The windows of `span` rows that begin at every `stride`-th row of every slot.
 
@@ -57,12 +62,12 @@ class Windows:
         self._stride, self._span = stride, span
         self._places = rows.kept // stride
         self._priorities = Proportional(rows.slots * self._places, alpha) if alpha > 0 else None
-        self._begin, self._end = self._there()
+        self._begin, self._end = there(self.rows, self._stride, self._span)
 
     def append(self, trajectory: Trajectory) -> None:
         """Takes in a slab."""
         self.rows.append(trajectory)
-        begin, end = self._there()
+        begin, end = there(self.rows, self._stride, self._span)
         if self._priorities is not None:
             self._priorities.remove(self._item(*spans(self._begin, np.minimum(begin, self._end))))
             slots, windows = spans(np.maximum(self._end, begin), end)
@@ -104,7 +109,7 @@ class Windows:
             ValueError: As `Rows.load`.
         """
         self.rows.load(state, segments)
-        self._begin, self._end = self._there()
+        self._begin, self._end = there(self.rows, self._stride, self._span)
         if self._priorities is not None:
             self._priorities.load(state)
 
@@ -148,11 +153,6 @@ class Windows:
         """Gives windows that were drawn, int64 `[N]`, the priorities of their `errors[N]`."""
         if self._priorities is not None:
             self._priorities.update(self._item(slots, rows // self._stride), errors)
-
-    def _there(self) -> tuple[Index, Index]:
-        """Windows of every slot that are there, counted in strides: the oldest, and after the newest."""
-        begin = -(-self.rows.oldest // self._stride)
-        return begin, np.maximum((self.rows.head - self._span) // self._stride + 1, 0)
 
     def _uniform(self, generator: np.random.Generator, shape: tuple[int, int]) -> tuple[Index, Index]:
         """Slots and windows, each as likely as any other."""

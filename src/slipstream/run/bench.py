@@ -90,7 +90,7 @@ def bench(
     for number in range(rounds):
         for algo, found in stages.items():
             config = next(variant.config for variant in chosen if variant.algo == algo)
-            thread = replace(config.placement, collectors="thread", env_workers=0)
+            thread = replace(config.placement, collectors="thread", env_workers=0, replay_shards=0)
             found.append(measure(replace(config, placement=thread), stage_seconds))
             tell(f"round {number + 1}  {algo}: limit {found[-1].limit:,.0f} steps/s")
             for variant in (each for each in chosen if each.algo == algo):

@@ -19,6 +19,7 @@ import warnings
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -295,7 +296,9 @@ def set_aside(root: Path, steps: int) -> None:
     for path in _paths(root):
         if int(path.name) > steps:
             with writing(path):
-                path.rename(path.with_name(f"damaged-{path.name}"))
+                name = path.with_name(f"damaged-{path.name}")
+                others = (path.with_name(f"{name.name}-{number}") for number in count(2))  # of the same step, earlier
+                path.rename(next(each for each in chain([name], others) if not each.exists()))
 
 
 def select(root: Path, which: str) -> Checkpoint:

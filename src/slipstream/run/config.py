@@ -68,6 +68,8 @@ class Placement:
         learners: Processes that share the shards, this one among them; the others differentiate theirs, this one adds
             the gradients and applies the sum. Workers are shared out among them. What `reduction` says decides whether
             they change a bit.
+        replay_shards: Actors of the Ray cluster that hold the replay, each the rows of some slots, for replays larger
+            than one machine's memory; 0 to have it in this process.
         loaders: Threads that gather minibatches (and copy them to a GPU) ahead of the learner; 0 to gather each when it
             is needed, as with collectors inline.
         env_workers: Processes that step environments of this machine's Python; 0 to step them where they are acted in.
@@ -83,6 +85,7 @@ class Placement:
     workers: int = 0
     address: str = ""
     learners: int = 1
+    replay_shards: int = 0
     loaders: int = 1
     env_workers: int = 0
     env_threads: int = 0
@@ -90,7 +93,17 @@ class Placement:
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
     def __post_init__(self) -> None:
-        _at_least(self, 0, "workers", "loaders", "env_workers", "env_threads", "restarts", prefix="placement.")
+        _at_least(
+            self,
+            0,
+            "workers",
+            "replay_shards",
+            "loaders",
+            "env_workers",
+            "env_threads",
+            "restarts",
+            prefix="placement.",
+        )
         _at_least(self, 1, "learners", prefix="placement.")
 
 
@@ -331,6 +344,19 @@ def _covers(config: Config) -> None:
         raise ConfigError(
             "placement.learners: with --placement.collectors inline everything is done in one thread; use thread"
         )
+    if config.placement.replay_shards:
+        if config.placement.collectors != "ray":
+            raise ConfigError(
+                "placement.replay_shards are actors of the Ray cluster that collects: use --placement.collectors ray, "
+                "or 0 to have the replay in this process"
+            )
+        if not replayed:
+            raise ConfigError(f"placement.replay_shards: {name} has no replay here; use 0")
+        if config.algo.replay and config.algo.replay.memory_map:
+            raise ConfigError(
+                "algo.replay.memory_map keeps the replay on the disk of this machine, and placement.replay_shards in "
+                "the memory of others; use one of them"
+            )
     if config.schedule == "async" and config.refresh == "row" and config.placement.collectors == "ray":
         raise ConfigError("refresh=row: Ray actors take new weights before an unroll; use --refresh unroll")
 

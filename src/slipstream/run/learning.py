@@ -25,6 +25,7 @@ from slipstream.rejects import Rejects
 from slipstream.replay import rows
 from slipstream.replay.mixer import Mixer
 from slipstream.replay.options import ReplayOptions, UnrollReplay
+from slipstream.replay.sharded import ShardedRows
 from slipstream.replay.windows import Windows
 from slipstream.replay_learner import ReplayLearner
 from slipstream.rewards import TrainingReward
@@ -136,8 +137,8 @@ def _mixer(options: UnrollReplay, config: Config, spec: EnvSpec, policy: ActorCr
     extras = tuple(like["extras"])
     layout = rows.layout(like, options.capacity, spec.frame_stack, ("log_prob", "version", "state0", *extras))
     least = _least_capacity(config, config.unroll, config.unroll, round(options.proportion * config.num_envs))
-    stored = rows.Rows(_allocated(layout, config, options, least), config.unroll, like["obs"])
-    windows = Windows(stored, config.unroll, config.unroll)
+    shape = config.unroll, config.unroll
+    windows = Windows(_stored(layout, like["obs"], config, spec, options, least, *shape), *shape)
     return Mixer(windows, config.num_envs, options.proportion, extras, loader.begin, config.seed)
 
 
@@ -159,7 +160,7 @@ def _replay_learner(
     layout = rows.layout(like, algo.replay.capacity, spec.frame_stack, names)
     stride = algo.stride(config.unroll)
     least = _least_capacity(config, algo.span, stride, algo.batch_size)
-    stored = rows.Rows(_allocated(layout, config, algo.replay, least), config.unroll, like["obs"])
+    stored = _stored(layout, like["obs"], config, spec, algo.replay, least, stride, algo.span)
     return ReplayLearner(
         algo,
         Networks(policy.to(device), critic.to(device)),
@@ -180,7 +181,9 @@ def _replay_learner(
 def replay_line(config: Config, replay: rows.Stored) -> str:
     """What a run says of its replay at the start: how many rows, and what they take where."""
     options = config.algo.replay
+    shards = config.placement.replay_shards
     where = f"on the disk of {config.log.dir}" if options and options.memory_map else "in memory, when it is full"
+    where = f"in {shards} shard{'s' * (shards > 1)} on the Ray cluster" if shards else where
     return f"The replay keeps {replay.slots * replay.kept:,} rows: {_size_text(replay.bytes)} {where}."
 
 
@@ -192,6 +195,29 @@ def _size_text(size: int) -> str:
 def _least_capacity(config: Config, span: int, stride: int, windows: int) -> int:
     """Rows in which so many windows of `span` rows that begin at every `stride`-th row have their place for sure."""
     return (span + 2 * config.unroll) * config.num_envs + windows * stride
+
+
+def _stored(
+    layout: Tree,
+    obs: Tree,
+    config: Config,
+    spec: EnvSpec,
+    options: ReplayOptions | UnrollReplay,
+    least: int,
+    stride: int,
+    span: int,
+) -> rows.Stored:
+    """Room for a replay of such windows: here, or in shards that are still to be started."""
+    place = config.placement
+    if not place.replay_shards:
+        return rows.Rows(_allocated(layout, config, options, least), config.unroll, obs)
+    if place.replay_shards > config.num_envs:
+        raise ConfigError(
+            f"placement.replay_shards={place.replay_shards}: each has the rows of some of the {config.num_envs} "
+            f"environments; use {config.num_envs} at most"
+        )
+    frames, shards = spec.frame_stack, place.replay_shards
+    return ShardedRows(layout, config.unroll, obs, frames, shards, stride, span, place.restarts)
 
 
 def _allocated(layout: Tree, config: Config, options: ReplayOptions | UnrollReplay, least: int) -> Tree:

@@ -78,7 +78,7 @@ def measure(config: Config, seconds: float = 3.0) -> Stages:
     """
     if config.placement.env_workers:
         raise ValueError("the limit is measured with the environments in this process: set placement.env_workers=0")
-    placement = replace(config.placement, collectors="thread")
+    placement = replace(config.placement, collectors="thread", replay_shards=0)
     training = Training(replace(learning_at_once(config), schedule="sync", placement=placement))
     try:
         reports = iter(training)

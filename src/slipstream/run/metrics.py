@@ -21,6 +21,7 @@ same rows but for these (under the schedule `async`, which is not deterministic,
     wait/collectors_seconds, wait/loader_seconds              per update: collectors for places, the learner for batches
     faults/restarts                                           environments, processes brought back since start or resume
     faults/learner_restarts                                   how often learners beside the first have been replaced
+    faults/lost_shards, faults/replaced_windows               of a replay in shards, with its rows; drawn from them
     faults/skipped_gradients                                  those that were not finite, since the start or resume
     faults/mended_rows                                        rows that were not finite, since the row before
     cluster/nodes                                             of a Ray cluster, that have actors

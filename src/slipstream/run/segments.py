@@ -17,8 +17,10 @@ import torch
 from torch import Tensor
 
 from slipstream.replay.rows import needed
+from slipstream.replay.sharded import ShardLostError
 from slipstream.replay.windows import Windows
 from slipstream.run.files import (
+    CheckpointError,
     as_tensors,
     flush_directory,
     listed,
@@ -67,10 +69,13 @@ class Segments:
         state = self._windows.state()
         kept = [segment for segment in self._listed if needed(torch.tensor(segment["end"]), state["oldest"])]
         last: Mapping[str, Tensor] | None = None
-        for tensors in self._windows.since(self._mark):
-            if last is not None:
-                kept.append(self._write(last))
-            last = tensors
+        try:
+            for tensors in self._windows.since(self._mark):
+                if last is not None:
+                    kept.append(self._write(last))
+                last = tensors
+        except ShardLostError as error:
+            raise CheckpointError(f"cannot write the replay: {error}") from error
 
         def finish() -> list[Listed]:
             if last is not None:

@@ -12,7 +12,7 @@ from typing import Any
 import gymnasium
 from torch import Tensor, nn
 
-from slipstream import device, dice, slab, tree
+from slipstream import device, dice, ray_replay, slab, tree
 from slipstream.collector import Assignment, Collected, Stands
 from slipstream.crew import Crew
 from slipstream.descent import under
@@ -32,6 +32,8 @@ from slipstream.ray_cluster import Cluster
 from slipstream.ray_link import Actors
 from slipstream.ready import group_that_holds, make_collector
 from slipstream.remote import Remotes
+from slipstream.replay.rows import SEGMENT
+from slipstream.replay.sharded import ShardedRows
 from slipstream.run.config import Config, ConfigError
 from slipstream.run.learners import Learners
 from slipstream.run.learning import make_learner
@@ -103,6 +105,7 @@ class Training:
         self.envs: Envs | None = None if remote else self._make_envs(env, jitter)
         inline = place.collectors == "inline"
         self._cluster: Cluster | None = None
+        self._shards: ShardedRows | None = None
         threads, actors = _threads(config)
         delay = 0.0 if jitter is None else jitter.seconds
         self._learners = Learners(config, self.device, threads, delay)
@@ -118,6 +121,8 @@ class Training:
             about = config, self.spec, torso, policy
             self.learner = make_learner(*about, self._crew, self._loader, self.device, self._learners.hire)
             self.policy: Policy = self.learner.policy
+            stored = None if self.learner.windows is None else self.learner.windows.rows
+            self._shards = stored if isinstance(stored, ShardedRows) else None
             self._group = group_that_holds(self.policy, self.spec, config.group, self.device)
             if remote:
                 self._remotes = Remotes(self._work(given, jitter), self._shares(), self._medium)
@@ -126,6 +131,9 @@ class Training:
                 pin, count = self.device.type == "cuda", _slabs(config)
                 self.slabs = [slab.allocate(self.spec, self.policy, config.unroll, pin=pin) for _ in range(count)]
             self._learners.start(self._cluster)
+            if self._shards is not None:
+                assert self._cluster is not None, "shards are for collectors in ray"
+                self._shards.start(ray_replay.shards(self._cluster, place.replay_shards))
         except BaseException:
             self.close()
             raise
@@ -276,6 +284,8 @@ class Training:
         if self._running is not None:
             self._running.close()  # first, since it stops the collectors
         self._learners.close()
+        if self._shards is not None:
+            self._shards.close()
         if self._remotes is not None:
             self._remotes.close()
         self._actors.close()  # before the environments: nobody must step what is closed
@@ -323,7 +333,9 @@ class Training:
         """What ties collectors in other processes to this one."""
         if self._config.placement.collectors == "process":
             return Processes(work, parts)
-        actors = Actors(work, parts, self._config.placement.address, cores(), self._learners.cpus)
+        place, shards = self._config.placement, self._shards
+        carried = 0 if shards is None else min(shards.bytes, SEGMENT)
+        actors = Actors(work, parts, place.address, cores(), self._learners.cpus + place.replay_shards, carried)
         self._cluster = actors.cluster
         return actors
 

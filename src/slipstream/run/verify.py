@@ -78,7 +78,7 @@ def verify(
     Args:
         config: What to run; its own placement counts for what placements do not name (`env_workers`, `device`).
         updates: Updates of every run.
-        placements: `inline`, `thread:N`, `process:N`, `ray:N` or `learners:N`.
+        placements: `inline`, `thread:N`, `process:N`, `ray:N`, `learners:N` or `shards:N`.
         delay: Longest delay to inject before a step of a lane or a task of a worker or loader, in seconds.
         own: A user's own pieces.
 
@@ -128,13 +128,16 @@ def placement_of(name: str, placement: Placement) -> Placement:
     """
     kind, _, count = name.partition(":")
     if kind == "inline" and not count:
-        return replace(placement, collectors="inline", workers=1, loaders=0, learners=1)
+        return replace(placement, collectors="inline", workers=1, loaders=0, learners=1, replay_shards=0)
     if kind == "learners" and count.isdecimal() and int(count):
-        return replace(placement, collectors="thread", learners=int(count))
+        return replace(placement, collectors="thread", learners=int(count), replay_shards=0)
+    if kind == "shards" and count.isdecimal() and int(count):
+        return replace(placement, collectors="ray", workers=1, replay_shards=int(count))
     if kind in ("thread", "process", "ray") and count.isdecimal() and int(count):
-        return replace(placement, collectors=kind, workers=int(count), loaders=int(count))
+        return replace(placement, collectors=kind, workers=int(count), loaders=int(count), replay_shards=0)
     raise ConfigError(
-        f"unknown placement {name!r}: expected inline, thread:N, process:N, ray:N or learners:N, as in thread:2"
+        f"unknown placement {name!r}: expected inline, thread:N, process:N, ray:N, learners:N or shards:N, as in "
+        "thread:2"
     )
 
 

@@ -1,0 +1,147 @@
+"""Shards of a replay in actors of a Ray cluster, on any node: rows go there, and windows come, by its object store.
+
+What is said is a parcel: its numbers lie in the object store, and are read where they lie.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import warnings
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import cloudpickle
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from slipstream import arithmetic, parcel, process
+from slipstream.parcel import Letter
+from slipstream.process import ChildDied, ChildFailed
+from slipstream.ray_cluster import Cluster
+from slipstream.ray_tie import RayTie
+from slipstream.replay import rows
+from slipstream.replay.sharded import ShardLostError, Shelf
+from slipstream.tree import Tree
+
+_log = logging.getLogger(__name__)
+
+Parcel = tuple[Letter, NDArray[np.uint8]]
+
+_PATIENCE_SECONDS = 10.0  # for an actor to start, before a word is said
+_SECONDS = 300.0
+"""After which a shard that has not answered is given up."""
+
+
+class RayShelf:
+    """What lives in the actor.
+
+    Args:
+        content: Arguments of `Shelf`, pickled.
+    """
+
+    def __init__(self, content: bytes) -> None:
+        arithmetic.adopt()
+        # Numbers lie in the object store, where nobody can write; they are only read.
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        self._shelf = Shelf(*cloudpickle.loads(content))
+
+    def where(self) -> tuple[int, str]:
+        """Number of this process, and its machine."""
+        return os.getpid(), platform.node()
+
+    def obey(self, method: str, letter: Letter, numbers: NDArray[np.uint8]) -> dict[str, Any]:
+        """Calls a method of the shelf: `{"said": parcel}`, or `{"failed": report}`."""
+        try:
+            words = parcel.unpack(letter, torch.from_numpy(numbers))
+            return {"said": _packed(getattr(self._shelf, method)(*words))}
+        except Exception as error:  # noqa: BLE001 - it is raised again in the driver
+            return {"failed": process.report(error)}
+
+
+class RayShard(RayTie):
+    """The tie to one shard; satisfies `Shard`.
+
+    Args:
+        cluster: Where it will be.
+        number: Of the shard.
+    """
+
+    def __init__(self, cluster: Cluster, number: int) -> None:
+        super().__init__(cluster, 1)
+        self._number = number
+        self._where: str | None = None
+        self._started: Any = None
+
+    @property
+    def name(self) -> str:
+        """What to call it in messages."""
+        return f"shard {self._number} of the replay (actor{self._where or ''})"
+
+    def start(self, layout: Tree, unroll: int, obs: Tree, head: NDArray[np.int64]) -> None:
+        """Starts an actor on a node with so much memory, in place of what is left of the one before."""
+        self.kill()
+        self._where = None
+        content = cloudpickle.dumps((layout, unroll, obs, head.copy()))
+        with self._lost():
+            with self._changing:
+                self._begin(RayShelf, content, memory=rows.size(layout))
+            self._started = self._ask("where")
+
+    def begin(self, method: str, *words: object) -> Callable[[], Any]:
+        """Calls a method of the shelf; returns what waits for what that returns."""
+        with self._lost():
+            self._arrive()
+            reference = self._ask("obey", method, *_packed(words))
+        return partial(self._outcome, reference)
+
+    def _arrive(self) -> None:
+        """Waits until the actor has started, for as long as the cluster has no room for it."""
+        if self._where is not None:
+            return
+        if not self._answered(self._started, _PATIENCE_SECONDS):
+            _log.warning(
+                "%s has not started yet: it needs a core and its memory on one node, %s", self.name, self.stack()
+            )
+            while not self._answered(self._started, _PATIENCE_SECONDS):
+                pass
+        pid, host = self._get(self._started)
+        self._where = f", process {pid} on {host}"
+
+    def _answered(self, reference: Any, seconds: float) -> bool:
+        with self._errors():
+            return bool(self._ray.wait([reference], timeout=seconds)[0])
+
+    def _outcome(self, reference: Any) -> Any:
+        with self._lost():
+            if not self._answered(reference, _SECONDS):
+                self._end = f"has not answered for {_SECONDS:g} seconds"
+                self.kill()
+                raise ChildDied
+            told = self._get(reference)
+        if "failed" in told:
+            raise ChildFailed(**told["failed"])
+        letter, numbers = told["said"]
+        return parcel.unpack(letter, torch.from_numpy(numbers.copy()))  # the store's own memory can't be written to
+
+    @contextmanager
+    def _lost(self) -> Generator[None]:
+        """Says what has become of it."""
+        try:
+            yield
+        except ChildDied:
+            raise ShardLostError(f"{self.name} {self.obituary()[0]}") from None
+
+
+def shards(cluster: Cluster, count: int) -> list[RayShard]:
+    """Ties to so many shards, to be started."""
+    return [RayShard(cluster, number) for number in range(count)]
+
+
+def _packed(content: object) -> Parcel:
+    letter, numbers = parcel.pack(content)
+    return letter, numbers.numpy()
