@@ -37,6 +37,16 @@ def shards() -> list[psutil.Process]:
     return [each for each in every if each.info["cmdline"][0].startswith("ray::RayShelf")]
 
 
+@pytest.mark.slow
+def test_a_private_cluster_has_room_and_leaves_nothing() -> None:
+    before = {child.pid for child in psutil.Process().children(recursive=True)}
+    alone, _ = run("dqn", 1, 12)
+    sharded, _ = run("dqn", 1, 12, **PLACE)
+    assert same(sharded, alone)
+    assert not {child.pid for child in psutil.Process().children(recursive=True)} - before
+    assert not ray.is_initialized()
+
+
 @pytest.mark.usefixtures("nodes")
 @pytest.mark.parametrize("case", ["dqn", *(pytest.param(each, marks=pytest.mark.slow) for each in ("r2d2", "sac"))])
 def test_shards_change_no_bit(case: str) -> None:
@@ -63,16 +73,6 @@ def test_stacked_frames_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     alone, _ = run("pong", 1, 30)
     sharded, _ = run("pong", 1, 30, **CLUSTER)
     assert same(sharded, alone)
-
-
-@pytest.mark.slow
-def test_a_private_cluster_has_room_and_leaves_nothing() -> None:
-    before = {child.pid for child in psutil.Process().children(recursive=True)}
-    alone, _ = run("dqn", 1, 12)
-    sharded, _ = run("dqn", 1, 12, **PLACE)
-    assert same(sharded, alone)
-    assert not {child.pid for child in psutil.Process().children(recursive=True)} - before
-    assert not ray.is_initialized()
 
 
 def kill(process: psutil.Process) -> None:
