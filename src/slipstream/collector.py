@@ -54,6 +54,10 @@ class Stopped(Exception):  # noqa: N818 - nothing went wrong
     """`collect` ended early because `stop` was called."""
 
 
+class Away(Exception):  # noqa: N818 - nothing went wrong
+    """Who collects is lost, and will be back, but nobody knows when: the places are free for others."""
+
+
 class Collects(Protocol):
     """What a schedule asks of whoever collects, in this process or in another."""
 
@@ -62,8 +66,17 @@ class Collects(Protocol):
         """The lanes it steps."""
         ...
 
+    def arrive(self) -> None:
+        """Waits until it can collect, however long that takes; raises as `collect`, but for `Away`."""
+        ...
+
     def collect(self, places: Sequence[Place]) -> Collected:
-        """Fills one unroll of every lane, in the order of `lanes`."""
+        """Fills one unroll of every lane, in the order of `lanes`.
+
+        Raises:
+            Stopped: After `stop`.
+            Away: It is lost; nothing has come of this unroll.
+        """
         ...
 
     def stop(self) -> None:
@@ -152,6 +165,9 @@ class Collector:
         size = len(state.row) // len(self._lanes)
         for number, lane in enumerate(self._lanes):
             lane.load(state.part(slice(number * size, (number + 1) * size)))
+
+    def arrive(self) -> None:
+        """It is here."""
 
     def collect(self, places: Sequence[Place]) -> Collected:
         """Fills one unroll of every lane of this collector, in the order of `lanes`.

@@ -105,12 +105,13 @@ class Actors:
             raise ClusterError(f"weights can't be put into Ray's object store: {error}") from error
 
     def metrics(self) -> dict[str, float]:
-        """Nodes that have actors, steps that came from each, and megabytes of rows that came from all."""
+        """Actors that are there, nodes that have some, steps that came from each, megabytes of rows from all."""
         steps: dict[str, int] = {}
         for link in self.links:
             for node, count in link.steps.items():
                 steps[node] = steps.get(node, 0) + count
         return {
+            "cluster/actors": float(sum(bool(link.host) for link in self.links)),
             "cluster/nodes": float(len({link.node for link in self.links if link.node})),
             "cluster/megabytes": sum(link.received for link in self.links) / 1e6,
             **{f"cluster/steps_{node}": float(count) for node, count in steps.items()},

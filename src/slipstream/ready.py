@@ -100,6 +100,9 @@ class ReadyCollector:
             for to, leaf in zip(tree.leaves(group), state.memory, strict=True):
                 to.copy_(leaf[part])
 
+    def arrive(self) -> None:
+        """It is here."""
+
     def collect(self, places: Sequence[Place]) -> Collected:
         """Fills one unroll of every lane of this collector, in the order of `lanes`.
 

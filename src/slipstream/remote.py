@@ -32,6 +32,8 @@ class Remotes:
         work: What they are to do; its `workers` are shared out among them, one each at least.
         shares: The lanes of each, without gaps.
         medium: What carries it.
+        elastic: Whether those that are there collect while others are not, under `async` in a cluster that may grow
+            and shrink; all have as many lanes.
 
     Attributes:
         collectors: One per outpost, in the order of `shares`.
@@ -45,7 +47,11 @@ class Remotes:
     """
 
     def __init__(
-        self, work: Work, shares: Sequence[range], medium: Callable[[Work, Sequence[Work]], Medium] = Processes
+        self,
+        work: Work,
+        shares: Sequence[range],
+        medium: Callable[[Work, Sequence[Work]], Medium] = Processes,
+        elastic: bool = False,
     ) -> None:
         workers = max(work.workers // len(shares), 1) if work.workers else 0
         parts = [replace(work, spec=_share(work.spec, lanes), workers=workers) for lanes in shares]
@@ -55,8 +61,8 @@ class Remotes:
         self.collectors: list[RemoteCollector] = []
         try:
             for link, part, lanes in zip(self._medium.links, parts, shares, strict=True):
-                self.collectors.append(RemoteCollector(link, part, lanes, self.slabs, self._fate))
-            for collector in self.collectors:
+                self.collectors.append(RemoteCollector(link, part, lanes, self.slabs, self._fate, elastic))
+            for collector in () if elastic else self.collectors:
                 collector.ready()
         except BaseException:
             self.close()

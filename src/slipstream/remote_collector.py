@@ -22,7 +22,7 @@ from functools import partial
 from typing import NamedTuple
 
 from slipstream import process
-from slipstream.collector import Collected, Stopped
+from slipstream.collector import Away, Collected, Stopped
 from slipstream.envs.rows import EnvError, EnvFailure
 from slipstream.link import Answer, Link
 from slipstream.outpost import Work
@@ -37,6 +37,7 @@ _log = logging.getLogger(__name__)
 _SLICE_SECONDS = 0.5
 _PAUSE_SLICE_SECONDS = 0.05
 _GRACE_SECONDS = 1.0  # for an answer after `stop`
+_AWAY_SECONDS = 5.0  # for another outpost to have room, before others fill its places
 _MENDING = 10  # times the time limit are allowed while the outpost brings back environments that failed
 _ERRORS = {kind.__name__: kind for kind in (EnvError, EnvFailure, ImportError, ValueError)}
 
@@ -54,9 +55,18 @@ class RemoteCollector:
         lanes: Its lanes, as the run numbers them.
         slabs: What it fills.
         fate: What it shares with the others.
+        elastic: Whether others go on without it while there is no room for it.
     """
 
-    def __init__(self, link: Link, work: Work, lanes: range, slabs: Sequence[Trajectory], fate: Fate) -> None:
+    def __init__(
+        self,
+        link: Link,
+        work: Work,
+        lanes: range,
+        slabs: Sequence[Trajectory],
+        fate: Fate,
+        elastic: bool = False,
+    ) -> None:
         self.lanes = tuple(lanes)
         self._link, self._work, self._spec, self._slabs, self._fate = link, work, work.spec, slabs, fate
         self._limits = _Limits.of(work)
@@ -64,8 +74,9 @@ class RemoteCollector:
         self._patience = Patience[Lost](work.restarts)
         self._replaced = 0
         self._used = threading.Lock()  # by whoever waits for the answer
-        self._due = self._open = True
+        self._due = self._open = self._starting = True  # it is to say when its environments are made
         self._collecting = False
+        self._elastic, self._holding = elastic, False
         link.start()
 
     @property
@@ -92,7 +103,7 @@ class RemoteCollector:
             ValueError: As from `make_envs`.
         """
         with self._used:
-            self._receive(self._limits.start)
+            self._started()
 
     def begin(self, seed: int, row: int) -> None:
         """Has the outpost reset its environments and start afresh; returns at once, but for an answer still due.
@@ -123,16 +134,30 @@ class RemoteCollector:
         assert standing is not None, "nothing has been collected"
         return standing
 
+    def arrive(self) -> None:
+        """Waits until the outpost is where it is to go on, however long the cluster has no room for it.
+
+        Raises:
+            EnvError: As `collect`; so `Stopped`.
+        """
+        with self._used:
+            self._warn_of(self._despite_death(self._arrive).lost)
+
     def collect(self, places: Sequence[Place]) -> Collected:
         """Fills one unroll of every lane, in the order of `lanes`, and waits until it is done.
 
         Raises:
+            Away: The outpost died, and there is no room for another.
             EnvError: An environment raised (with the traceback of the process), or this or another process died or
                 hangs, and it could not be brought back.
             Stopped: After `stop`.
         """
         with self._used:
-            unroll = self._despite_death(partial(self._collect, places)).unroll
+            self._holding = True
+            try:
+                unroll = self._despite_death(partial(self._collect, places)).unroll
+            finally:
+                self._holding = False
             if unroll is None:
                 raise self._fate.error or Stopped
             self._trail.add(places, unroll)
@@ -150,27 +175,45 @@ class RemoteCollector:
 
     def _start(self, trail: Trail) -> None:
         """Has the outpost go where a trail begins, once it has answered what it was told before."""
-        if self._due:
+        if self._due and not (self._starting and self._elastic):
             try:
-                self._receive(self._limits.step)
+                self._started()
+                self._arrived()
             except Stopped:
                 raise EnvError(f"{self._spec.id}: {self._name()} is still {self._doing()}") from None
         self._link.stop(False)
         self._trail, self._patience = trail, Patience(self._work.restarts)
-        with suppress(Lost):  # `collect` sees to it
-            self._tell(trail.tell)
+        if not self._starting:
+            with suppress(Lost):  # `collect` sees to it
+                self._tell(trail.tell)
 
     def _collect(self, places: Sequence[Place]) -> Answer:
         """The answer to `collect`."""
         self._require_going()
-        if other := self._arrive().lost:
-            _log.warning("%s: slots %s are back, but show something else: bits will differ", self._spec.id, other)
+        self._warn_of(self._arrive().lost)
         self._tell(lambda link: link.collect(places), collecting=True)
         return self._receive(self._limits.step)
 
+    def _started(self) -> None:
+        """Waits until the outpost has made its environments, if it is about to."""
+        if self._starting:
+            self._receive(self._limits.start)
+            self._starting = False
+
     def _arrive(self) -> Answer:
-        """Waits until the outpost is where its trail ends, if it was told to go there, and returns its answer."""
+        """Waits until the outpost is where its trail ends, and returns its answer."""
+        if self._starting:
+            self._started()
+            self._tell(self._trail.tell)
+        return self._arrived()
+
+    def _arrived(self) -> Answer:
+        """The answer that is due, if any is."""
         return self._receive(self._limits.step) if self._due else Answer()
+
+    def _warn_of(self, slots: Sequence[int]) -> None:
+        if slots:
+            _log.warning("%s: slots %s are back, but show something else: bits will differ", self._spec.id, slots)
 
     def _despite_death(self, task: Callable[[], Answer]) -> Answer:
         """What `task` returns; if the outpost dies or hangs meanwhile, another takes its place and begins it again."""
@@ -198,7 +241,7 @@ class RemoteCollector:
             time.sleep(min(left, _PAUSE_SLICE_SECONDS))
 
     def _replace(self) -> None:
-        """Has another process go to where the last unroll ended."""
+        """Has another process start."""
         self._require_going()
         self._link.status.renew()
         name = self._name()
@@ -209,9 +252,8 @@ class RemoteCollector:
         except OSError as error:
             raise Lost(f"{self._spec.id}: another process for {name} can't be started: {error}", "") from error
         self._replaced += 1
-        self._due, self._collecting = True, False
-        self._receive(self._limits.start)
-        self._tell(self._trail.tell)
+        self._due = self._starting = True
+        self._collecting = False
 
     def _require_going(self) -> None:
         if not self._open:
@@ -233,6 +275,7 @@ class RemoteCollector:
         """
         link, status = self._link, self._link.status
         beats, moved, stopped = status.beats, time.monotonic(), None
+        begun = moved
         while True:
             try:
                 if link.wait(_SLICE_SECONDS):
@@ -245,6 +288,9 @@ class RemoteCollector:
                 beats, moved = status.beats, now
             elif now - moved > limit:
                 raise self._hang(limit)
+            if self._holding and self._elastic and not link.placed and now - begun > _AWAY_SECONDS:
+                _log.warning("%s: there is no room for %s; others go on without it", self._spec.id, self._name())
+                raise Away
             if status.stop:
                 stopped = stopped or now
                 if now - stopped > _GRACE_SECONDS:

@@ -6,7 +6,8 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from threading import Condition, get_ident
+from dataclasses import replace
+from threading import Condition, Event, get_ident
 from typing import Any, NamedTuple
 
 import pytest
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from slipstream import slab, tree
 from slipstream.algos import IMPALA
-from slipstream.collector import Collected, Stopped
+from slipstream.collector import Away, Collected, Collects, Stopped
 from slipstream.crew import Crew
 from slipstream.run.presets import configure
 from slipstream.run.training import Training
@@ -79,6 +80,9 @@ class Scripted:
     ) -> None:
         self.lanes = tuple(lanes)
         self._script, self._before, self._after, self._stopped = script, before, after, False
+
+    def arrive(self) -> None:
+        pass
 
     def collect(self, places: Sequence[Place]) -> Collected:
         self._before(self._script.number(places[0]))
@@ -223,6 +227,41 @@ def test_no_column_is_learned_from_that_has_a_row_older_than_max_lag(
     assert next(updates, None) is None
     assert torch.equal(dropping(parts, monkeypatch, script(torch.logical_not)).parameters, found.parameters)
     assert not torch.equal(dropping(parts, monkeypatch, script(lambda fresh: fresh)).parameters, found.parameters)
+
+
+class Leaving:
+    """A collector that is lost in its first unroll until `back` is set; satisfies `Collects`."""
+
+    def __init__(self, own: Collects) -> None:
+        self.lanes, self.stop = own.lanes, own.stop
+        self.back, self._lost, self._own = Event(), False, own
+
+    def arrive(self) -> None:
+        assert not self._lost or self.back.wait(SECONDS)
+
+    def collect(self, places: Sequence[Place]) -> Collected:
+        if not self._lost:
+            self._lost = True
+            raise Away
+        return self._own.collect(places)
+
+
+def test_others_fill_the_places_of_a_collector_that_is_lost_until_it_is_back(parts: Made) -> None:
+    told = [written(number, (number, number)) for number in range(9)]
+
+    def parameters(leaves: bool) -> Tensor:
+        made = parts(told, [[0], [1]], steps_of(told), 2, "wait")
+        first, second = made.collectors
+        leaving = Leaving(second)
+        run = replace(made, collectors=[first, leaving]) if leaves else made
+        for report in asynchronous(run):
+            assert report.metrics["lag/max"] == 0
+            if report.update == 5:  # five slabs of two places, all by one collector of one lane
+                leaving.back.set()
+        assert run.learner.version == 9
+        return torch.cat([parameter.detach().flatten() for parameter in run.learner.policy.parameters()])
+
+    assert torch.equal(parameters(leaves=True), parameters(leaves=False))
 
 
 class Clock:

@@ -24,7 +24,7 @@ same rows but for these (under the schedule `async`, which is not deterministic,
     faults/lost_shards, faults/replaced_windows               of a replay in shards, with its rows; drawn from them
     faults/skipped_gradients                                  those that were not finite, since the start or resume
     faults/mended_rows                                        rows that were not finite, since the row before
-    cluster/nodes                                             of a Ray cluster, that have actors
+    cluster/actors, cluster/nodes                             collectors in place on a Ray cluster, nodes that have some
     cluster/megabytes, cluster/steps_*                        rows that came from all of them, steps from each
     limit/cpu_seconds_per_step                                of all threads and processes; a GPU's work does not count
     limit/steps_per_second                                    cores / that: the speed if no core ever waited

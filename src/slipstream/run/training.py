@@ -125,7 +125,10 @@ class Training:
             self._shards = stored if isinstance(stored, ShardedRows) else None
             self._group = group_that_holds(self.policy, self.spec, config.group, self.device)
             if remote:
-                self._remotes = Remotes(self._work(given, jitter), self._shares(), self._medium)
+                shares = self._shares()
+                grows = config.schedule == "async" and place.collectors == "ray" and bool(place.address)
+                elastic = grows and len({len(lanes) for lanes in shares}) == 1
+                self._remotes = Remotes(self._work(given, jitter), shares, self._medium, elastic)
                 self.slabs = self._remotes.slabs
             else:
                 pin, count = self.device.type == "cuda", _slabs(config)

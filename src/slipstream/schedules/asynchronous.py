@@ -15,10 +15,11 @@ may run twice as far ahead, and unrolls that are too old when their turn comes a
 the start or resume (`lag/dropped_steps`).
 
 Who waits: the learner for the oldest slab that is not full, a collector for a free place. What the learner owns is the
-slab that it took; all others belong to the collectors that hold places in them. If a collector fails, all stop at their
-next row; the update under way is finished and reported, then the error is raised here. At the end the collectors have a
-few seconds for their row; one that needs more (an environment that hangs, or very slow ones) is left to the closing of
-the run.
+slab that it took; all others belong to the collectors that hold places in them. A collector that is lost with its
+node, and for which the cluster has no room, gives its places back for others to fill; when it is there, again or for
+the first time, it claims new ones. If a collector fails, all stop at their next row; the update under way is finished
+and reported, then the error is raised here. At the end the collectors have a few seconds for their row; one that needs
+more (an environment that hangs, or very slow ones) is left to the closing of the run.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from threading import Condition
 import torch
 from torch import Tensor
 
-from slipstream.collector import Collected, Collects, Stopped
+from slipstream.collector import Away, Collected, Collects, Stopped
 from slipstream.schedules.parts import Parts, abandon, publish, report, stop
 from slipstream.types import Place, Report
 
@@ -98,6 +99,7 @@ class _Places:
         self._slabs, self._lanes, self._lane_size = slabs, lanes, lane_size
         self._changed = Condition()
         self._claimed = 0  # places handed out since the start
+        self._released: list[list[Place]] = []  # by collectors that were lost
         self._filled = [0] * slabs
         self._collected: list[list[Collected]] = [[] for _ in range(slabs)]
         self._oldest = 0  # number of the slab that the learner takes next, or has taken
@@ -109,14 +111,22 @@ class _Places:
         """The next `count` places, waiting until their slabs are free; None once the run is over."""
         start = time.perf_counter()
         with self._changed:
-            while self._open and (self._claimed + count - 1) // self._lanes >= self._oldest + self._slabs:
+            while self._open and not self._released and not self._room(count):
                 self._changed.wait(_SLICE_SECONDS)
             if not self._open:
                 return None
+            self._waiting += time.perf_counter() - start
+            if self._released:
+                return self._released.pop(0)
             numbers = range(self._claimed, self._claimed + count)
             self._claimed += count
-            self._waiting += time.perf_counter() - start
             return [self._place(number) for number in numbers]
+
+    def release(self, places: list[Place]) -> None:
+        """Gives places back, for the next to claim; all collectors are to have as many lanes."""
+        with self._changed:
+            self._released.append(places)
+            self._changed.notify_all()
 
     def fill(self, places: list[Place], collected: Collected) -> None:
         """Says that the unrolls are written. What they brought is reported with the first of their slabs."""
@@ -168,6 +178,10 @@ class _Places:
             depth = sum(filled == self._lanes for filled in self._filled)
         return {"queue/depth": float(depth), "wait/collectors_seconds": waiting}
 
+    def _room(self, count: int) -> bool:
+        """Whether so many new places are in slabs that are free."""
+        return (self._claimed + count - 1) // self._lanes < self._oldest + self._slabs
+
     def _place(self, number: int) -> Place:
         slab, place = divmod(number, self._lanes)
         return Place(slab % self._slabs, place * self._lane_size)
@@ -176,8 +190,15 @@ class _Places:
 def _keep_collecting(parts: Parts, collector: Collects, places: _Places) -> None:
     """The life of a collector."""
     try:
-        while (mine := places.claim(len(collector.lanes))) is not None:
-            places.fill(mine, collector.collect(mine))
+        while True:
+            collector.arrive()  # before it holds places
+            mine = places.claim(len(collector.lanes))
+            if mine is None:
+                break
+            try:
+                places.fill(mine, collector.collect(mine))
+            except Away:
+                places.release(mine)
     except Stopped:
         pass
     except BaseException as error:  # noqa: BLE001 - it is raised again in the learner's thread
