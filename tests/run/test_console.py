@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import os
 import time
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -33,6 +34,22 @@ def test_plain_lines_come_by_step_with_first_and_last() -> None:
 def test_a_run_has_twenty_lines_or_one_every_100_000_steps(total: int, lines: int) -> None:
     every = total // 200
     assert len(_lines(total, 0, list(range(every, total + 1, every)))) == 1 + 1 + lines
+
+
+def test_lines_of_a_cluster_end_with_what_each_node_brings(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    progress, out = Progress(100, 4), io.StringIO()
+    display = Display(progress, "title", 10, Console(file=out, width=20))
+    for update, (steps, here, there) in enumerate([(10, 8, 2), (40, 28, 12), (100, 88, 12)], 1):
+        now[0] += 10.0
+        nodes = {"cluster/actors": 3.0 - (update == 3), "cluster/nodes": 2.0}
+        metrics = {**nodes, "cluster/steps_a_1": float(here), "cluster/steps_b_2": float(there)}
+        made = replace(report(update, steps, ()), metrics=metrics)
+        progress(made)
+        display(made)
+    ends = [line.rpartition(" | ")[2] for line in out.getvalue().splitlines()[1:]]
+    assert ends[1:] == ["3 actors on 2 nodes, steps/s: a_1 2, b_2 1", "2 actors on 2 nodes, steps/s: a_1 6, b_2 0"]
 
 
 def test_all_lines_have_the_same_columns(monkeypatch: pytest.MonkeyPatch) -> None:

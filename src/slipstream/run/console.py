@@ -59,6 +59,7 @@ class Display:
         self._shown_at = float("-inf")
         self._meter = Meter(progress, cores())
         self._budget: Budget | None = None
+        self._nodes = Nodes()
         self._live: Live | None = None
         if console.is_terminal:
             self._live = Live(console=console, auto_refresh=False, transient=False)
@@ -76,7 +77,7 @@ class Display:
                 self._budget = self._meter.read() or self._budget
                 self._live.update(self._panel(report.metrics), refresh=True)
         elif progress.before == 0 or progress.finished or crossed(progress.before, progress.steps, self._every):
-            self.say(plain_line(progress, self._meter.read()))
+            self.say(plain_line(progress, self._meter.read(), self._nodes.text(report.metrics, progress)))
 
     def say(self, text: str) -> None:
         """Prints a line above the panel."""
@@ -107,15 +108,39 @@ class Display:
         body.add_row("time", stages_text(*progress.recent()))
         if self._budget:
             body.add_row("cores", budget_text(self._budget))
+        if cluster := self._nodes.text(metrics, progress):
+            body.add_row("cluster", cluster)
         body.add_row("learning", _learning_text(metrics))
         return Group(Text(self._title, style="bold"), head, body)
 
 
-def plain_line(progress: Progress, budget: Budget | None = None) -> str:
+class Nodes:
+    """What the nodes of a Ray cluster bring, from one look at it to the next."""
+
+    def __init__(self) -> None:
+        self._steps: Mapping[str, float] = {}
+        self._seconds = 0.0
+
+    def text(self, metrics: Mapping[str, Tensor | float], progress: Progress) -> str:
+        """Actors and their nodes, with the steps per second of each since the last look; "" without a cluster."""
+        if "cluster/actors" not in metrics:
+            return ""
+        prefix = "cluster/steps_"
+        steps = {name.removeprefix(prefix): float(n) for name, n in metrics.items() if name.startswith(prefix)}
+        seconds = progress.recent()[1].seconds
+        passed = max(seconds - self._seconds, 1e-9)
+        new = {node: (count - self._steps.get(node, 0.0)) / passed for node, count in sorted(steps.items())}
+        speeds = [f"{node} {speed:,.0f}" for node, speed in new.items()]
+        self._steps, self._seconds = steps, seconds
+        actors, nodes = (int(metrics[f"cluster/{name}"]) for name in ("actors", "nodes"))
+        return f"{actors} actors on {nodes} nodes" + (f", steps/s: {', '.join(speeds)}" if speeds else "")
+
+
+def plain_line(progress: Progress, budget: Budget | None = None, cluster: str = "") -> str:
     """One line without a terminal: where the run is, how well it does, how fast it goes and where the time goes.
 
-    `budget` is that since the line before. The columns are the same in all lines of a run, and of the same width, so
-    that the eye can run down them.
+    `budget` is that since the line before, `cluster` is from `Nodes`. The columns are the same in all lines of a run,
+    and of the same width but for the last of a cluster, so that the eye can run down them.
     """
     total = f"{progress.total_steps:,}"
     share = min(1.0, progress.steps / progress.total_steps)
@@ -141,6 +166,8 @@ def plain_line(progress: Progress, budget: Budget | None = None) -> str:
         result = progress.evaluation
         shown = f"{result['eval/mean_reward']:.4g}" if result else "-"
         parts.insert(5, f"eval {shown:>8}")
+    if cluster:
+        parts.append(cluster)
     return " | ".join(parts)
 
 
