@@ -56,7 +56,7 @@ def test_actors_join_when_nodes_do_and_are_done_without_when_they_leave(
         assert report.metrics["faults/restarts"] == 1
         assert report.metrics["lag/max"] <= config.max_lag
         assert report.steps > before.steps
-        assert "others go on without it" in caplog.text
+        assert "its places are free for others" in caplog.text
         two[0] = nodes.add_node(num_cpus=1)
         until(reports, 6)
     for node in two:

@@ -53,4 +53,4 @@ def adopted() -> Generator[None]:
 
 def flushes() -> bool:
     """Whether subnormal numbers count as zero in this thread."""
-    return bool(torch.tensor(_SUBNORMAL) == 0.0)
+    return bool(torch.tensor(_SUBNORMAL, dtype=torch.float32, device="cpu") == 0.0)

@@ -21,10 +21,11 @@ class Patience(Generic[Failure]):
 
     Args:
         restarts: How many in a row are allowed; 0 for none.
+        then: What the log says becomes of it.
     """
 
-    def __init__(self, restarts: int) -> None:
-        self._restarts = restarts
+    def __init__(self, restarts: int, then: str = "it is brought back to where it was") -> None:
+        self._restarts, self._then = restarts, then
         self._row = -_PROGRESS
         self._in_a_row: list[Failure] = []
         self._here: dict[str, Failure] = {}
@@ -51,5 +52,5 @@ class Patience(Generic[Failure]):
         if attempt > self._restarts:
             raise self._in_a_row[0]
         said = str(failure).partition("\n")[0]
-        _log.warning("%s; it is brought back to where it was (%d of %d)", said, attempt, self._restarts)
+        _log.warning("%s; %s (%d of %d)", said, self._then, attempt, self._restarts)
         return min(_FIRST_PAUSE * 2 ** (attempt - 1), _LONGEST_PAUSE)

@@ -49,6 +49,7 @@ class Actors:
         cpus: Cores of this machine, for a private cluster.
         others: Cores that actors of others than these take there.
         carried: Bytes that these have in its object store at the same time.
+        elastic: Whether a run goes on with those that have room.
 
     Attributes:
         cluster: The cluster.
@@ -60,7 +61,15 @@ class Actors:
     """
 
     def __init__(
-        self, work: Work, parts: Sequence[Work], address: str, cpus: int, others: int = 0, carried: int = 0
+        self,
+        work: Work,
+        parts: Sequence[Work],
+        address: str,
+        cpus: int,
+        others: int = 0,
+        carried: int = 0,
+        *,
+        elastic: bool = False,
     ) -> None:
         contents = [
             process.pickled(
@@ -79,9 +88,10 @@ class Actors:
         self.cluster = Cluster(address, max(cpus, needed), store)
         if (cores := self.cluster.cores) < needed:
             _log.warning(
-                "this run takes %d cores, and the Ray cluster has %d in all: it waits until more nodes have joined",
+                "this run takes %d cores, and the Ray cluster has %d in all: %s",
                 needed,
                 cores,
+                "collectors join it as nodes do" if elastic else "it waits until more nodes have joined",
             )
         self._published: tuple[int, Any] | None = None
         self.links: Sequence[RayLink] = [

@@ -8,6 +8,8 @@
     where the slots stood at the last answer -> plays its environments to there
     the same places again                    -> fills rows 0 to T-1 with the same bits, if it finds the same weights
 
+    or there is no room for another, under `async`: `collect` is `Away`, others fill the places, and `arrive` waits
+
 What takes a process there is read from the slabs, unroll by unroll, before the learner has them (`trail`).
 """
 
@@ -76,7 +78,7 @@ class RemoteCollector:
         self._used = threading.Lock()  # by whoever waits for the answer
         self._due = self._open = self._starting = True  # it is to say when its environments are made
         self._collecting = False
-        self._elastic, self._holding = elastic, False
+        self._elastic = elastic
         link.start()
 
     @property
@@ -153,11 +155,7 @@ class RemoteCollector:
             Stopped: After `stop`.
         """
         with self._used:
-            self._holding = True
-            try:
-                unroll = self._despite_death(partial(self._collect, places)).unroll
-            finally:
-                self._holding = False
+            unroll = self._despite_death(partial(self._collect, places)).unroll
             if unroll is None:
                 raise self._fate.error or Stopped
             self._trail.add(places, unroll)
@@ -175,7 +173,7 @@ class RemoteCollector:
 
     def _start(self, trail: Trail) -> None:
         """Has the outpost go where a trail begins, once it has answered what it was told before."""
-        if self._due and not (self._starting and self._elastic):
+        if self._due and not (self._starting and self._elastic):  # an elastic one is told when it is there
             try:
                 self._started()
                 self._arrived()
@@ -190,20 +188,24 @@ class RemoteCollector:
     def _collect(self, places: Sequence[Place]) -> Answer:
         """The answer to `collect`."""
         self._require_going()
-        self._warn_of(self._arrive().lost)
+        self._warn_of(self._arrive(_AWAY_SECONDS if self._elastic else None).lost)
         self._tell(lambda link: link.collect(places), collecting=True)
         return self._receive(self._limits.step)
 
-    def _started(self) -> None:
+    def _started(self, away_after: float | None = None) -> None:
         """Waits until the outpost has made its environments, if it is about to."""
         if self._starting:
-            self._receive(self._limits.start)
+            self._receive(self._limits.start, away_after)
             self._starting = False
 
-    def _arrive(self) -> Answer:
-        """Waits until the outpost is where its trail ends, and returns its answer."""
+    def _arrive(self, away_after: float | None = None) -> Answer:
+        """Waits until the outpost is where its trail ends, and returns its answer.
+
+        Raises:
+            Away: There has been no room for it for so many seconds.
+        """
         if self._starting:
-            self._started()
+            self._started(away_after)
             self._tell(self._trail.tell)
         return self._arrived()
 
@@ -248,7 +250,9 @@ class RemoteCollector:
         try:
             self._link.start()
         except ChildDied:
-            raise Stopped from None  # closed meanwhile
+            if not self._open or self._link.status.stop:
+                raise Stopped from None  # closed meanwhile
+            raise self._death() from None
         except OSError as error:
             raise Lost(f"{self._spec.id}: another process for {name} can't be started: {error}", "") from error
         self._replaced += 1
@@ -268,7 +272,7 @@ class RemoteCollector:
         except ChildDied:
             raise self._death() from None
 
-    def _receive(self, timeout: float) -> Answer:
+    def _receive(self, timeout: float, away_after: float | None = None) -> Answer:
         """The answer that is due, or the error that it reports.
 
         Gives up when the outpost has done nothing for `timeout` seconds, or does not answer soon after `stop`.
@@ -288,8 +292,8 @@ class RemoteCollector:
                 beats, moved = status.beats, now
             elif now - moved > limit:
                 raise self._hang(limit)
-            if self._holding and self._elastic and not link.placed and now - begun > _AWAY_SECONDS:
-                _log.warning("%s: there is no room for %s; others go on without it", self._spec.id, self._name())
+            if away_after is not None and not link.placed and now - begun > away_after:
+                _log.warning("%s: there is no room for %s; its places are free for others", self._spec.id, self._name())
                 raise Away
             if status.stop:
                 stopped = stopped or now

@@ -224,6 +224,37 @@ def test_without_a_window_that_is_left_it_ends() -> None:
         stored.gathered(GATHERS["transitions"][1], np.array([0, 4]), np.array([0, 0]))
 
 
+def test_a_checkpoint_of_a_slot_that_has_brought_nothing_since_its_shard_was_lost_is_loaded() -> None:
+    stored, shards = sharded(2, SLOTS * 12)
+    for each in slabs(4, 3):
+        stored.append(each)
+    shards[1].dies_before = "restart"
+    stored.restart()
+    stored.append(slab([Stream(slot, 9) for slot in (0, 1, 2, 3, 2)], UNROLL))  # nothing of slot 4
+    assert stored.lost == 1
+    assert stored.oldest[4] == stored.head[4] > 0
+    loaded = made(SLOTS, UNROLL, SLOTS * 12)
+    loaded.load(stored.state(), list(stored.since()))
+    np.testing.assert_array_equal(loaded.oldest, stored.oldest)
+    more = slab([Stream(slot, 8) for slot in range(SLOTS)], UNROLL)
+    for each in (loaded, stored):
+        each.append(more)
+    slots, numbers = (np.array(part) for part in zip(*_all(stored), strict=True))
+    gather = GATHERS["transitions"][1]
+    assert same(loaded.gathered(gather, slots, numbers), stored.gathered(gather, slots, numbers))
+
+
+def test_shards_that_are_lost_at_the_same_time_are_patiently_replaced() -> None:
+    """As many as a node has, whatever the number of restarts."""
+    stored, shards = sharded(4, SLOTS * 12, restarts=1)
+    coming = slabs(5, 3)
+    for shard in shards:
+        shard.dies_before = "append"
+    stored.append(coming[0])
+    stored.append(coming[1])
+    assert stored.lost == 4
+
+
 def test_shards_that_are_lost_again_and_again_end_it() -> None:
     stored, shards = sharded(2, SLOTS * 12, restarts=1)
     coming = slabs(5, 4)

@@ -49,7 +49,7 @@ def test_lines_of_a_cluster_end_with_what_each_node_brings(monkeypatch: pytest.M
         progress(made)
         display(made)
     ends = [line.rpartition(" | ")[2] for line in out.getvalue().splitlines()[1:]]
-    assert ends[1:] == ["3 actors on 2 nodes, steps/s: a_1 2, b_2 1", "2 actors on 2 nodes, steps/s: a_1 6, b_2 0"]
+    assert ends[1:] == ["actors 3 on 2 nodes, steps/s: a_1 2, b_2 1", "actors 2 on 2 nodes, steps/s: a_1 6, b_2 0"]
 
 
 def test_all_lines_have_the_same_columns(monkeypatch: pytest.MonkeyPatch) -> None:

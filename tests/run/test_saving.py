@@ -18,6 +18,7 @@ from slipstream.run.config import Log
 from slipstream.run.files import CheckpointError
 from slipstream.run.progress import Progress
 from slipstream.run.saving import Checkpoints
+from slipstream.run.segments import ReplayLostError
 from tests.run.reports import spec
 from tests.run.runs import train
 
@@ -186,6 +187,24 @@ def test_replays_that_cannot_be_copied_to_the_disk_count_as_failures(tmp_path: P
             something.step(steps)
     with pytest.raises(CheckpointError, match="no room"):
         something.step(30)
+
+
+def test_the_last_checkpoint_is_without_a_replay_that_has_lost_a_shard(tmp_path: Path) -> None:
+    class Lost:
+        most = 0
+
+        def begin(self) -> None:
+            raise ReplayLostError("cannot write the replay: shard 1 has died")
+
+    something = Something(tmp_path)
+    something.checkpoints._segments = Lost()  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.warns(UserWarning, match="shard 1 has died; training goes on"):
+        something.step(10)
+    assert not list(something.root.glob("[0-9]*"))
+    something.progress.steps = 13
+    with pytest.warns(UserWarning, match="shard 1 has died; the last checkpoint is without it"):
+        something.checkpoints.save()
+    assert checkpoint.newest(something.root, replay=True).steps == 13
 
 
 def test_a_disk_that_will_not_do_is_said_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ import cloudpickle
 import gymnasium
 from numpy.typing import NDArray
 
-from slipstream import process
+from slipstream import process, subnormal
 from slipstream.envs.rows import EnvError
 from slipstream.envs.shared import map_shared
 from slipstream.envs.slot import Slot, Source, make_slots
@@ -55,6 +55,7 @@ class Setup:
 def main() -> None:
     """Entry point of the process."""
     fds = process.enter()
+    subnormal.flush()  # as threads do that step environments
     worker = _Worker(cloudpickle.loads(process.read_file(fds.setup)), fds.memory)
     if process.answer(fds.answers[0], worker.make):
         _serve(fds, worker)

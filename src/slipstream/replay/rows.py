@@ -358,7 +358,7 @@ class Rows:
     def filled(self, state: Mapping[str, Tensor]) -> None:
         """Has the rows be those of `state`."""
         head, oldest, (begin, end) = state["head"].numpy(), state["oldest"].numpy(), self._filled
-        if (begin > oldest).any() or (end != head).any():
+        if (((begin > oldest) | (end != head)) & (oldest < head)).any():
             raise ValueError(
                 f"the segments bring rows {begin.tolist()} to {end.tolist()} of the slots, and {oldest.tolist()} to "
                 f"{head.tolist()} were there; some are missing, or they are out of order"

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
+from threading import Lock
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -165,9 +166,11 @@ class ShardedRows:
         self._ends = np.array(ends[1:])
         self.layouts = [rows.part(layout, part) for part in self.parts]
         self._shards: Sequence[Shard] = ()
-        self._patience = Patience[ShardLostError](restarts)
+        then = "its rows are lost, and an empty one takes its place"
+        self._patience = [Patience[ShardLostError](restarts, then) for _ in self.parts]
         self._slabs = self.lost = self.replaced = 0
         self._gone: dict[int, ShardLostError] = {}  # since the last slab, by number
+        self._noting = Lock()  # of what is gone: several threads gather
 
     def start(self, shards: Sequence[Shard]) -> None:
         """Starts the shards, as many as there are parts; returns at once."""
@@ -242,7 +245,8 @@ class ShardedRows:
         lost = np.concatenate([places for _, places, items in answers if items is None])
         slots, starts = slots.copy(), starts.copy()
         slots[lost], starts[lost] = self._others(len(lost))
-        self.replaced += len(lost)
+        with self._noting:
+            self.replaced += len(lost)
         return self.gathered(gather, slots, starts)
 
     def valid(self, slots: Index, rows: Index) -> NDArray[np.bool_]:
@@ -272,6 +276,7 @@ class ShardedRows:
 
     def load(self, state: Mapping[str, Tensor], segments: Iterable[Mapping[str, Tensor]]) -> None:
         """As of `Rows`; whatever the number of shards was."""
+        self._ledger.empty_for(state)
         own = [self._own(state, part) for part in self.parts]
         self._each("empty_for", own)
 
@@ -286,14 +291,16 @@ class ShardedRows:
     def _others(self, count: int) -> tuple[Index, Index]:
         """Windows of shards that are left, evenly spread over them: slots and first rows."""
         begin, end = there(self, self._stride, self._span)
-        for number in self._gone:
+        with self._noting:
+            gone = dict(self._gone)
+        for number in gone:
             end[self.parts[number]] = 0
         slots, windows = spans(begin, end)
         if self._stride == 1:
             alive = self.valid(slots, windows)
             slots, windows = slots[alive], windows[alive]
         if not len(slots):
-            raise next(iter(self._gone.values()))
+            raise next(iter(gone.values()))
         picks = np.linspace(0, len(slots) - 1, count).astype(np.int64)
         return slots[picks], windows[picks] * self._stride
 
@@ -318,13 +325,17 @@ class ShardedRows:
         """Numbers of the shards that have the slots."""
         return np.searchsorted(self._ends, slots, side="right")
 
+    def _note(self, number: int, error: ShardLostError) -> None:
+        with self._noting:
+            self._gone.setdefault(number, error)
+
     def _start(self, number: int) -> None:
         self._shards[number].start(self.layouts[number], self.unroll, self._obs, self.head[self.parts[number]])
 
     def _mend(self) -> None:
         """Replaces shards that were lost."""
         for number, error in sorted(self._gone.items()):
-            self._patience.pause(error, "", self._slabs)
+            self._patience[number].pause(error, "", self._slabs)
             slots = np.arange(self.slots)[self.parts[number]]
             self._ledger.lose(slots, self.head[slots])
             self._start(number)
@@ -338,14 +349,14 @@ class ShardedRows:
         try:
             wait = self._shards[number].begin(method, *words)
         except ShardLostError as error:
-            self._gone[number] = error
+            self._note(number, error)
             return _nothing
 
         def outcome() -> Any:
             try:
                 return wait()
             except ShardLostError as error:
-                self._gone[number] = error
+                self._note(number, error)
                 return None
 
         return outcome

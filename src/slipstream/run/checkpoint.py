@@ -27,6 +27,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from slipstream.replay.sharded import ShardLostError
 from slipstream.run import segments, spaces
 from slipstream.run.files import (
     CheckpointError,
@@ -115,6 +116,8 @@ class Checkpoint:
         """
         try:
             yield
+        except ShardLostError:  # is one, and has nothing to do with the network
+            raise
         except RuntimeError as error:
             title, *lines = str(error).splitlines()
             told = "; ".join(textwrap.shorten(line, _TOLD, placeholder=" ...") for line in (lines or [title])[:2])

@@ -27,6 +27,7 @@ _PLAIN_STEPS = 100_000
 _STAGES = ("collect", "learn", "env", "infer")
 
 _REFRESH_SECONDS = 0.25
+_NODES_SECONDS = 5.0
 
 _SHOWN = ("entropy", "approx_kl", "explained_variance", "value_loss", "policy_loss", "learning_rate")
 
@@ -118,22 +119,26 @@ class Nodes:
     """What the nodes of a Ray cluster bring, from one look at it to the next."""
 
     def __init__(self) -> None:
-        self._steps: Mapping[str, float] = {}
-        self._seconds = 0.0
+        self._steps: Mapping[str, float] | None = None
+        self._seconds, self._speeds = 0.0, ""
 
     def text(self, metrics: Mapping[str, Tensor | float], progress: Progress) -> str:
-        """Actors and their nodes, with the steps per second of each since the last look; "" without a cluster."""
+        """Actors and their nodes, with the steps per second of each, newly measured every few seconds at most.
+
+        "" without a cluster.
+        """
         if "cluster/actors" not in metrics:
             return ""
-        prefix = "cluster/steps_"
+        prefix, seconds = "cluster/steps_", progress.recent()[1].seconds
         steps = {name.removeprefix(prefix): float(n) for name, n in metrics.items() if name.startswith(prefix)}
-        seconds = progress.recent()[1].seconds
-        passed = max(seconds - self._seconds, 1e-9)
-        new = {node: (count - self._steps.get(node, 0.0)) / passed for node, count in sorted(steps.items())}
-        speeds = [f"{node} {speed:,.0f}" for node, speed in new.items()]
-        self._steps, self._seconds = steps, seconds
+        if self._steps is None:
+            self._steps, self._seconds = steps, seconds
+        elif (passed := seconds - self._seconds) >= _NODES_SECONDS:
+            new = {node: (count - self._steps.get(node, 0.0)) / passed for node, count in sorted(steps.items())}
+            self._speeds = ", steps/s: " + ", ".join(f"{node} {speed:,.0f}" for node, speed in new.items())
+            self._steps, self._seconds = steps, seconds
         actors, nodes = (int(metrics[f"cluster/{name}"]) for name in ("actors", "nodes"))
-        return f"{actors} actors on {nodes} nodes" + (f", steps/s: {', '.join(speeds)}" if speeds else "")
+        return f"actors {actors} on {nodes} node{'s' * (nodes != 1)}{self._speeds}"
 
 
 def plain_line(progress: Progress, budget: Budget | None = None, cluster: str = "") -> str:

@@ -134,7 +134,8 @@ def diagnose(config: Config, seconds: float, rounds: int, schedules: bool, tell:
         schedules: Whether to try settings that change the result as well.
         tell: Told of everything as it is found, line by line.
     """
-    in_process = override(config, {"placement.env_workers": 0, "placement.collectors": "thread"})
+    here = {"placement.env_workers": 0, "placement.collectors": "thread", "placement.replay_shards": 0}
+    in_process = override(config, here)
     tell(f"{config.algo.name} on {config.env}: {_shape(config)}")
     tell(f"on {processor()}, {cores()} cores" + _gpu(config))
     tell("\nstage, alone          seconds per 1,000 steps   share")
@@ -208,7 +209,8 @@ def _placements(config: Config) -> Iterator[Changes]:
     else:
         yield {"placement.env_workers": 0 if place.env_workers else all_cores}
     if config.lanes > config.group and place.device != "cuda" and not torch.cuda.is_available():
-        yield {"placement.collectors": "thread" if place.collectors == "process" else "process"}
+        here = {"placement.replay_shards": 0} if place.replay_shards else {}
+        yield {"placement.collectors": "thread" if place.collectors == "process" else "process"} | here
 
 
 def _schedules(config: Config) -> Iterator[Changes]:

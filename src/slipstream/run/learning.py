@@ -216,12 +216,31 @@ def _stored(
             f"placement.replay_shards={place.replay_shards}: each has the rows of some of the {config.num_envs} "
             f"environments; use {config.num_envs} at most"
         )
+    if not place.address:  # a private cluster is this machine
+        _require_room(layout, config, options, least)
     frames, shards = spec.frame_stack, place.replay_shards
     return ShardedRows(layout, config.unroll, obs, frames, shards, stride, span, place.restarts)
 
 
 def _allocated(layout: Tree, config: Config, options: ReplayOptions | UnrollReplay, least: int) -> Tree:
-    """Memory for a replay, after a look at whether there is enough; fewer rows than `least` are not proposed."""
+    """Memory for a replay, after a look at whether there is enough."""
+    _require_room(layout, config, options, least)
+    if not options.memory_map:
+        return rows.allocate(layout)
+    try:
+        with tempfile.TemporaryFile(dir=config.log.dir) as file:  # without a name, so that nothing is left behind
+            return memory.share(file.fileno(), layout, reserve=True)
+    except OSError as error:
+        needed = _size_text(rows.size(layout))
+        raise ConfigError(
+            f"algo.replay.memory_map: the {needed} of algo.replay.capacity={options.capacity:,} can't be reserved on "
+            f"the disk of {config.log.dir} ({error.strerror or error}); lower the capacity, or use --log.dir to keep "
+            "runs elsewhere"
+        ) from error
+
+
+def _require_room(layout: Tree, config: Config, options: ReplayOptions | UnrollReplay, least: int) -> None:
+    """Refuses a replay that there is no room for; fewer rows than `least` are not proposed."""
     capacity, needed = options.capacity, rows.size(layout)
     if options.memory_map:
         folder = Path(config.log.dir)
@@ -240,13 +259,3 @@ def _allocated(layout: Tree, config: Config, options: ReplayOptions | UnrollRepl
             + ("" if fits >= least else f", too little for the {least:,} rows that this run wants at least")
             + f"; use {', or '.join(ways)}"
         )
-    if not options.memory_map:
-        return rows.allocate(layout)
-    try:
-        with tempfile.TemporaryFile(dir=config.log.dir) as file:  # without a name, so that nothing is left behind
-            return memory.share(file.fileno(), layout, reserve=True)
-    except OSError as error:
-        raise ConfigError(
-            f"algo.replay.memory_map: the {_size_text(needed)} of algo.replay.capacity={capacity:,} can't be reserved "
-            f"{where} ({error.strerror or error}); lower the capacity, or use --log.dir to keep runs elsewhere"
-        ) from error

@@ -65,7 +65,7 @@ _GREATEST = (
     "/learner_restarts",
     "/skipped_gradients",
 )
-"""Endings of metrics of which a row has the greatest value (that of counters is the last), as of all `cluster/*`."""
+"""Endings of metrics of which a row has the greatest value (of counters the last), as of `cluster/*` but `actors`."""
 
 _SUMMED = ("/mended_rows",)
 """Endings of metrics of which a row has the sum; of others it has the mean."""
@@ -216,7 +216,7 @@ class Table:
 
 
 def _greatest(name: str) -> bool:
-    return name.endswith(_GREATEST) or name.startswith("cluster/")
+    return name.endswith(_GREATEST) or (name.startswith("cluster/") and name != "cluster/actors")
 
 
 class Curves:

@@ -28,7 +28,7 @@ from slipstream.run.config import Log
 from slipstream.run.directory import RunDirectory
 from slipstream.run.files import CheckpointError, free, size, space
 from slipstream.run.progress import Progress
-from slipstream.run.segments import Segments
+from slipstream.run.segments import ReplayLostError, Segments
 from slipstream.types import EnvSpec, Report
 
 _FAILURES = 3
@@ -89,13 +89,21 @@ class Checkpoints:
     def save(self) -> None:
         """Saves now, if that has not been done at this step, and waits until it is on the disk.
 
+        Without the replay, if a shard of it was lost in the last update.
+
         Raises:
             CheckpointError: If that is not possible; older checkpoints are kept.
         """
         self._settle()
-        if self._progress.steps != self._saved:
+        if self._progress.steps == self._saved:
+            return
+        try:
             self._begin()
-            self._wait()
+        except ReplayLostError as error:
+            warnings.warn(f"{error}; the last checkpoint is without it", stacklevel=2)
+            self._segments = None
+            self._begin()
+        self._wait()
 
     def close(self, seconds: float | None = None) -> None:
         """Waits for what is being written, so many seconds at most; a failure of that is a warning."""

@@ -37,6 +37,10 @@ Listed = Mapping[str, Any]
 """A segment as manifests list it: its file's name, size and hash, and for each slot the row after its last."""
 
 
+class ReplayLostError(CheckpointError):
+    """Some of its rows are gone with their shard; after the next slab it can be written again."""
+
+
 class Segments:
     """Saves a replay piece by piece.
 
@@ -75,7 +79,7 @@ class Segments:
                     kept.append(self._write(last))
                 last = tensors
         except ShardLostError as error:
-            raise CheckpointError(f"cannot write the replay: {error}") from error
+            raise ReplayLostError(f"cannot write the replay: {error}") from error
 
         def finish() -> list[Listed]:
             if last is not None:

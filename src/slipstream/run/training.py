@@ -13,6 +13,7 @@ import gymnasium
 from torch import Tensor, nn
 
 from slipstream import device, dice, ray_replay, slab, tree
+from slipstream.arithmetic import adopted
 from slipstream.collector import Assignment, Collected, Stands
 from slipstream.crew import Crew
 from slipstream.descent import under
@@ -102,7 +103,8 @@ class Training:
         self._env_seed = config.seed
         self._standing: Standing | None = None  # to go on from
         self._standing_anew = self._cut = False
-        self.envs: Envs | None = None if remote else self._make_envs(env, jitter)
+        with adopted():  # so do threads of native environments
+            self.envs: Envs | None = None if remote else self._make_envs(env, jitter)
         inline = place.collectors == "inline"
         self._cluster: Cluster | None = None
         self._shards: ShardedRows | None = None
@@ -125,18 +127,13 @@ class Training:
             self._shards = stored if isinstance(stored, ShardedRows) else None
             self._group = group_that_holds(self.policy, self.spec, config.group, self.device)
             if remote:
-                shares = self._shares()
-                grows = config.schedule == "async" and place.collectors == "ray" and bool(place.address)
-                elastic = grows and len({len(lanes) for lanes in shares}) == 1
-                self._remotes = Remotes(self._work(given, jitter), shares, self._medium, elastic)
+                self._remotes = Remotes(self._work(given, jitter), self._shares(), self._medium, self._elastic)
                 self.slabs = self._remotes.slabs
             else:
                 pin, count = self.device.type == "cuda", _slabs(config)
                 self.slabs = [slab.allocate(self.spec, self.policy, config.unroll, pin=pin) for _ in range(count)]
-            self._learners.start(self._cluster)
-            if self._shards is not None:
-                assert self._cluster is not None, "shards are for collectors in ray"
-                self._shards.start(ray_replay.shards(self._cluster, place.replay_shards))
+            if self._cluster is None:
+                self._learners.start(None)
         except BaseException:
             self.close()
             raise
@@ -289,12 +286,12 @@ class Training:
         self._learners.close()
         if self._shards is not None:
             self._shards.close()
+        self._loader.close()  # before the cluster is left: what gathers may be waiting for it
         if self._remotes is not None:
             self._remotes.close()
         self._actors.close()  # before the environments: nobody must step what is closed
         if self.envs is not None:
             self.envs.close()
-        self._loader.close()
         self._crew.close()
 
     def _make_envs(self, env: EnvMaker | None, jitter: Jitter | None) -> Envs:
@@ -338,9 +335,24 @@ class Training:
             return Processes(work, parts)
         place, shards = self._config.placement, self._shards
         carried = 0 if shards is None else min(shards.bytes, SEGMENT)
-        actors = Actors(work, parts, place.address, cores(), self._learners.cpus + place.replay_shards, carried)
+        others = self._learners.cpus + place.replay_shards
+        actors = Actors(work, parts, place.address, cores(), others, carried, elastic=self._elastic)
         self._cluster = actors.cluster
+        self._learners.start(actors.cluster)  # these first: without them nothing is learned, whoever collects
+        if shards is not None:
+            shards.start(ray_replay.shards(actors.cluster, place.replay_shards, self.spec.frame_stack))
         return actors
+
+    @property
+    def _elastic(self) -> bool:
+        """Whether collectors may join and leave.
+
+        Not where the unrolls of a slot have to come in their order: a replay and a reward scale link them.
+        """
+        config, place = self._config, self._config.placement
+        grows = config.schedule == "async" and place.collectors == "ray" and bool(place.address)
+        linked = self.learner.windows is not None or config.reward == "scale"
+        return grows and not linked and len({len(lanes) for lanes in self._shares()}) == 1
 
     def _bulletin(self) -> Bulletin | None:
         """Where collectors find weights, unless they act with the learner's own policy."""

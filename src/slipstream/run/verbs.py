@@ -21,6 +21,7 @@ import yaml
 from slipstream.algos import ALGORITHMS
 from slipstream.envs import EnvError, check_env, list_envs
 from slipstream.envs.toy import settings_line
+from slipstream.replay.sharded import ShardLostError
 from slipstream.run import flags, loop, settings, video
 from slipstream.run.agent import load
 from slipstream.run.config import Config, alias_lines
@@ -45,6 +46,7 @@ from slipstream.run.settings import ConfigError
 from slipstream.run.signals import Interrupted
 from slipstream.run.systems import SYSTEMS
 from slipstream.run.typed import algorithm_of, configuration, file_of, resumed, settings_and, settings_of
+from slipstream.team_group import LearnerError
 
 _USAGE = """\
 slipstream: fast parallel deep reinforcement learning
@@ -85,7 +87,17 @@ A new run from the tuned preset of (ALGO, ENV), with the flags over it.
 _TAKES = {"verify": "verify ALGO --env ENV", "doctor": "doctor ENV [--algo ALGO]", "bench": "bench ALGO... --env ENV"}
 """What a verb is followed by, where its options don't say."""
 
-_EXPECTED = (ConfigError, CheckpointError, EnvError, ValueError, ImportError, OSError, FloatingPointError)
+_EXPECTED = (
+    ConfigError,
+    CheckpointError,
+    EnvError,
+    LearnerError,
+    ShardLostError,
+    ValueError,
+    ImportError,
+    OSError,
+    FloatingPointError,
+)
 """Errors whose message says all; anything else is a bug in Slipstream and shows its traceback."""
 
 _out = Lasting(soft_wrap=True, highlight=False, markup=False, emoji=False)
