@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from slipstream import tree
 from slipstream.replay import rows
 from slipstream.replay.items import placed, sequences, taken, transitions, unrolls
-from slipstream.replay.rows import Rows, Stored
+from slipstream.replay.rows import Rows
 from slipstream.replay.sharded import ShardedRows, ShardLostError, Shelf
+from slipstream.replay.stored import Stored
 from slipstream.replay.windows import Windows
 from tests.replay.streams import STACK, Stream, like, slab
 from tests.replay.test_rows import NAMES, made

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from slipstream import dice, tree
 from slipstream.replay.items import axis, unrolls
-from slipstream.replay.rows import Stored
+from slipstream.replay.stored import Stored
 from slipstream.replay.windows import Windows
 from slipstream.tree import Tree
 from slipstream.types import Trajectory

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from slipstream.replay.prioritized import Proportional
 from slipstream.replay.ring import spans
-from slipstream.replay.rows import Stored
+from slipstream.replay.stored import Stored
 from slipstream.types import Trajectory
 
 Index = NDArray[np.int64]

@@ -26,6 +26,7 @@ from slipstream.replay import rows
 from slipstream.replay.mixer import Mixer
 from slipstream.replay.options import ReplayOptions, UnrollReplay
 from slipstream.replay.sharded import ShardedRows
+from slipstream.replay.stored import Stored
 from slipstream.replay.windows import Windows
 from slipstream.replay_learner import ReplayLearner
 from slipstream.rewards import TrainingReward
@@ -178,7 +179,7 @@ def _replay_learner(
     )
 
 
-def replay_line(config: Config, replay: rows.Stored) -> str:
+def replay_line(config: Config, replay: Stored) -> str:
     """What a run says of its replay at the start: how many rows, and what they take where."""
     options = config.algo.replay
     shards = config.placement.replay_shards
@@ -206,7 +207,7 @@ def _stored(
     least: int,
     stride: int,
     span: int,
-) -> rows.Stored:
+) -> Stored:
     """Room for a replay of such windows: here, or in shards that are still to be started."""
     place = config.placement
     if not place.replay_shards:

@@ -35,12 +35,12 @@ from slipstream.ready import group_that_holds, make_collector
 from slipstream.remote import Remotes
 from slipstream.replay.rows import SEGMENT
 from slipstream.replay.sharded import ShardedRows
+from slipstream.run import sizes
 from slipstream.run.config import Config, ConfigError
 from slipstream.run.learners import Learners
 from slipstream.run.learning import make_learner
 from slipstream.run.machine import cores, gains_by_bfloat16, processor
 from slipstream.schedules import SCHEDULES, Parts
-from slipstream.schedules.asynchronous import slabs_needed
 from slipstream.schedules.parts import Barrier
 from slipstream.standing import Standing
 from slipstream.tape import Tape
@@ -108,7 +108,8 @@ class Training:
         inline = place.collectors == "inline"
         self._cluster: Cluster | None = None
         self._shards: ShardedRows | None = None
-        threads, actors = _threads(config)
+        self._grows = False
+        threads, actors = sizes.threads(config)
         delay = 0.0 if jitter is None else jitter.seconds
         self._learners = Learners(config, self.device, threads, delay)
         self._crew = Crew(threads, before=jitter)
@@ -116,6 +117,7 @@ class Training:
         # that one side leaves idle to the other.
         shared = config.schedule == "sync" and threads == actors
         self._actors = self._crew if shared else Crew(actors, inline=inline, before=jitter)
+        self._lanes = sizes.shares(config, self._actors.workers)
         self._loader = Loader(0 if inline else place.loaders, self.device, before=jitter)
         try:
             given = env or config.env
@@ -127,10 +129,12 @@ class Training:
             self._shards = stored if isinstance(stored, ShardedRows) else None
             self._group = group_that_holds(self.policy, self.spec, config.group, self.device)
             if remote:
-                self._remotes = Remotes(self._work(given, jitter), self._shares(), self._medium, self._elastic)
+                linked = self.learner.windows is not None or config.reward == "scale"
+                self._grows = sizes.grows(config, self._lanes) and not linked  # these want unrolls in their order
+                self._remotes = Remotes(self._work(given, jitter), self._lanes, self._medium, self._grows)
                 self.slabs = self._remotes.slabs
             else:
-                pin, count = self.device.type == "cuda", _slabs(config)
+                pin, count = self.device.type == "cuda", sizes.slabs(config)
                 self.slabs = [slab.allocate(self.spec, self.policy, config.unroll, pin=pin) for _ in range(count)]
             if self._cluster is None:
                 self._learners.start(None)
@@ -320,10 +324,10 @@ class Training:
             spec=self.spec,
             policy=self.policy,
             rows=config.unroll,
-            slabs=_slabs(config),
+            slabs=sizes.slabs(config),
             seed=config.seed,
             group=self._group,
-            every_row=_every_row(config),
+            every_row=sizes.every_row(config),
             graphs=config.reuses_forward,
             delay=0.0 if jitter is None else jitter.seconds,
             restarts=config.placement.restarts,
@@ -336,23 +340,12 @@ class Training:
         place, shards = self._config.placement, self._shards
         carried = 0 if shards is None else min(shards.bytes, SEGMENT)
         others = self._learners.cpus + place.replay_shards
-        actors = Actors(work, parts, place.address, cores(), others, carried, elastic=self._elastic)
+        actors = Actors(work, parts, place.address, cores(), others, carried, elastic=self._grows)
         self._cluster = actors.cluster
         self._learners.start(actors.cluster)  # these first: without them nothing is learned, whoever collects
         if shards is not None:
             shards.start(ray_replay.shards(actors.cluster, place.replay_shards, self.spec.frame_stack))
         return actors
-
-    @property
-    def _elastic(self) -> bool:
-        """Whether collectors may join and leave.
-
-        Not where the unrolls of a slot have to come in their order: a replay and a reward scale link them.
-        """
-        config, place = self._config, self._config.placement
-        grows = config.schedule == "async" and place.collectors == "ray" and bool(place.address)
-        linked = self.learner.windows is not None or config.reward == "scale"
-        return grows and not linked and len({len(lanes) for lanes in self._shares()}) == 1
 
     def _bulletin(self) -> Bulletin | None:
         """Where collectors find weights, unless they act with the learner's own policy."""
@@ -379,7 +372,7 @@ class Training:
             staff = self._remotes
         else:
             assert self.envs is not None
-            staff = Locals(self.envs, self._recorded, self._shares(), partial(self._collector, bulletin, tapes))
+            staff = Locals(self.envs, self._recorded, self._lanes, partial(self._collector, bulletin, tapes))
         self._staff = staff
         if self._standing is None:
             self._start(staff)
@@ -416,7 +409,7 @@ class Training:
             self.slabs,
             config.seed,
             replica.refresh if replica else lambda: self.learner.version,
-            every_row=_every_row(config),
+            every_row=sizes.every_row(config),
             row=row,
             device=self.device,
             graphs=config.reuses_forward,
@@ -432,37 +425,6 @@ class Training:
         unroll = 1 << 32 if self._config.schedule == "async" else self._config.unroll
         return (self.learner.version + (self._barrier.ahead is not None)) * unroll
 
-    def _shares(self) -> list[range]:
-        """Lanes of each collector: neighbours in whole groups, shared out as evenly as possible."""
-        size = self._config.group
-        groups = self.spec.lanes // size
-        count = min(self._actors.workers, groups)
-        return [range(groups * n // count * size, groups * (n + 1) // count * size) for n in range(count)]
-
 
 def _named(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {prefix + name: value for name, value in tensors.items()}
-
-
-def _threads(config: Config) -> tuple[int, int]:
-    """Threads of a learner that differentiate, and threads that act or wait for who does; at most so many have work."""
-    place = config.placement
-    if place.collectors == "inline":
-        return 1, 1
-    if place.collectors == "ray":
-        here = 1 if place.address else place.learners  # learners on this machine
-        return max(cores() // here, 1), place.workers or config.lanes // config.group
-    workers = place.workers or cores()
-    return max(workers // place.learners, 1), workers
-
-
-def _every_row(config: Config) -> bool:
-    """Whether collectors take over new weights before every row, rather than before every unroll."""
-    return config.schedule == "async" and config.refresh == "row"
-
-
-def _slabs(config: Config) -> int:
-    """Slabs in turn: one side's, or one for each side, or as many as the lag allows."""
-    if config.schedule == "async":
-        return slabs_needed(config.max_lag, config.stale == "drop")
-    return 1 if config.schedule == "sync" else 2
