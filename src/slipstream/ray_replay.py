@@ -97,7 +97,8 @@ class RayShard(RayTie):
         """Starts an actor on a node with so much memory, in place of what is left of the one before."""
         self.kill()
         self._where, self._bytes = None, rows.size(layout)
-        content = cloudpickle.dumps((layout, unroll, obs, head.copy()))
+        told = layout, unroll, obs, head.copy()
+        content = process.pickled(told, "a replay in shards needs spaces", "--placement.replay-shards 0")
         with self._lost():
             with self._changing:
                 # What there is of a private cluster's memory has been looked at before.

@@ -133,7 +133,7 @@ def test_another_seed_is_another_run(case: str) -> None:
     assert not set(other) & set(reference(case))
 
 
-@pytest.mark.filterwarnings("ignore:net.precision=bfloat16 is several times slower")
+@pytest.mark.filterwarnings("ignore:net.precision=bfloat16 is slower than float32")
 @pytest.mark.parametrize(("threads", "precision"), [(1, "float32"), (2, "float32"), (4, "float32"), (2, "bfloat16")])
 def test_native_threads_change_no_bit(threads: int, precision: str) -> None:
     settings = {"lanes": 2, "unroll": 8, "num_envs": 4, "algo.batch_size": 16, "algo.epochs": 1}
@@ -142,7 +142,7 @@ def test_native_threads_change_no_bit(threads: int, precision: str) -> None:
     assert one == hashes("ppo", "ALE/Pong-v5", settings, {"workers": 1, "env_threads": 1})
 
 
-@pytest.mark.filterwarnings("ignore:net.precision=bfloat16 is several times slower")
+@pytest.mark.filterwarnings("ignore:net.precision=bfloat16 is slower than float32")
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_games_in_collector_processes_change_no_bit(precision: str) -> None:
     settings = {"lanes": 2, "unroll": 8, "num_envs": 4, "algo.batch_size": 16, "algo.epochs": 1}
