@@ -47,6 +47,7 @@ EXCEPTIONS = {
     ("cloudpickle.dumps", "process.py"),
     ("cloudpickle.loads", "envs/worker_process.py"),
     ("cloudpickle.loads", "ray_outpost.py"),
+    ("cloudpickle.loads", "ray_replay.py"),
     ("cloudpickle.loads", "ray_team.py"),
     ("cloudpickle.loads", "remote_process.py"),
     ("cloudpickle.loads", "teammate_process.py"),
