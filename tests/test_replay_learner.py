@@ -241,20 +241,22 @@ def test_exploration_is_set_for_the_next_unroll(learner: Callable[..., ReplayLea
 
 
 def test_acting_noise_is_that_of_the_version(learner: Callable[..., ReplayLearner]) -> None:
-    """Noise for gradients does not leak into what is published, and every version has its own."""
+    """Every version has its own, whatever gradients there were, and so has every slot."""
     student = learner(Rainbow(batch_size=8, replay=replace(SMALL, alpha=0.5)))
     noises: list[torch.Tensor] = []
     for each in slabs(student, 5):
         student.step(each)
         weights = student.weights().tensors
-        noises.append(torch.cat([value.flatten() for name, value in weights.items() if "noise" in name]))
-    assert len(noises[0]) == student.policy.noise_width > 0
+        noises.append(torch.cat([value.flatten() for name, value in weights.items() if "slot_noise" in name]))
+    assert len(noises[0]) == SLOTS * student.policy.noise_width > 0
+    (first, *others) = (value for name, value in student.weights().tensors.items() if name.endswith("slot_noise_in"))
+    assert all(not torch.equal(each[0], each[1]) for each in (first, *others))
     assert all(not torch.equal(one, other) for one, other in pairwise(noises))
     idle = learner(Rainbow(batch_size=8, replay=replace(SMALL, alpha=0.5, learning_starts=10**6)))
     for each in slabs(idle, 5):
         idle.step(each)
-    weights = idle.weights().tensors
-    assert torch.equal(noises[-1], torch.cat([value.flatten() for name, value in weights.items() if "noise" in name]))
+    own = [value.flatten() for name, value in idle.weights().tensors.items() if "slot_noise" in name]
+    assert torch.equal(noises[-1], torch.cat(own))
 
 
 def test_errors_become_priorities(learner: Callable[..., ReplayLearner]) -> None:

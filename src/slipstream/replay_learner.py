@@ -295,13 +295,17 @@ class ReplayLearner:
         self._gradient_steps += 1
 
     def _renoise(self, role: str, number: int) -> None:
-        """Draws the noise of noisy layers anew: for every gradient, and for the acting of every version."""
-        if not self.policy.noise_width:
+        """Draws the noise of noisy layers anew: for every gradient, and for the acting of every slot and version."""
+        width = self.policy.noise_width
+        if not width:
             return
-        policies = (self.policy, self._target.policy) if role == "learn" else (self.policy,)
-        for index, policy in enumerate(policies):
-            uniform = dice.uniform(dice.keys(self._seed, f"noise {role}", [index]), number, 1, policy.noise_width)
-            policy.renoise(torch.from_numpy(uniform[0, 0]))
+        if role == "act":
+            keys = dice.keys(self._seed, "noise act", range(self._num_envs))
+            self.policy.renoise(torch.from_numpy(dice.uniform(keys, number, 1, width)[0]))
+        else:
+            (drawn,) = dice.uniform(dice.keys(self._seed, "noise learn", [0, 1]), number, 1, width)
+            self.policy.renoise(torch.from_numpy(drawn[0]))
+            self._target.policy.renoise(torch.from_numpy(drawn[1]))
         self._team.changed("policy.buffers", "target.policy.buffers")
 
     def _explore(self) -> None:

@@ -92,6 +92,7 @@ def test_unrolling_sees_what_acting_saw(core: Memory, heads: QHeads):
     assert policy.recurrent == (core != "none")
     if policy.noise_width:
         policy.renoise(noise(policy))
+        policy.renoise(noise(policy).expand(B, -1))
     policy.exploration.zero_()
     first = torch.zeros(T, B, dtype=torch.bool)
     first[0], first[3, 1], first[5, 0] = True, True, True
@@ -288,8 +289,16 @@ def test_noise_is_for_learning_and_for_slots_that_collect():
     policy.renoise(noise(policy))
     noisy = policy.unroll(obs).argmax(-1)
     assert (noisy != calm).any()
+    policy.renoise(torch.stack([noise(policy, row) for row in range(1, 4)]))
+    by_slot = policy.act(obs, (), u, slot=slots(101)).action
+    assert (by_slot != calm).any()
+    for slot in range(3):
+        policy.renoise(noise(policy, slot + 1))
+        mine = slots(101) == slot
+        assert torch.equal(by_slot[mine], policy.unroll(obs).argmax(-1)[mine]), "every slot has its own"
+    policy.renoise(noise(policy))
     before = copy.deepcopy(policy.state_dict())
-    assert torch.equal(policy.act(obs, (), u, slot=slots(101)).action, noisy)
+    assert torch.equal(policy.unroll(obs).argmax(-1), noisy)
     assert torch.equal(policy.act(obs, (), u).action, calm)
     assert torch.equal(policy.act(obs, (), u, greedy=True).action, calm)
     assert torch.equal(policy.act(obs, (), u, greedy=True, slot=slots(101)).action, calm)

@@ -5,8 +5,8 @@ explore, it is the epsilon-Rainbow of Accelerated Methods (Stooke and Abbeel, 20
 over the batch (`eps=0.005`, `scale_eps`) and tolerates batches of 512.
 
 With noisy layers nobody needs an epsilon; `exploration` is used while learning has not begun, and its rates are 0 from
-then on. The noise is drawn anew for every gradient step, and for acting with every version of the weights: all slots
-see the same noise in an unroll, as the rows of a batch do.
+then on. The noise is drawn anew for every gradient step, whose rows share it, and for acting with every version of the
+weights, where every slot has its own.
 """
 
 from __future__ import annotations

@@ -105,5 +105,9 @@ class ExploringPolicy(Policy, Protocol):
     noise_width: int
 
     def renoise(self, dice: Tensor) -> None:
-        """Draws the noise of noisy layers anew from float32 `[W]`, uniform in `[0, 1)`."""
+        """Draws the noise of noisy layers anew from uniform numbers in `[0, 1)`, multiples of 2**-23.
+
+        Args:
+            dice: float32 `[W]` for gradients, or `[num_envs, W]` for all slots that collect.
+        """
         ...

@@ -9,7 +9,7 @@ noisy heads bring a hidden layer of their own: it stands in for the last linear 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -43,6 +43,7 @@ class QHeads:
         noisy: Whether all layers of the head are noisy (Fortunato et al., 2018).
         sigma0: Initial noise of noisy layers.
         gradient_scale: Factor of the gradient that enters the trunk; 1/sqrt(2) for the dueling paper's.
+        slots: Slots that act, each with noise of its own; the policy knows them.
     """
 
     distribution: Literal["value", "categorical", "quantile"] = "value"
@@ -53,6 +54,7 @@ class QHeads:
     noisy: bool = False
     sigma0: float = 0.5
     gradient_scale: float = 1.0
+    slots: int = 0
 
     def __post_init__(self) -> None:
         """Refuses numbers that mean nothing."""
@@ -108,14 +110,14 @@ class QHead(nn.Module):
         self.value_stream = _Stream(*shape, heads.outputs, init, bfloat16) if heads.dueling else None
         self.register_buffer("atoms", support(heads.low, heads.high, heads.outputs), persistent=False)
 
-    def forward(self, features: Tensor, mean: bool = False) -> Tensor:
-        """What is said of every action; without noise if `mean`."""
+    def forward(self, features: Tensor, mean: bool = False, slot: Tensor | None = None) -> Tensor:
+        """What is said of every action; without noise if `mean`, else with that of gradients, or of slots `[N]`."""
         scale = self._heads.gradient_scale
         if features.requires_grad and scale != 1.0:
             features.register_hook(lambda gradient: gradient * scale)
-        output = self.action_stream(features, mean).unflatten(-1, (self._actions, self._heads.outputs))
+        output = self.action_stream(features, mean, slot).unflatten(-1, (self._actions, self._heads.outputs))
         if self.value_stream is not None:
-            output = output - output.mean(-2, keepdim=True) + self.value_stream(features, mean).unsqueeze(-2)
+            output = output - output.mean(-2, keepdim=True) + self.value_stream(features, mean, slot).unsqueeze(-2)
         match self._heads.distribution:
             case "value":
                 return output.squeeze(-1)
@@ -171,7 +173,7 @@ class QPolicy(nn.Module):
         evaluation_epsilon: float = 0.001,
     ) -> None:
         super().__init__()
-        heads = heads or QHeads()
+        heads = replace(heads or QHeads(), slots=spec.num_envs)
         if not isinstance(spec.action_space, spaces.Discrete):
             instead = "sac, td3 or ddpg" if isinstance(spec.action_space, spaces.Box) else "ppo"
             raise ValueError(f"action space {spec.action_space}: Q-learning wants Discrete actions; use {instead}")
@@ -211,7 +213,7 @@ class QPolicy(nn.Module):
         Returns:
             `Act` without extras, with log P of the action; no gradient.
         """
-        output, state = self._forward(obs, state, None, mean=greedy or slot is None)
+        output, state = self._forward(obs, state, None, mean=greedy or slot is None, slot=slot)
         q = self.values(output, obs)
         action = q.argmax(-1)
         if greedy:
@@ -272,21 +274,23 @@ class QPolicy(nn.Module):
             self.moments.update(obs, valid)
 
     def renoise(self, dice: Tensor) -> None:
-        """Draws the noise of all noisy layers anew from float32 `[W]`, uniform in `[0, 1)`, multiples of 2**-23."""
+        """As `ExploringPolicy.renoise`."""
         layers = self._noisy_layers()
-        for layer, part in zip(layers, dice.split([layer.noise_width for layer in layers]), strict=True):
+        for layer, part in zip(layers, dice.split([layer.noise_width for layer in layers], dim=-1), strict=True):
             layer.renoise(part)
 
     def _noisy_layers(self) -> list[NoisyLinear]:
         return [layer for layer in self.head.modules() if isinstance(layer, NoisyLinear)]
 
-    def _forward(self, obs: Tree, state: Tree, first: Tensor | None, mean: bool = False) -> tuple[Tensor, Tree]:
-        """Rows `[..., *O]` to what the head says, and the next state."""
+    def _forward(
+        self, obs: Tree, state: Tree, first: Tensor | None, mean: bool = False, slot: Tensor | None = None
+    ) -> tuple[Tensor, Tree]:
+        """Rows `[..., *O]` to what the head says, and the next state; noise as of `QHead`."""
         if self.moments is not None:
             obs = self.moments(obs)
         flat, leading = self._rows.flat(obs)
         features, state = self.trunk(flat, state, first)
-        output = self.head(features, mean)
+        output = self.head(features, mean, slot)
         return (output.unflatten(0, leading) if len(leading) == 2 else output), state
 
 
@@ -332,22 +336,22 @@ class _Stream(Packs):
             for parameter in self.hidden.parameters():
                 parameter.data = parameter.data.to(torch.bfloat16)
 
-    def forward(self, x: Tensor, mean: bool) -> Tensor:
+    def forward(self, x: Tensor, mean: bool, slot: Tensor | None = None) -> Tensor:
         """`[N, F]` to `[N, outputs]`."""
         if self.hidden is not None:
             with in_bfloat16(x.device, self._bfloat16):
-                x = _through(self.hidden, x, mean).relu().float()
-        return _through(self.output, x, mean)
+                x = _through(self.hidden, x, mean, slot).relu().float()
+        return _through(self.output, x, mean, slot)
 
 
 def _linear(heads: QHeads, inputs: int, outputs: int, init: Init, gain: float) -> nn.Linear | NoisyLinear:
     """A layer of a head, with its initial weights."""
     if heads.noisy:
-        return NoisyLinear(inputs, outputs, heads.sigma0)
+        return NoisyLinear(inputs, outputs, heads.sigma0, heads.slots)
     layer = nn.Linear(inputs, outputs)
     initialise(layer, init, gain)
     return layer
 
 
-def _through(layer: nn.Linear | NoisyLinear, x: Tensor, mean: bool) -> Tensor:
-    return layer(x, mean) if isinstance(layer, NoisyLinear) else layer(x)
+def _through(layer: nn.Linear | NoisyLinear, x: Tensor, mean: bool, slot: Tensor | None) -> Tensor:
+    return layer(x, mean, slot) if isinstance(layer, NoisyLinear) else layer(x)
