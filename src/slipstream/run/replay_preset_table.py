@@ -113,8 +113,8 @@ _PENDULUM: Preset = {
 
 REPLAY_PRESETS: dict[tuple[str, str], Preset] = {
     ("dqn", "atari"): _ATARI,
-    # 0 after 0.86 M, 15 after 1.10 M, 18 after 1.32 M. With the larger network of the family and half the rate -13.9 after
-    # 0.73 M.
+    # 0 after 0.86 M, 15 after 1.10 M, 18 after 1.32 M. With the larger network of the family, and half the rate, -13.9
+    # after 0.73 M.
     ("dqn", "ALE/Pong-v5"): {
         **_PONG,
         "algo.lr": 2e-4,
