@@ -2,13 +2,25 @@ from __future__ import annotations
 
 import platform
 import threading
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
+import torch
 
 from slipstream import subnormal
+from slipstream.arithmetic import Arithmetic, flushes, restore
 
 LEAST = np.finfo(np.float32).tiny
+
+
+@pytest.fixture(autouse=True)
+def keeping() -> Iterator[None]:
+    """Has the thread of the tests keep subnormal numbers, and leaves it as it was."""
+    former = Arithmetic(torch.get_num_threads(), flushes())
+    restore(Arithmetic(former.threads, flush=False))
+    yield
+    restore(former)
 
 
 @pytest.mark.skipif(platform.machine() not in subnormal._PLACES, reason="not known here")

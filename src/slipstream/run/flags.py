@@ -98,8 +98,8 @@ def _key(name: str, known: Mapping[str, Any], aliases: Mapping[str, str]) -> tup
     if dotted.startswith("no_") and known.get(dotted.removeprefix("no_")) is bool:
         return dotted.removeprefix("no_"), True
     others = [other for other, key in aliases.items() if key != f"algo.{other}"]  # `--lr` is near where `--algo.lr` is
-    flags = [_flag(each) for each in (*known, *others)]
-    raise ConfigError(f"unknown flag --{name}.{settings.nearest(f'--{name}', flags)}")
+    flags, also = ([_flag(each) for each in names] for names in (known, others))
+    raise ConfigError(f"unknown flag --{name}.{settings.nearest(f'--{name}', flags, also=also)}")
 
 
 def _value(key: str, known: Mapping[str, Any], waiting: list[str], attached: bool) -> Any:

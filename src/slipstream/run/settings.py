@@ -37,13 +37,16 @@ class ConfigError(ValueError):
     """A setting that is unknown, of the wrong type or at odds with another; the message names it and says what fits."""
 
 
-def nearest(name: str, known: Iterable[str], listing: str = "slipstream train ALGO --help") -> str:
+def nearest(
+    name: str, known: Iterable[str], listing: str = "slipstream train ALGO --help", also: Iterable[str] = ()
+) -> str:
     """What to type instead of an unknown name: ` Did you mean X?`, or all names, or the few nearest ones.
 
     Args:
         name: What was typed.
         known: What may be.
         listing: The command that shows all.
+        also: Other names that are understood, for who has mistyped one of them.
     """
     names = sorted(known)
     by_leaf = {_leaf(candidate): candidate for candidate in reversed(names)}
@@ -52,7 +55,9 @@ def nearest(name: str, known: Iterable[str], listing: str = "slipstream train AL
         leaves = difflib.get_close_matches(_leaf(name), by_leaf, n=count, cutoff=cutoff)
         return [by_leaf[leaf] for leaf in leaves]
 
-    found = _with_word(name, names) or difflib.get_close_matches(name, names, n=1, cutoff=0.7) or close(0.6, 1)
+    found = (
+        _with_word(name, names) or difflib.get_close_matches(name, [*names, *also], n=1, cutoff=0.7) or close(0.6, 1)
+    )
     if found or (found := [each for each in names if each.lower() == name.lower()]):
         return f" Did you mean {found[0]}?"
     if len(names) <= _LISTED:
