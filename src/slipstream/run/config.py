@@ -252,14 +252,8 @@ def aliases(known: Iterable[str]) -> dict[str, str]:
     return {name: key for name, key in found.items() if key in names and name not in names}
 
 
-def canonical(key: str, known: Iterable[str]) -> str:
-    """The dotted key that a user means by one of its `aliases`; any other name is left as it is."""
-    key = key.replace("-", "_")
-    return aliases(known).get(key, key)
-
-
 def alias_lines() -> str:
-    """What to tell users about the names that `canonical` understands, in lines of 100 characters."""
+    """What to tell users about the names in `aliases`, in lines of 100 characters."""
     pairs = [*_ALIASES.items(), *((name, f"algo.{field}") for name, field in _HYPERPARAMETERS.items())]
     names = ", ".join(f"{_dashed(name)} ({_dashed(key)})" for name, key in pairs)
     own = "Hyperparameters may be typed without `algo.` (--lr 3e-4), and other libraries' names are understood:"
@@ -380,7 +374,6 @@ __all__ = [
     "algorithm",
     "alias_lines",
     "aliases",
-    "canonical",
     "from_plain",
     "known_settings",
     "override",

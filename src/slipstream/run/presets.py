@@ -12,7 +12,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from slipstream.envs.make import env_family
-from slipstream.run.config import CALLABLE, Config, algorithm, canonical, from_plain, known_settings
+from slipstream.run.config import CALLABLE, Config, algorithm, aliases, from_plain, known_settings
 from slipstream.run.machine import quick_precision
 from slipstream.run.preset_table import PRESETS
 from slipstream.run.settings import ConfigError, flatten, nest, plain
@@ -48,10 +48,10 @@ def by_key(algo: str, changes: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ConfigError: Two of them mean one key and have different values.
     """
-    known = known_settings(algo)
+    others = aliases(known_settings(algo))
     wanted: dict[str, Any] = {}
     for typed, value in flatten(changes).items():
-        key = canonical(typed, known)
+        key = others.get(typed, typed)
         if wanted.setdefault(key, value) != value:
             raise ConfigError(f"{key} is given twice, as {wanted[key]!r} and, by the name {typed}, as {value!r}")
     return wanted

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from slipstream.algos import ALGORITHMS
 from slipstream.run import flags, presets, settings
-from slipstream.run.config import Config, aliases, canonical, known_settings
+from slipstream.run.config import Config, aliases, known_settings
 from slipstream.run.directory import RunDirectory, read_yaml
 from slipstream.run.options import BenchFlags, DoctorFlags, ResumeOptions, TrainFlags, VerifyFlags
 from slipstream.run.settings import ConfigError
@@ -80,10 +80,10 @@ def configuration(algo: str, base: dict[str, Any], values: dict[str, Any], syste
         raise ConfigError(f"the file is for algo.name {base['algo.name']}, not {algo}")
     if _PROTOCOL in base and values.get(_PROTOCOL, base[_PROTOCOL]) != base[_PROTOCOL]:  # it spells the old one out
         base = {key: value for key, value in base.items() if not key.startswith("env_options.atari.")}
-    known = known_settings(algo)
+    others = aliases(known_settings(algo))
     file: dict[str, Any] = {}
     for name, value in base.items():
-        if file.setdefault(key := canonical(name, known), value) != value:
+        if file.setdefault(key := others.get(name, name), value) != value:
             raise ConfigError(f"{key} is twice in the file, as {file[key]!r} and, by the name {name}, as {value!r}")
     if not isinstance(env := (file | values).get("env"), str):
         raise ConfigError(f"--env is missing: slipstream {verb} {algo} --env ENV (slipstream envs lists them)")
