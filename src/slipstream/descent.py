@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -63,13 +64,17 @@ class Descent:
             group["lr"] = lr
         for parameter, tensor in zip(self.parameters, gradient.tensors, strict=True):
             parameter.grad = tensor
-        norms = [nn.utils.clip_grad_norm_(part, self._max_norm) for part in self._apart if part]
-        for norm in norms:
-            if not torch.isfinite(norm):
+        parts = [part for part in self._apart if part]
+        norms = [nn.utils.get_total_norm([each.grad for each in part if each.grad is not None]) for part in parts]
+        for part, norm in zip(parts, norms, strict=True):
+            size = float(norm)
+            if not math.isfinite(size):
                 raise FloatingPointError(
-                    f"the gradient of update {update} is not finite (norm {float(norm)}); parameters are unchanged. "
+                    f"the gradient of update {update} is not finite (norm {size}); parameters are unchanged. "
                     "Lower algo.lr, or look for non-finite observations or rewards"
                 )
+            if size + 1e-6 > self._max_norm:  # a pass over memory that most gradients of Q-learning don't need
+                nn.utils.clip_grads_with_norm_(part, self._max_norm, norm)
         self._optimizer.step()
         return norms[0]
 
