@@ -4,6 +4,7 @@
     beside      what it costs to hand weights to collectors and to write a checkpoint; memory
     placement   the configuration trains under its own placement and under others; they never change the result
     schedule    the same for lanes, environments and schedules, which do
+    cores       how fast it would be on more of them (`scale`)
 
 Every trial is one short training. The fastest placement is compared with the configured one once more, in alternating
 rounds, since other programs may have shared the machine.
@@ -25,7 +26,7 @@ from torch import Tensor
 
 from slipstream import tree
 from slipstream.envs.make import native_threads
-from slipstream.run import checkpoint
+from slipstream.run import checkpoint, scale
 from slipstream.run.config import Config, override
 from slipstream.run.limit import Stages, learning_at_once, measure
 from slipstream.run.machine import available_memory, cores, processor
@@ -159,7 +160,7 @@ def diagnose(config: Config, seconds: float, rounds: int, schedules: bool, tell:
             tried.append(trial := _try(config, {**proposal, **changes}, seconds))
             tell(_trial_line(replace(trial, changes=changes), placements[0].speed))
     found = Diagnosis(stages, beside, memory, placements, tried, proposal, gain)
-    for line in _verdict(config, found):
+    for line in (*(() if stages.gpu else scale.table(config, stages)), *_verdict(config, found)):
         tell(line)
     return found
 
