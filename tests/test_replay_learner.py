@@ -380,3 +380,16 @@ def test_rewards_are_transformed_when_they_are_drawn(learner: Callable[..., Repl
         stored = student._windows.rows.column("reward", np.zeros(4, np.int64), np.arange(4))
         torch.testing.assert_close(stored, 3.0 * torch.cat([each.reward[:, 0] for each in slabs(student, 2)])[:4])
     assert len({tuple(value.tolist()) for value in found.values()}) == 4
+
+
+def test_the_last_slab_still_has_a_learning_rate(learner: Callable[..., ReplayLearner]) -> None:
+    """Progress is that before a slab, as in `Learner`: an annealed rate is 0 after the last gradient step only."""
+    student = learner(DQN(batch_size=8, lr=1.0, anneal_lr=True, replay=SMALL))
+    rates = []
+    for trajectory in slabs(student, 12):
+        before = student.steps
+        found = student.step(trajectory)
+        if "train/learning_rate" in found:
+            rates.append((found["train/learning_rate"], 1.0 - before / 10_000))
+    assert len(rates) > 3
+    assert [rate for rate, _ in rates] == pytest.approx([expected for _, expected in rates])

@@ -140,8 +140,8 @@ class ReplayLearner:
         """
         assert behaviour is None, "gradients of a replay are evaluated at the parameters they are applied to"
         assert fresh is None, "a replay has rows of all ages"
-        self.skip(trajectory)
         progress = min(self.steps / self._total_steps, 1.0)
+        self.skip(trajectory)
         lr = self._algorithm.learning_rate(progress, self._num_envs)
         sums: dict[str, Tensor] = {}
         counts: dict[str, int] = {}

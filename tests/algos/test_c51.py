@@ -47,13 +47,16 @@ def oracle(
     def q(log_probs: list[float]) -> float:
         return sum(z_i * math.exp(log_p) for z_i, log_p in zip(z, log_probs, strict=True))
 
-    total, q_mean, kl, errors, targets = torch.zeros(()), 0.0, 0.0, [], []
+    total, q_mean, kl, beyond, errors, targets = torch.zeros(()), 0.0, 0.0, 0.0, [], []
     for slot, start, weight in zip(drawn.slots.tolist(), drawn.starts.tolist(), drawn.weight.tolist(), strict=True):
         gain, discount, then = windows.outlook(shown, slot, start, algorithm.n_step, algorithm.gamma)
         following = target.unroll(shown.seen(slot, then))[0].tolist()
         judge = online.unroll(shown.seen(slot, then))[0].tolist() if algorithm.double else following
         best = max(shown.allowed(slot, then), key=lambda a, judge=judge: q(judge[a]))
-        m = projection([math.exp(log_p) for log_p in following[best]], gain, discount, z)
+        following_best = [math.exp(log_p) for log_p in following[best]]
+        m = projection(following_best, gain, discount, z)
+        moved = zip(following_best, (gain + discount * z_j for z_j in z), strict=True)
+        beyond += sum(p_j for p_j, z_j in moved if not z[0] <= z_j <= z[-1]) / len(drawn.slots)
         log_p = online.unroll(shown.seen(slot, start))[0, int(shown.action[start, slot])]
         total = total - weight * (torch.tensor(m) * log_p).sum()
         divergence = sum(m_i * (math.log(m_i) - log_p_i) for m_i, log_p_i in zip(m, log_p.tolist(), strict=True) if m_i)
@@ -61,7 +64,8 @@ def oracle(
         kl += divergence / len(drawn.slots)
         errors.append(divergence)
         targets.append(m)
-    metrics = {"loss": torch.tensor(total.item()), "q_mean": torch.tensor(q_mean), "kl": torch.tensor(kl)}
+    means = {"loss": total.item(), "q_mean": q_mean, "kl": kl, "beyond_atoms": beyond}
+    metrics = {name: torch.tensor(value) for name, value in means.items()}
     return Loss(total, metrics, torch.tensor(errors)), targets
 
 

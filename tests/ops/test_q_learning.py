@@ -134,6 +134,15 @@ def test_projection_is_clamped_at_both_ends():
     torch.testing.assert_close(got[:, [-1, 0]], torch.eye(2))
 
 
+def test_what_is_beyond_the_atoms_is_the_mass_of_those_that_are_moved():
+    atoms = torch.tensor([-1.0, 0.0, 1.0])
+    probs = torch.tensor([0.5, 0.3, 0.2]).expand(6, 3)
+    reward = torch.tensor([0.0, 0.5, -0.5, 1.5, -9.0, 9.0])
+    discount = torch.tensor([1.0, 1.0, 1.0, 1.0, 0.5, 0.0])
+    got = q_learning.beyond_atoms(probs, reward, discount, atoms)
+    torch.testing.assert_close(got, torch.tensor([0.0, 0.2, 0.5, 0.5, 1.0, 1.0]))
+
+
 @pytest.mark.parametrize("atom", range(Z))
 def test_projection_of_a_termination_on_an_atom_is_that_atom(atom: int):
     atoms = q_learning.support(LOW, HIGH, Z)

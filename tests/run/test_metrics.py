@@ -65,12 +65,15 @@ def test_a_row_has_the_last_value_of_a_counter_and_the_greatest_of_what_is_a_max
     progress = Progress(100, 1)
     rows = Metrics(tmp_path / "metrics.jsonl", None, progress, every=30)
     for update, (taken, age) in enumerate([(0, 3.0), (16, 7.0), (32, 5.0), (48, 2.0)], 1):
-        made = report(update, 15 * update, (), train__gradient_steps=taken, lag__replayed_max=age, train__loss=age)
+        counts = {"train__gradient_steps": taken, "faults__lost_shards": update, "faults__replaced_windows": 2 * update}
+        made = report(update, 15 * update, (), **counts, lag__replayed_max=age, train__loss=age)
         progress(made)
         rows(made)
     rows.close()
     found = metrics.read(tmp_path / "metrics.jsonl")
     assert [row["train/gradient_steps"] for row in found] == [16.0, 48.0]
+    assert [row["faults/lost_shards"] for row in found] == [2.0, 4.0]
+    assert [row["faults/replaced_windows"] for row in found] == [4.0, 8.0]
     assert [row["lag/replayed_max"] for row in found] == [7.0, 5.0]
     assert [row["train/loss"] for row in found] == [5.0, 3.5]
 

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from slipstream.algos import A2C, ALGORITHMS, DQN, IMPALA, PPO
+from slipstream.algos import A2C, ALGORITHMS, C51, DQN, IMPALA, PPO, Rainbow
 from slipstream.envs import AtariOptions
 from slipstream.envs.options import PROTOCOLS
 from slipstream.run import presets, typed
@@ -139,6 +139,25 @@ def test_impala_has_the_papers_update_by_the_name_of_the_system() -> None:
     preset = presets.configure("impala", "ALE/Pong-v5").algo
     assert isinstance(preset, IMPALA)
     assert preset.optimizer == "adam"
+
+
+@pytest.mark.parametrize("algo", ["c51", "rainbow"])
+@pytest.mark.parametrize(
+    ("env", "least", "most"),  # what an episode's discounted returns can be
+    [
+        ("CartPole-v1", 0.0, 50.0),
+        ("Acrobot-v1", -50.0, 0.0),
+        ("MountainCar-v0", -50.0, 0.0),
+        ("CliffWalking-v1", -100.0, 0.0),
+        ("Taxi-v4", -50.0, 20.0),
+        ("toy:catch", -1.0, 1.0),
+    ],
+)
+def test_atoms_hold_the_returns(algo: str, env: str, least: float, most: float) -> None:
+    rule = presets.configure(algo, env).algo
+    assert isinstance(rule, C51 | Rainbow)
+    assert rule.v_min <= least
+    assert rule.v_max >= most
 
 
 def test_one_setting_by_two_names_must_have_one_value() -> None:

@@ -111,9 +111,12 @@ def categorical_loss(online: QNetworks, target: QNetworks, batch: Replayed[Trans
     items = batch.items
     with torch.no_grad():
         probs = best_following(online, target, items.next_obs, double).exp()
-        goal = q_learning.categorical_projection(probs, items.reward, items.discount, online.policy.head.atoms)
+        shifted = probs, items.reward, items.discount, online.policy.head.atoms
+        goal, beyond = q_learning.categorical_projection(*shifted), q_learning.beyond_atoms(*shifted)
     log_probs = q_learning.chosen(online.policy.unroll(items.obs), items.action)
     loss = batch.mean(q_learning.cross_entropy(log_probs, goal))
     error = q_learning.categorical_kl(log_probs.detach(), goal)
     q = log_probs.detach().exp() @ online.policy.head.atoms
-    return Loss(loss, {"loss": loss.detach(), "q_mean": batch.average(q), "kl": batch.average(error)}, error)
+    means = {"q_mean": q, "kl": error, "beyond_atoms": beyond}
+    metrics = {name: batch.average(value) for name, value in means.items()}
+    return Loss(loss, {"loss": loss.detach(), **metrics}, error)

@@ -143,6 +143,25 @@ def categorical_projection(probs: Tensor, reward: Tensor, discount: Tensor, atom
         return torch.zeros_like(probs).scatter_add_(-1, index, probs - upward).scatter_add_(-1, index + 1, upward)
 
 
+def beyond_atoms(probs: Tensor, reward: Tensor, discount: Tensor, atoms: Tensor) -> Tensor:
+    """Share of `r + discount * Z` that `categorical_projection` moves to an end of the atoms, from beyond it.
+
+    Where it is large the atoms can't say what returns are, and nothing is learned of them.
+
+    Args:
+        probs: float32 `[..., Z]`, of o'.
+        reward: float32 `[...]`.
+        discount: float32 `[...]`.
+        atoms: float32 `[Z]`.
+
+    Returns:
+        float32 `[...]`, in `[0, 1]`, without gradient.
+    """
+    with torch.no_grad():
+        shifted = reward.unsqueeze(-1) + discount.unsqueeze(-1) * atoms
+        return (probs * ((shifted < atoms[0]) | (shifted > atoms[-1]))).sum(-1)
+
+
 def cross_entropy(log_probs: Tensor, target: Tensor) -> Tensor:
     """Loss of a categorical value, `-sum_i m_i log p_i` (Bellemare et al., 2017, algorithm 1).
 

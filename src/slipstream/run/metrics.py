@@ -63,6 +63,8 @@ _GREATEST = (
     "/gradient_steps",
     "/restarts",
     "/learner_restarts",
+    "/lost_shards",
+    "/replaced_windows",
     "/skipped_gradients",
 )
 """Endings of metrics of which a row has the greatest value (of counters the last), as of `cluster/*` but `actors`."""

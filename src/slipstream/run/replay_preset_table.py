@@ -80,7 +80,11 @@ _BOX2D: Preset = {
     "algo.gamma": 0.99,
     "algo.exploration.steps": 40_000,
 }
-_CATEGORICAL: Preset = {"algo.v_min": 0.0, "algo.v_max": 50.0}
+# At a discount of 0.98 a reward of 1 or -1 at every step is worth 50.
+_CATEGORICAL: Preset = {"algo.v_min": -50.0, "algo.v_max": 50.0}
+_CARTPOLE: Preset = {"algo.v_min": 0.0, "algo.v_max": 50.0}
+# A fall costs 100, a fare brings 20.
+_TEXT: Preset = {"algo.v_min": -100.0, "algo.v_max": 20.0}
 _RECURRENT: Preset = {
     "net.core": "lstm",
     "net.core_size": 128,
@@ -110,6 +114,8 @@ _PENDULUM: Preset = {
     "algo.replay.capacity": 20_000,
     "algo.replay.learning_starts": 500,
 }
+
+_ERRANDS = ("CliffWalking-v1", "CliffWalkingSlippery-v1", "Taxi-v4")
 
 REPLAY_PRESETS: dict[tuple[str, str], Preset] = {
     ("dqn", "atari"): _ATARI,
@@ -155,6 +161,8 @@ REPLAY_PRESETS: dict[tuple[str, str], Preset] = {
         "algo.exploration.final": 0.01,
     },
     ("c51", "classic"): {**_CLASSIC, **_CATEGORICAL},
+    ("c51", "CartPole-v1"): _CARTPOLE,
+    ("rainbow", "CartPole-v1"): _CARTPOLE,
     ("qrdqn", "classic"): {**_CLASSIC, "algo.quantiles": 32},
     ("rainbow", "classic"): {**_CLASSIC, **_CATEGORICAL},
     ("r2d2", "classic"): {**_CLASSIC, **_RECURRENT},
@@ -176,6 +184,7 @@ REPLAY_PRESETS: dict[tuple[str, str], Preset] = {
     ("qrdqn", "toy"): {**_TOY, "algo.quantiles": 16},
     ("rainbow", "toy"): {**_TOY, "algo.v_min": -2.0, "algo.v_max": 2.0},
     ("r2d2", "toy"): {**_TOY, **_RECURRENT, "net.core_size": 32},
+    **{(algo, env): _TEXT for algo in ("c51", "rainbow") for env in _ERRANDS},
     ("dqn", "other"): _OTHER,
     ("c51", "other"): _OTHER,
     ("qrdqn", "other"): _OTHER,
