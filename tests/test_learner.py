@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal
@@ -225,7 +226,15 @@ def test_as_many_gradients_in_a_row_as_may_be_are_left_out(crew: Callable[[int],
         assert metrics["faults/skipped_gradients"] == count
         assert torch.equal(parameters(policy), before) == (slab is bad)
         assert metrics["train/minibatches"] == float(slab is good)
-    state = student.state()[0]
+    state, facts = student.state()
+    successor = learner(A2C(), copy.deepcopy(policy), crew(1), shards=2)
+    successor.rejects = Rejects(2)
+    successor.load(copy.deepcopy(state), json.loads(json.dumps(facts)))
+    with pytest.raises(
+        FloatingPointError, match="gradient of update 6 is not finite"
+    ):  # of its first, the third bad one
+        successor.step(bad)
+    assert successor.rejects.count == 5
     with pytest.raises(FloatingPointError, match="gradient of update 6 is not finite") as caught:
         student.step(bad)
     assert caught.value.__notes__ == ["it is there"]

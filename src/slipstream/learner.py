@@ -281,7 +281,13 @@ class Learner:
         if self._reconstruction is not None:
             tensors |= {f"decoder.{name}": value for name, value in self._reconstruction.decoder.state_dict().items()}
         tensors |= self._descent.state("optimizer")
-        facts = {"version": self.version, "steps": self.steps, "shards": self.shards, "pace": self._pace}
+        facts = {
+            "version": self.version,
+            "steps": self.steps,
+            "shards": self.shards,
+            "pace": self._pace,
+            "rejects": self.rejects.state(),
+        }
         return tensors, facts
 
     def load(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
@@ -300,6 +306,7 @@ class Learner:
         self._descent.load("optimizer", tensors)
         self.version, self.steps = int(facts["version"]), int(facts["steps"])
         self._pace = float(facts.get("pace", 1.0))  # older checkpoints have none
+        self.rejects.load(facts.get("rejects", {}))
 
     def _minibatches(self, rows: int, columns: int) -> list[Iterator[Tensor | None]]:
         """One iterator of picks per shard."""

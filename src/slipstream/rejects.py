@@ -59,6 +59,14 @@ class Rejects:
         self._in_a_row[part] = 0
         return norm
 
+    def state(self) -> dict[str, Any]:
+        """Plain JSON facts that a later `load` needs."""
+        return {"count": self.count, "in_a_row": dict(self._in_a_row)}
+
+    def load(self, facts: Mapping[str, Any]) -> None:
+        """Continues from what `state` returned, or from none where a checkpoint is older."""
+        self.count, self._in_a_row = int(facts.get("count", 0)), Counter(facts.get("in_a_row", {}))
+
 
 def _tensors(value: Any, path: str) -> Iterator[tuple[str, Tensor]]:
     """All tensors in networks, dataclasses, sequences and trees, by their paths."""

@@ -198,6 +198,7 @@ class ReplayLearner:
             "shards": self.shards,
             "gradient_steps": self._gradient_steps,
             "begins": str(self._begins),
+            "rejects": self.rejects.state(),
         }
         return tensors, facts
 
@@ -219,6 +220,7 @@ class ReplayLearner:
             descent.load(f"optimizer.{part}", tensors)
         self.version, self.steps = int(facts["version"]), int(facts["steps"])
         self._gradient_steps = int(facts["gradient_steps"])
+        self.rejects.load(facts.get("rejects", {}))
         if self._windows.rows.head.any():
             self._begins = Fraction(facts["begins"])
             return

@@ -92,5 +92,5 @@ def tensors(arrays: Tree, device: torch.device) -> Tree:
 
 
 def keep(state: Tree, alive: Tensor) -> Tree:
-    """A recurrent state `[B, ...]`, zeroed in the slots where `alive`, bool `[B]`, is False."""
-    return tree.map(lambda leaf: leaf * alive.view(-1, *(1,) * (leaf.dim() - 1)), state)
+    """A recurrent state `[B, ...]`, zeroed in the slots where `alive`, bool `[B]`, is False, whatever it was there."""
+    return tree.map(lambda leaf: leaf.where(alive.view(-1, *(1,) * (leaf.dim() - 1)), 0), state)
