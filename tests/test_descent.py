@@ -85,3 +85,15 @@ def test_a_gradient_that_is_not_finite_changes_nothing(where: int) -> None:
         run.apply(Gradient(bad, {}, None), 1e-2, 2)
     assert all(torch.equal(one, two) for one, two in zip(of, before, strict=True))
     assert all(torch.equal(value, state[name]) for name, value in run.state("optimizer").items())
+
+
+def test_units_that_no_row_gives_a_gradient_are_idle() -> None:
+    """Two of four ReLUs are off in all rows, one in some."""
+    net = nn.Sequential(nn.Linear(1, 4), nn.ReLU(), nn.Linear(4, 1, bias=False))
+    with torch.no_grad():
+        net[0].weight.copy_(torch.tensor([[1.0], [-1.0], [1.0], [-1.0]]))
+        net[0].bias.copy_(torch.tensor([0.0, -5.0, -5.0, 1.5]))
+    loss = net(torch.tensor([[1.0], [2.0]])).sum()
+    found = Gradient(torch.autograd.grad(loss, list(net.parameters())), {}, None)
+    assert float(found.idle_units()) == 0.5
+    assert float(Gradient([torch.zeros(2, 2)], {}, None).idle_units()) == 0.0

@@ -31,6 +31,14 @@ class Gradient(NamedTuple):
     metrics: dict[str, Tensor]
     errors: Tensor | None
 
+    def idle_units(self) -> Tensor:
+        """Share of units that no row gives a gradient, by their biases: ReLUs that are off in all rows, float32 `[]`.
+
+        Units that are off in every minibatch learn nothing any more (Sokar et al., 2023, call them dormant).
+        """
+        biases = [tensor for tensor in self.tensors if tensor.dim() == 1]
+        return (torch.cat(biases) == 0.0).float().mean() if biases else torch.zeros(())
+
 
 class Descent:
     """An optimiser and its parameters.

@@ -239,7 +239,8 @@ class Learner:
                     continue
                 self._team.changed("policy.parameters", "decoder.parameters")
                 minibatches += 1
-                for name, value in {**gradient.metrics, "grad_norm": norm}.items():
+                found = {**gradient.metrics, "grad_norm": norm, "idle_units": gradient.idle_units()}
+                for name, value in found.items():
                     sums[name] = sums[name] + value if name in sums else value
         learned = trajectory.valid if fresh is None else trajectory.valid & fresh
         self.policy.observe(tree.map(lambda leaf: leaf[:-1], trajectory.obs), learned)

@@ -279,7 +279,7 @@ class ReplayLearner:
         metrics: dict[str, Tensor] = {}
         if norm is not None:
             self._team.changed(f"{part.partition('.')[0]}.parameters")
-            metrics = gradient.metrics | {f"grad_norm/{part}": norm}
+            metrics = {**gradient.metrics, f"grad_norm/{part}": norm, f"idle_units/{part}": gradient.idle_units()}
             if gradient.errors is not None and self._algorithm.replay.alpha > 0:
                 self._windows.reprioritise(drawn.slot[number], drawn.row[number], gradient.errors.cpu().numpy())
         if ask.order.phase == len(phases) - 1:
