@@ -92,6 +92,22 @@ def test_the_gradient_reaches_the_encoder_only_if_it_may(shapes: bool) -> None:
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in net.parameters())
 
 
+def test_in_bfloat16_it_draws_about_the_same_in_float32() -> None:
+    options, obs, code = AutoEncoder(weight=1.0, variational=True), pictures(STACK), encoded()
+    exact, quick = (make_decoder(spec(STACK, 4), options, 7, 6, 0, bfloat16) for bfloat16 in (False, True))
+    uniform = torch.full((3, 6), 0.3)
+    drawn = quick(code.latent)[""]
+    assert drawn.dtype == torch.float32
+    assert not torch.equal(drawn, exact(code.latent)[""])
+    torch.testing.assert_close(drawn, exact(code.latent)[""], rtol=0.0, atol=0.01)
+    losses = [net.loss(code, obs, uniform).sum() for net in (exact, quick)]
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-3, atol=0.0)
+    ones, others = (
+        torch.autograd.grad(loss, [*net.parameters()]) for loss, net in zip(losses, (exact, quick), strict=True)
+    )
+    assert all(float((one - other).norm() / one.norm()) < 0.1 for one, other in zip(ones, others, strict=True))
+
+
 def test_weights_are_a_function_of_the_seed() -> None:
     options = AutoEncoder(weight=1.0)
     one, same, other = (next(decoder(options, seed=seed).parameters()) for seed in (1, 1, 2))

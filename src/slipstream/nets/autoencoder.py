@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from slipstream import ranges, tree
 from slipstream.nets.initialize import keyed_initialisation
 from slipstream.nets.torso import as_pixels, image_layout
-from slipstream.nets.trunk import Encoded
+from slipstream.nets.trunk import Encoded, in_bfloat16
 from slipstream.ops.spaces import feature_space, is_image
 from slipstream.tree import Tree
 from slipstream.types import EnvSpec
@@ -66,14 +66,15 @@ class Decoder(nn.Module):
         options: What is drawn.
         features: F.
         latent: L.
+        bfloat16: Whether it is computed as a torso in bfloat16 is; what it draws, and the loss, are float32.
 
     Raises:
         ValueError: No observation is an image.
     """
 
-    def __init__(self, spec: EnvSpec, options: AutoEncoder, features: int, latent: int) -> None:
+    def __init__(self, spec: EnvSpec, options: AutoEncoder, features: int, latent: int, bfloat16: bool = False) -> None:
         super().__init__()
-        self._options = options
+        self._options, self._bfloat16 = options, bfloat16
         leaves = [(path, leaf) for path, leaf in tree.items(feature_space(spec.observation_space)) if is_image(leaf)]
         if not leaves:
             raise ValueError(
@@ -86,7 +87,8 @@ class Decoder(nn.Module):
 
     def forward(self, latent: Tensor) -> Tree:
         """Pixels in about [0, 1] of every image leaf by path, float32 `[N, C, H, W]`."""
-        return {path: drawing(latent) for path, drawing in zip(self._paths, self._drawings, strict=True)}
+        with in_bfloat16(latent.device, self._bfloat16):
+            return {path: drawing(latent).float() for path, drawing in zip(self._paths, self._drawings, strict=True)}
 
     def pixels(self, path: str, leaf: Tensor) -> Tensor:
         """What is to be drawn of the leaf `[N, *O]` at `path`: float32 `[N, C, H, W]` in [0, 1]."""
@@ -156,7 +158,9 @@ class _Drawing(nn.Module):
         return as_pixels(leaf, self._layout)[:, -self._channels :].float() / self._divisor
 
 
-def make_decoder(spec: EnvSpec, options: AutoEncoder, features: int, latent: int, seed: int) -> Decoder:
+def make_decoder(
+    spec: EnvSpec, options: AutoEncoder, features: int, latent: int, seed: int, bfloat16: bool = False
+) -> Decoder:
     """A decoder on the CPU whose weights are a function of `seed` and shapes only; PyTorch's own initialisation."""
     with keyed_initialisation(seed, "decoder"):
-        return Decoder(spec, options, features, latent)
+        return Decoder(spec, options, features, latent, bfloat16)

@@ -35,10 +35,10 @@ class Network:
         init: Initial weights: `orthogonal` (gains sqrt(2), 0.01 for the policy head, 1 for the value head), `paac`
             (uniform in +-1/sqrt(fan_in)), `default` (torch's).
         share_torso: Whether policy and value share torso and core.
-        precision: Arithmetic of the torso, and of a layer of a head that stands in for one of it; parameters, core,
-            other layers of heads, and losses stay float32. `bfloat16` is about 1.6 times as fast on GPUs, with AMX, and
-            with AVX-512 BF16 on AMD's processors, and slower than `float32` elsewhere; `auto` is the faster one of this
-            machine, and is written down as what it stands for.
+        precision: Arithmetic of the torso, of a layer of a head that stands in for one of it, and of a decoder;
+            parameters, core, other layers of heads, and losses stay float32. `bfloat16` is about 1.6 times as fast on
+            GPUs, with AMX, and with AVX-512 BF16 on AMD's processors, and slower than `float32` elsewhere; `auto` is
+            the faster one of this machine, and is written down as what it stands for.
         normalize_obs: Whether float vectors are brought to mean 0 and variance 1 by running statistics, a part of the
             policy.
         log_std_init: Logarithm of the initial standard deviation of continuous actions.

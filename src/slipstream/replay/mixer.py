@@ -53,6 +53,7 @@ class Mixer:
         self._windows, self._columns, self._extras = windows, columns, extras
         self._begin, self._seed = begin, seed
         self._ahead: tuple[int, Callable[[], Old]] | None = None  # of which update, and what waits for it
+        self._whole: Trajectory | None = None  # as large as a hundred megabytes: memory is asked for once
         self.replayed = round(proportion * columns)
         if abs(self.replayed - proportion * columns) > 1e-6 or not self.replayed:
             near = max(self.replayed, 1)
@@ -79,7 +80,7 @@ class Mixer:
         return self._windows.rows
 
     def mix(self, fresh: Trajectory, version: int) -> Trajectory:
-        """The slab with replayed columns behind its own, and the extra `REPLAYED`.
+        """The slab with replayed columns behind its own, and the extra `REPLAYED`; it holds until the next call.
 
         Args:
             fresh: The slab.
@@ -91,7 +92,7 @@ class Mixer:
         mark = torch.zeros(fresh.rows + 1, fresh.columns)
         mixed = replace(fresh, extras={**fresh.extras, REPLAYED: mark})
         if old is not None:
-            mixed = _beside(mixed, old)
+            mixed = self._whole = _beside(mixed, old, self._whole)
         self._windows.append(fresh)
         self._ahead = version + 1, self._begin(partial(self._draw, version + 1))
         return mixed
@@ -141,14 +142,14 @@ class Mixer:
         return version, gathered()
 
 
-def _beside(one: Trajectory, other: Trajectory) -> Trajectory:
-    """The columns of two slabs."""
-
-    def join(left: Tensor, right: Tensor, along: int) -> Tensor:
-        return torch.cat([left, right], dim=along)
+def _beside(one: Trajectory, other: Trajectory, into: Trajectory | None) -> Trajectory:
+    """The columns of two slabs, in the memory of `into` if there is one."""
 
     def joined(name: str) -> Tree:
-        along = axis(Trajectory, name)
-        return tree.map(lambda left, right: join(left, right, along), getattr(one, name), getattr(other, name))
+        def join(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
+            return torch.cat([left, right], along, out=out)
+
+        along, there = axis(Trajectory, name), () if into is None else (getattr(into, name),)
+        return tree.map(join, getattr(one, name), getattr(other, name), *there)
 
     return Trajectory(**{field.name: joined(field.name) for field in fields(Trajectory)})

@@ -329,7 +329,8 @@ def _decoder(config: Config, spec: EnvSpec, policy: Policy, tensors: dict[str, T
     weights = under("decoder.", tensors)
     if not weights or not isinstance(policy, ActorCritic):
         return None
-    decoder = make_decoder(spec, config.autoencoder, *policy.trunk.encoded, config.seed)
+    bfloat16 = config.net.precision == "bfloat16"
+    decoder = make_decoder(spec, config.autoencoder, *policy.trunk.encoded, config.seed, bfloat16)
     decoder.load_state_dict(weights)
     return decoder
 

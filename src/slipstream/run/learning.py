@@ -129,7 +129,8 @@ def _reconstruction(config: Config, spec: EnvSpec, policy: ActorCriticPolicy) ->
         raise ConfigError(
             "autoencoder.weight: a policy of your own does not tell what its heads see; give torso=, or set 0"
         )
-    decoder = make_decoder(spec, config.autoencoder, *policy.trunk.encoded, config.seed)
+    bfloat16 = config.net.precision == "bfloat16"
+    decoder = make_decoder(spec, config.autoencoder, *policy.trunk.encoded, config.seed, bfloat16)
     return Reconstruction(decoder.to(next(policy.parameters()).device), config.seed)
 
 
