@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import copy
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -130,3 +132,28 @@ def test_rmsprop_tf_leaves_parameters_without_a_gradient_alone_and_runs_a_closur
     assert (used < 1).all()
     assert torch.equal(unused, torch.ones(2))
     assert unused not in optimizer.state
+
+
+def test_no_rule_imports_the_compiler() -> None:
+    """It takes a second, in which a run could have begun."""
+    program = """
+import sys
+import torch
+from slipstream.optimizers import make_optimizer
+
+for kind in ("adam", "rmsprop", "rmsprop_tf"):
+    parameter = torch.nn.Parameter(torch.ones(3))
+    optimizer = make_optimizer(kind, [parameter], 0.1, 1e-5)
+    parameter.grad = torch.ones(3)
+    optimizer.step()
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert (parameter < 1).all()
+assert "torch._dynamo" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_rules_are_pytorchs_own() -> None:
+    parameter = nn.Parameter(torch.ones(3))
+    assert isinstance(make_optimizer("adam", [parameter], 0.1, 1e-5), torch.optim.Adam)
+    assert isinstance(make_optimizer("rmsprop", [parameter], 0.1, 1e-5), torch.optim.RMSprop)
