@@ -87,7 +87,9 @@ GROUPS: dict[str, dict[str, Contestant]] = {
         "sb3 dqn": Contestant("sb3", "sb3.py", ("--algo", "dqn")),
     },
     "CartPole": {
-        "ppo": ours("ppo", "num_envs=64", "unroll=32", "algo.epochs=1", "algo.batch_size=1024", env="CartPole-v1"),
+        "ppo": ours(
+            "ppo", "num_envs=64", "unroll=32", "algo.epochs=1", "algo.batch_size=1024", env="vector:CartPole-v1"
+        ),
         "sample-factory": Contestant(
             "sample-factory", "sample_factory_appo.py", ("--env", "cartpole", "--envs", "64", "--epochs", "1")
         ),

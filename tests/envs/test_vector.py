@@ -10,6 +10,7 @@ import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv, VectorWrapper
 
 from slipstream.envs import EnvError, EnvOptions, make_envs
+from slipstream.envs.make import list_envs
 from slipstream.envs.toy import Counter
 
 from .playing import assert_equal, assert_rule, counter_rows, play
@@ -66,6 +67,41 @@ def test_next_step_of_gymnasium_follows_the_rule() -> None:
     played = play(make_envs(lambda: gymnasium.make_vec("CartPole-v1", 3), 3), 67)
     assert_rule(played)
     assert_equal(played, play(make_envs(lambda: gymnasium.make_vec("CartPole-v1", 3), 3), 67))
+
+
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_an_id_means_the_vector_environment_that_is_registered_for_it(lanes: int) -> None:
+    size = 4 // lanes
+    reference = play(make_envs(lambda: gymnasium.make_vec("CartPole-v1", size), 4, lanes), 67)
+    envs = make_envs("vector:CartPole-v1", 4, lanes)
+    assert (envs.spec.id, envs.spec.family) == ("vector:CartPole-v1", "classic")
+    assert_equal(play(envs, 67), reference)
+    assert "vector:CartPole-v1" in list_envs()["classic"]
+
+
+def test_options_of_an_id_go_to_its_vector_environment() -> None:
+    options = EnvOptions(max_episode_steps=3, kwargs={"sutton_barto_reward": True})
+    played = play(make_envs("vector:CartPole-v1", 2, 1, options), 9)
+    assert (played.truncated.sum(), played.terminated.sum(), abs(played.reward).sum()) == (4, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("id", "options", "workers", "message"),
+    [
+        ("vector:Acrobot-v1", {}, 0, "vector:Acrobot-v1: no vector environment is registered for Acrobot-v1; type Acr"),
+        (
+            "vector:CartPole-v1",
+            {},
+            2,
+            "vector:CartPole-v1: env_workers is not for vector environments; type CartPole-v1",
+        ),
+        ("vector:CartPole-v1", {"frame_stack": 2}, 0, "frame_stack is not for vector environments; type CartPole-v1"),
+        ("vector:CartPole-v9", {}, 0, "unknown environment 'CartPole-v9'; did you mean"),
+    ],
+)
+def test_an_id_without_one_is_refused(id: str, options: dict[str, Any], workers: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_envs(id, 4, 1, EnvOptions(**options), workers=workers)
 
 
 class Declares(VectorWrapper[Any, Any, Any, Any, Any]):

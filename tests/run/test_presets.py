@@ -43,11 +43,17 @@ def test_every_family_has_a_preset_for_every_algorithm(algo: str, family: str) -
         ("envpool:Pong-v5", "atari"),
         ("LunarLander-v3", "box2d"),
         ("toy:catch", "toy"),
+        ("vector:CartPole-v1", "classic"),
         ("callable:make", "other"),
     ],
 )
 def test_family(env: str, family: str) -> None:
     assert presets.family(env) == family
+
+
+def test_a_vector_environment_has_the_preset_of_its_environments() -> None:
+    for algo in ("ppo", "c51"):
+        assert presets.preset(algo, "vector:CartPole-v1") == presets.preset(algo, "CartPole-v1")
 
 
 def test_flags_win_over_the_id_and_the_id_over_its_family() -> None:

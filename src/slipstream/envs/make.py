@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import gymnasium
@@ -26,6 +27,8 @@ from slipstream.envs.vector import VectorEnvs
 from slipstream.envs.workers import WorkerEnvs
 from slipstream.types import Envs, EnvSpec
 
+VECTOR = "vector:"
+
 _log = logging.getLogger(__name__)
 
 
@@ -42,7 +45,8 @@ def make_envs(
     """Environments behind the one protocol, chosen by what `env` is.
 
     `ALE/Pong-v5` and `PongNoFrameskip-v4` run on ALE's native threads (the protocol is `options.atari`'s, whatever the
-    id ends in); `envpool:ID` on EnvPool's; `toy:ID`, `gfootball:SCENARIO`, Gymnasium ids and callables in this process,
+    id ends in); `envpool:ID` on EnvPool's; `vector:ID` is the vector environment that is registered with Gymnasium for
+    an id, one per lane; `toy:ID`, `gfootball:SCENARIO`, Gymnasium ids and callables in this process,
     or in worker processes with the same bits.
 
     Args:
@@ -66,7 +70,11 @@ def make_envs(
     if not isinstance(env, str):
         vector = _vector(env, first_slot)
         if vector is not None:
-            return _vector_envs(env, vector, num_envs, lanes, options, workers, first_slot)
+            return _vector_envs(env, _name(env), vector, num_envs, lanes, options, workers, first_slot)
+    elif env.startswith(VECTOR):
+        make, rest = _registered_vector(env, num_envs // check_lanes(num_envs, lanes), options)
+        vector: Any = Source(make, env).call(first_slot)
+        return _vector_envs(make, env, vector, num_envs, lanes, rest, workers, first_slot)
     elif env.startswith(envpool.PREFIX):
         return envpool.EnvPoolEnvs(env, num_envs, lanes, options, threads, first_slot)
     else:
@@ -107,8 +115,20 @@ def _vector(env: Callable[[], object], first_slot: int) -> VectorEnv[Any, Any, A
     return None
 
 
+def _registered_vector(id: str, size: int, options: EnvOptions) -> tuple[Callable[[], Any], EnvOptions]:
+    """What makes the vector environment of a `vector:` id, and the options that are left."""
+    plain = id.removeprefix(VECTOR)
+    if gym_spec(plain).vector_entry_point is None:
+        raise ValueError(f"{id}: no vector environment is registered for {plain}; type {plain}")
+    limit = {} if options.max_episode_steps is None else {"max_episode_steps": options.max_episode_steps}
+    mode = gymnasium.VectorizeMode.VECTOR_ENTRY_POINT
+    make = partial(gymnasium.make_vec, plain, size, mode, **options.kwargs, **limit)
+    return make, replace(options, kwargs={}, max_episode_steps=None)
+
+
 def _vector_envs(
     env: Callable[[], object],
+    name: str,
     first: VectorEnv[Any, Any, Any],
     num_envs: int,
     lanes: int,
@@ -117,23 +137,26 @@ def _vector_envs(
     first_slot: int,
 ) -> Envs:
     refused = {
-        "workers": workers,
+        "env_workers": workers,
         "frame_stack": options.frame_stack - 1,
         "max_episode_steps": options.max_episode_steps,
         "decorrelate_steps": options.decorrelate_steps,
         "score_key": options.score_key,
         "kwargs": options.kwargs,
     }
-    for name, value in refused.items():
+    registered = name.startswith(VECTOR)
+    for option, value in refused.items():
         if value:
             first.close()
-            raise ValueError(f"{_name(env)}: {name} is not for vector environments; build it into the callable")
+            instead = f"type {name.removeprefix(VECTOR)}" if registered else "build it into the callable"
+            raise ValueError(f"{name}: {option} is not for vector environments; {instead}")
     try:
-        require_single_resets(_name(env), options)
+        require_single_resets(name, options)
     except ValueError:
         first.close()
         raise
-    return VectorEnvs(env, first, _name(env), num_envs, lanes, first_slot, options.non_finite)
+    family = env_family(name) if registered else "other"
+    return VectorEnvs(env, first, name, num_envs, lanes, first_slot, options.non_finite, family)
 
 
 def _name(env: Callable[[], object]) -> str:
@@ -206,6 +229,7 @@ def env_family(env: str) -> str:
     """
     if env.startswith(envpool.PREFIX):
         return envpool.envpool_family(env)
+    env = env.removeprefix(VECTOR)
     own = own_env(env)
     if own is not None:
         return own.family
@@ -252,7 +276,8 @@ def list_envs() -> dict[str, list[str]]:
         if atari.atari_game(id) is not None:
             families["atari"].append(id)
         elif not str(spec.entry_point).startswith("ale_py"):
-            families.setdefault(gym_family(str(spec.entry_point)), []).append(id)
+            ids = [id] if spec.vector_entry_point is None else [id, VECTOR + id]
+            families.setdefault(gym_family(str(spec.entry_point)), []).extend(ids)
     for id in envpool.list_envpool():
         families.setdefault(envpool.envpool_family(id), []).append(id)
     return {family: sorted(ids) for family, ids in families.items() if ids}

@@ -1,4 +1,4 @@
-"""A user's own `gymnasium.vector.VectorEnv`, one per lane, with its autoreset brought to the one rule.
+"""Gymnasium's or a user's own `gymnasium.vector.VectorEnv`, one per lane, with its autoreset brought to the one rule.
 
 The rule wants a dead row after an episode: its action is ignored, its successor is the reset observation.
 
@@ -19,6 +19,7 @@ from contextlib import ExitStack, closing
 from typing import Any
 
 import numpy as np
+from gymnasium.spaces import Box
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from numpy.typing import NDArray
 
@@ -49,6 +50,7 @@ class VectorEnvs:
         lanes: Lanes; divides `num_envs`.
         first_slot: Slot of column 0.
         non_finite: As in `EnvOptions`, but for `skip`.
+        family: As in `EnvSpec`.
 
     Raises:
         EnvError: The callable raised.
@@ -65,6 +67,7 @@ class VectorEnvs:
         lanes: int,
         first_slot: int = 0,
         non_finite: NonFinite = "raise",
+        family: str = "other",
     ) -> None:
         with ExitStack() as undo:
             undo.enter_context(closing(first))
@@ -92,6 +95,7 @@ class VectorEnvs:
             action_space=spaces.policy_action_space(first.single_action_space),
             num_envs=num_envs,
             lanes=lanes,
+            family=family,
             first_slot=first_slot,
         )
 
@@ -147,12 +151,13 @@ class _Lane:
         self._seeds_per_slot = isinstance(vector.unwrapped, SyncVectorEnv | AsyncVectorEnv)
         self._rows = Rows.empty(vector.single_observation_space, vector.num_envs)
         self._write = spaces.observation_writer(vector.single_observation_space, self._rows.obs)
+        self._plain = isinstance(vector.single_observation_space, Box)
         self._episode = [0] * vector.num_envs
         self._seed = self._count = 0
 
     def reset(self, seed: int) -> None:
         self._seed, self._count, self._episode = seed, 0, [0] * self.vector.num_envs
-        self._fill(range(self.vector.num_envs), self._call_reset(None))
+        self._show(self._call_reset(None))
         for array in (self._rows.reward, self._rows.terminated, self._rows.truncated, self._rows.ended):
             array.fill(0)
 
@@ -163,7 +168,7 @@ class _Lane:
             obs, reward, terminated, truncated, info = self.vector.step(action)
         except RAISED as error:
             raise EnvError(f"{self._place()}: step raised {error_line(error)}") from error
-        self._fill(range(self.vector.num_envs), obs)
+        self._show(obs)
         rows.reward[:], rows.terminated[:], rows.truncated[:] = reward, terminated, truncated
         if dead.any():
             self._bury(dead)
@@ -204,7 +209,7 @@ class _Lane:
         for column in np.flatnonzero(dead):
             self._episode[column] += 1
         before = tree.map(np.copy, rows.obs)
-        self._fill(range(self.vector.num_envs), self._call_reset(dead))
+        self._show(self._call_reset(dead))
         alive = ~dead
         for old, new in zip(tree.leaves(before), tree.leaves(rows.obs), strict=True):
             if not np.array_equal(old[alive], new[alive], equal_nan=old.dtype.kind == "f"):
@@ -222,6 +227,14 @@ class _Lane:
             return reset(seed=seed, options=None if mask is None else {"reset_mask": mask})[0]
         except RAISED as error:
             raise EnvError(f"{self._place()}: reset raised {error_line(error)}") from error
+
+    def _show(self, obs: Tree) -> None:
+        """Takes the observations of all slots: at once where that is one array as it should be."""
+        mine = self._rows.obs
+        if self._plain and isinstance(obs, np.ndarray) and (obs.shape, obs.dtype) == (mine.shape, mine.dtype):
+            mine[...] = obs
+        else:
+            self._fill(range(self.vector.num_envs), obs)
 
     def _fill(self, columns: Sequence[int], obs: Tree) -> None:
         try:

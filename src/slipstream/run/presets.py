@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
-from slipstream.envs.make import env_family
+from slipstream.envs.make import VECTOR, env_family
 from slipstream.run.config import CALLABLE, Config, algorithm, aliases, from_plain, known_settings
 from slipstream.run.machine import quick_precision
 from slipstream.run.preset_table import PRESETS
@@ -35,10 +35,11 @@ def family(env: str) -> str:
 def preset(algo: str, env: str) -> dict[str, Any]:
     """What the presets say for this algorithm and environment, the exact id over its family.
 
-    An Atari game is the same game under all of its ids.
+    An Atari game is the same game under all of its ids, and a vector environment is many of one kind.
     """
-    kind = family(env)
-    game = re.sub(r"^(envpool:)?(\w+?)(NoFrameskip)?-v\d$", r"ALE/\2-v5", env) if kind == "atari" else env
+    kind, game = family(env), env.removeprefix(VECTOR)
+    if kind == "atari":
+        game = re.sub(r"^(envpool:)?(\w+?)(NoFrameskip)?-v\d$", r"ALE/\2-v5", game)
     return {**PRESETS.get((algo, kind), {}), **PRESETS.get((algo, game), {})}
 
 

@@ -22,7 +22,7 @@ from PIL import Image
 from slipstream import dice, slab
 from slipstream.arithmetic import adopted
 from slipstream.envs import EnvError, EnvOptions, envpool, make_envs, toy
-from slipstream.envs.make import GymFactory, score_key
+from slipstream.envs.make import VECTOR, GymFactory, score_key
 from slipstream.envs.slot import error_line
 from slipstream.nets.actor_critic import ActorCritic
 from slipstream.run import checkpoint, sketch
@@ -207,6 +207,7 @@ def make_stage(config: Config, env: Callable[[], gymnasium.Env[Any, Any]] | None
             f"{config.env} makes a vector environment, which cannot be watched; load the run with a callable that "
             "makes one of its environments"
         )
+    config = replace(config, env=config.env.removeprefix(VECTOR))  # one of its environments
     options = replace(config.env_options, decorrelate_steps=0)
     if env is None and family(config.env) == "atari":
         return _atari_stage(config.env, options)
