@@ -1,6 +1,11 @@
 #!/usr/bin/env bash
 # All checks and measurements that need a GPU, in one call, or a part of them (no part has been run on a GPU yet):
-#   bench       steps per second on Pong with the nature CNN, all schedules, against the slowest stage alone
+#   bench       steps per second on Pong with the nature CNN, all schedules, against the slowest stage alone, which is
+#               the environments' where the GPU is fast enough; the share of time that the learner waits is in wait/*
+#   exact       what deterministic kernels cost
+#   scale       the machine's cores without the GPU: speed by cores, lanes and environments, beside the model's
+#   cluster     APPO: one learner on the GPU, collectors in processes and in Ray actors on all cores
+#   learners    several learners, one GPU each (nccl); needs two
 #   verify      the bits: other numbers of threads give the same run
 #   curves      Pong: PPO sync and concurrent, APPO async, three seeds each; `curves ppo concurrent 2` is one of them
 #   replays     Pong: DQN and Rainbow, one seed each
@@ -11,10 +16,26 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-.venv/bin/python}
 "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available() and "gpu.sh: PyTorch sees no GPU here")'
+cores=$(nproc)
 
 bench() {
-  "$python" -m slipstream bench ppo a2c impala appo --env ALE/Pong-v5 --net.torso nature_cnn \
+  "$python" -m slipstream bench ppo a2c impala appo dqn --env ALE/Pong-v5 --net.torso nature_cnn \
     --schedules sync concurrent async --placement.device cuda --output benchmarks/results/gpu_bench.json
+}
+exact() { "$python" benchmarks/exact_kernels.py --output benchmarks/results/gpu_exact_kernels.json "$@"; }
+scale() { "$python" benchmarks/scale.py --output benchmarks/results/gpu_scale.json "$@"; }
+cluster() {
+  "$python" -m slipstream bench appo --env ALE/Pong-v5 --net.torso nature_cnn --schedules async --lanes "$cores" \
+    --num-envs $((8 * cores)) --placements "process:$cores" "ray:$cores" --placement.device cuda \
+    --output benchmarks/results/gpu_cluster.json
+}
+learners() {
+  if [[ $("$python" -c 'import torch; print(torch.cuda.device_count())') -lt 2 ]]; then
+    echo "gpu.sh: learners needs two GPUs; left out" >&2
+    return
+  fi
+  "$python" -m slipstream bench ppo --env ALE/Pong-v5 --net.torso nature_cnn --schedules concurrent --shards 2 \
+    --reduction all_reduce --placements learners:2 --placement.device cuda --output benchmarks/results/gpu_learners.json
 }
 verify() {
   "$python" -m slipstream verify ppo --env ALE/Pong-v5 --system hts --placement.device cuda --updates 5 \
@@ -35,8 +56,13 @@ ablation() {
   "$python" benchmarks/ablation.py --device cuda --variants all --seeds 2 3
 }
 
-case ${1:-all} in
-  all) bench; curves; replays; ablation; verify ;;
-  bench | verify | curves | replays | ablation) "$@" ;;
-  *) echo "gpu.sh: unknown part $1; expected bench, verify, curves, replays or ablation" >&2; exit 2 ;;
-esac
+parts=(bench exact scale cluster learners curves replays ablation verify)
+part=${1:-all}
+if [[ $part == all ]]; then
+  for part in "${parts[@]}"; do "$part"; done
+elif [[ " ${parts[*]} " == *" $part "* ]]; then
+  "$@"
+else
+  echo "gpu.sh: unknown part $part; expected one of: ${parts[*]}" >&2
+  exit 2
+fi

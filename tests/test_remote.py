@@ -548,9 +548,10 @@ def test_a_dead_collector_ends_the_run_without_restarts(algo: str, schedule: str
     assert gone(pids)
 
 
-def test_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("schedule", ["sync", "concurrent"])
+def test_a_gpu_is_refused_where_bits_are_promised(monkeypatch: pytest.MonkeyPatch, schedule: str) -> None:
     monkeypatch.setattr(device, "chosen", lambda name: torch.device("cuda"))
-    config = configure("ppo", "CartPole-v1", {"placement.collectors": "process"})
+    config = configure("ppo", "CartPole-v1", {"placement.collectors": "process", "schedule": schedule})
     with pytest.raises(ConfigError, match=r"placement\.collectors=process acts on the CPU"):
         Training(config)
 

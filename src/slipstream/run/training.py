@@ -90,10 +90,11 @@ class Training:
             )
         lanes = config.lanes
         remote = place.collectors in ("process", "ray")
-        if remote and self.device.type != "cpu":
+        if remote and self.device.type != "cpu" and config.schedule != "async":
             raise ConfigError(
                 f"placement.collectors={place.collectors} acts on the CPU, so that its bits would not be those of a "
-                "GPU: use --placement.device cpu, or --placement.collectors thread with --placement.env-workers"
+                "GPU: use --placement.device cpu, --placement.collectors thread with --placement.env-workers, or "
+                "--schedule async, where no two runs are the same"
             )
         self._remotes: Remotes | None = None
         self._recorded: RecordedEnvs | None = None
@@ -315,14 +316,16 @@ class Training:
 
     def _work(self, env: str | EnvMaker, jitter: Jitter | None) -> Work:
         """What collector processes are to do."""
-        config = self._config
+        config, policy = self._config, copy.deepcopy(self.policy)
+        if isinstance(policy, nn.Module):
+            policy.cpu()
         return Work(
             env=env,
             options=config.env_options,
             workers=config.placement.env_workers,
             threads=config.placement.env_threads,
             spec=self.spec,
-            policy=self.policy,
+            policy=policy,
             rows=config.unroll,
             slabs=sizes.slabs(config),
             seed=config.seed,
