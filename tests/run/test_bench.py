@@ -87,6 +87,12 @@ def test_the_verb_measures_and_writes(tmp_path: Path, capsys: pytest.CaptureFixt
         (["ppo", "--env", "CartPole-v1", "--schedules", "async"], "none of the schedules async is for ppo"),
         (["ppo", "--env", "CartPole-v1", "--schedules", "asynch"], "unknown schedule 'asynch'"),
         (["ppo", "--env", "CartPole-v1", "--rounds", "0"], "rounds must be at least 1"),
+        (
+            ["ppo", "dqn", "--env", "CartPole-v1", "--algo.replay.capacity", "99"],
+            "--algo.replay.capacity is no setting of ppo: leave it out, or type slipstream bench dqn ... "
+            "--algo.replay.capacity 99, and ppo apart",
+        ),
+        (["ppo", "dqn", "--env", "CartPole-v1", "--algo.replay.capacty", "9"], "Did you mean --algo.replay.capacity?"),
     ],
 )
 def test_mistakes_are_named(words: list[str], match: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -30,7 +30,7 @@ def verify_verb(words: list[str], tell: Tell) -> int:
     file = file_of(words)
     base = settings_of(file) if file else {}
     algo, words = algorithm_of(words, base)
-    chosen, values = settings_and(VerifyFlags, "verify", algo, words)
+    chosen, values = settings_and(VerifyFlags, "verify", [algo], words)
     config = configuration(algo, base, values, chosen.system, "verify")
     refuse_callable(config, file)
     outcomes = verify(config, chosen.updates, chosen.placements, chosen.delay)
@@ -64,7 +64,7 @@ def doctor_verb(words: list[str], tell: Tell) -> int:
     named = bool(words) and not words[0].startswith("--") and words[0] not in ALGORITHMS
     env, words = (words[:1], words[1:]) if named else ([], words)
     algo, words = algorithm_of(words, {"algo.name": "ppo", **base})
-    chosen, values = settings_and(DoctorFlags, "doctor", algo, [*words, *(f"--env={id}" for id in env)])
+    chosen, values = settings_and(DoctorFlags, "doctor", [algo], [*words, *(f"--env={id}" for id in env)])
     if "env" not in {**base, **values}:
         raise ConfigError("ENV is missing: slipstream doctor ENV [--algo ALGO] (slipstream envs lists them)")
     config = configuration(algo, base, values, chosen.system)
@@ -91,11 +91,8 @@ def bench_verb(words: list[str], tell: Tell) -> int:
     base = settings_of(file) if file else {}
     count = next((place for place, word in enumerate(words) if word.startswith("--")), len(words))
     algos, words = words[:count] or [str(base.get("algo.name", ""))], words[count:]
-    typed = [settings_and(BenchFlags, "bench", algo, words) for algo in algos]
-    chosen = typed[0][0]
-    configs = [
-        configuration(algo, base, each[1], chosen.system, "bench") for algo, each in zip(algos, typed, strict=True)
-    ]
+    chosen, values = settings_and(BenchFlags, "bench", algos, words)
+    configs = [configuration(algo, base, values, chosen.system, "bench") for algo in algos]
     refuse_callable(configs[0], file)
     measured = variants(configs, chosen.schedules, chosen.placements)
     if not measured:
