@@ -334,9 +334,9 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "algos": _algos,
     "presets": _presets,
     "check-env": _check_env,
-    "verify": lambda words: verify_verb(words, _out.print),
+    "verify": lambda words: verify_verb(words, _out.print, _error.print),
     "doctor": lambda words: doctor_verb(words, _out.print),
-    "bench": lambda words: bench_verb(words, _out.print),
+    "bench": lambda words: bench_verb(words, _out.print, _error.print),
 }
 
 OPTIONS: dict[str, type] = {
