@@ -21,13 +21,17 @@ def parameters() -> list[nn.Parameter]:
     return [nn.Parameter(made[0].contiguous(memory_format=torch.channels_last)), *map(nn.Parameter, made[1:])]
 
 
+def named(of: list[nn.Parameter]) -> dict[str, nn.Parameter]:
+    return {str(number): each for number, each in enumerate(of)}
+
+
 def gradients(of: list[nn.Parameter], step: int) -> list[Tensor]:
     generator = torch.Generator().manual_seed(10 + step)
     return [torch.empty_like(each).copy_(torch.randn(each.shape, generator=generator)) for each in of]
 
 
 def descent(of: list[nn.Parameter], kind: OptimizerKind = "adam", max_norm: float = 0.5) -> Descent:
-    return Descent(replace(PPO(), optimizer=kind, max_grad_norm=max_norm), of, 1e-5)
+    return Descent(replace(PPO(), optimizer=kind, max_grad_norm=max_norm), named(of), 1e-5)
 
 
 def stepped(run: Descent, of: list[nn.Parameter], steps: range) -> list[Tensor]:
@@ -65,7 +69,7 @@ def test_a_state_without_memory_layouts_goes_on_to_the_same_bits(kind: Optimizer
 
 def test_what_is_beside_is_clipped_by_a_norm_of_its_own() -> None:
     main, beside = [nn.Parameter(torch.zeros(2))], [nn.Parameter(torch.zeros(2))]
-    run = Descent(replace(PPO(), optimizer="rmsprop_tf", max_grad_norm=1.0), main, 0.0, beside=beside)
+    run = Descent(replace(PPO(), optimizer="rmsprop_tf", max_grad_norm=1.0), named(main), 0.0, named(beside))
     norm = run.apply(Gradient([torch.tensor([3.0, 4.0]), torch.tensor([0.3, 0.4])], {}, None), 1.0, 1)
     assert float(norm) == 5.0
     for parameter, clipped in ((main[0], 0.6), (beside[0], 0.3)):
@@ -76,7 +80,7 @@ def test_what_is_beside_is_clipped_by_a_norm_of_its_own() -> None:
 @pytest.mark.parametrize("where", [0, 3])
 def test_a_gradient_that_is_not_finite_changes_nothing(where: int) -> None:
     of = parameters()
-    run = Descent(PPO(), of[:2], 1e-5, beside=of[2:])
+    run = Descent(PPO(), named(of[:2]), 1e-5, named(of[2:]))
     stepped(run, of, range(1))
     before, state = copy.deepcopy(of), {name: value.clone() for name, value in run.state("optimizer").items()}
     bad = gradients(of, 1)
@@ -97,3 +101,18 @@ def test_units_that_no_row_gives_a_gradient_are_idle() -> None:
     found = Gradient(torch.autograd.grad(loss, list(net.parameters())), {}, None)
     assert float(found.idle_units()) == 0.5
     assert float(Gradient([torch.zeros(2, 2)], {}, None).idle_units()) == 0.0
+
+
+def test_what_of_a_gradient_is_not_finite_is_named() -> None:
+    """Squares may be too large where numbers are not; what is beside has a norm of its own."""
+    weight, bias, beside = (nn.Parameter(torch.zeros(2)) for _ in range(3))
+    run = Descent(PPO(), {"weight": weight, "bias": bias}, 1e-5, {"beside": beside})
+    losses = {"policy_loss": torch.tensor(1.0), "value_loss": torch.tensor(torch.nan)}
+    good, large, bad = (torch.full((2,), value) for value in (1.0, 1e30, torch.inf))
+    for tensors, told in (
+        ((good, bad, good), "norm inf, value_loss nan; in bias"),
+        ((good, large, good), "norm inf, value_loss nan; in no parameter alone"),
+        ((good, good, bad), "norm inf, value_loss nan; in beside"),
+    ):
+        with pytest.raises(FloatingPointError, match=rf"update 7 is not finite \({told}\)"):
+            run.apply(Gradient([tensor.clone() for tensor in tensors], losses, None), 0.1, 7)

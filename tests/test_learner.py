@@ -205,12 +205,16 @@ def test_non_finite_gradient_is_refused_and_parameters_stay(crew: Callable[[int]
     before = parameters(policy)
     slab = rows.trajectory(policy)
     slab.reward[0, 1] = torch.inf
-    with pytest.raises(FloatingPointError, match="gradient of update 1 is not finite"):
+    names = [name for name, _ in policy.named_parameters()]
+    message = f"norm nan, policy_loss -?inf, value_loss inf; in {', '.join(names[:3])} and {len(names) - 3} more"
+    with pytest.raises(FloatingPointError, match=rf"gradient of update 1 is not finite \({message}\)"):
         learner(A2C(), policy, crew(1)).step(slab)
     assert torch.equal(parameters(policy), before)
 
 
-def test_as_many_gradients_in_a_row_as_may_be_are_left_out(crew: Callable[[int], Crew]) -> None:
+def test_as_many_gradients_in_a_row_as_may_be_are_left_out(
+    crew: Callable[[int], Crew], caplog: pytest.LogCaptureFixture
+) -> None:
     """What they came from is kept, and tells where it went wrong; a step that is taken begins the count anew."""
     policy = rows.policy()
     student = learner(A2C(), policy, crew(1), shards=2)
@@ -238,6 +242,9 @@ def test_as_many_gradients_in_a_row_as_may_be_are_left_out(crew: Callable[[int],
     with pytest.raises(FloatingPointError, match="gradient of update 6 is not finite") as caught:
         student.step(bad)
     assert caught.value.__notes__ == ["it is there"]
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert told.startswith("the gradient of update 1 is not finite (norm nan, "), "the first time it is said, too"
+    assert told.endswith("It is left out; from here on faults/skipped_gradients counts. it is there")
     for name, value in student.state()[0].items():
         assert torch.equal(value, state[name]), name
     assert list(kept) == ["update-1", "update-2", "update-4", "update-5", "update-6"]

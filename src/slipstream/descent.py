@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from slipstream.algos.algorithm import Algorithm
 from slipstream.crew import Crew
 from slipstream.optimizers import make_optimizer
+
+_NAMED = 3
+"""Tensors of a gradient that a message names."""
 
 ShardLoss = tuple[Tensor, dict[str, Tensor], Tensor | None]
 """A shard's part of the loss, its parts of metrics, and what it says of every row (or None)."""
@@ -45,7 +48,7 @@ class Descent:
 
     Args:
         algorithm: Has the rule, and the norm to clip at.
-        parameters: What is learned.
+        parameters: What is learned, by name.
         eps: Epsilon of the rule.
         beside: Parameters that are learned with them, whose gradient is clipped by a norm of its own.
     """
@@ -53,12 +56,16 @@ class Descent:
     def __init__(
         self,
         algorithm: Algorithm,
-        parameters: Sequence[nn.Parameter],
+        parameters: Mapping[str, nn.Parameter],
         eps: float,
-        beside: Sequence[nn.Parameter] = (),
+        beside: Mapping[str, nn.Parameter] | None = None,
     ) -> None:
-        self._apart = [[each for each in part if each.requires_grad] for part in (parameters, beside)]
-        self.parameters = [each for part in self._apart for each in part]
+        own, others = (
+            {name: each for name, each in part.items() if each.requires_grad} for part in (parameters, beside or {})
+        )
+        self._names = [*own, *others]
+        self.parameters = [*own.values(), *others.values()]
+        self._apart = slice(None, len(own)), slice(len(own), None)
         self._max_norm = algorithm.max_grad_norm
         self._optimizer = make_optimizer(algorithm.optimizer, self.parameters, lr=algorithm.lr, eps=eps)
 
@@ -66,25 +73,34 @@ class Descent:
         """Clips by global norm and takes the step; returns the norm before clipping, not counting what is beside.
 
         Raises:
-            FloatingPointError: If a norm is not finite; parameters and state of the rule are unchanged.
+            FloatingPointError: If a norm is not finite; it names what is not. Parameters and state of the rule are
+                unchanged.
         """
         for group in self._optimizer.param_groups:
             group["lr"] = lr
         for parameter, tensor in zip(self.parameters, gradient.tensors, strict=True):
             parameter.grad = tensor
-        parts = [part for part in self._apart if part]
-        norms = [nn.utils.get_total_norm([each.grad for each in part if each.grad is not None]) for part in parts]
-        for part, norm in zip(parts, norms, strict=True):
-            size = float(norm)
-            if not math.isfinite(size):
-                raise FloatingPointError(
-                    f"the gradient of update {update} is not finite (norm {size}); parameters are unchanged. "
-                    "Lower algo.lr, or look for non-finite observations or rewards"
-                )
+        norms = [nn.utils.get_total_norm(gradient.tensors[part]) for part in self._apart]
+        sizes = [float(norm) for norm in norms]
+        if not all(map(math.isfinite, sizes)):
+            raise FloatingPointError(
+                f"the gradient of update {update} is not finite ({self._culprits(gradient, sizes)}); parameters are "
+                "unchanged. Lower algo.lr, or look for non-finite observations or rewards"
+            )
+        for part, norm, size in zip(self._apart, norms, sizes, strict=True):
             if size + 1e-6 > self._max_norm:  # a pass over memory that most gradients of Q-learning don't need
-                nn.utils.clip_grads_with_norm_(part, self._max_norm, norm)
+                nn.utils.clip_grads_with_norm_(self.parameters[part], self._max_norm, norm)
         self._optimizer.step()
         return norms[0]
+
+    def _culprits(self, gradient: Gradient, norms: Sequence[float]) -> str:
+        """What is not finite: norms, what the losses are made of, and where in the gradient."""
+        told = [("norm", norm) for norm in norms] + [(name, float(value)) for name, value in gradient.metrics.items()]
+        values = [f"{name} {value}" for name, value in told if not math.isfinite(value)]
+        pairs = zip(self._names, gradient.tensors, strict=True)
+        names = [name for name, tensor in pairs if not tensor.isfinite().all()]
+        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        return f"{', '.join(values)}; in {', '.join(names[:_NAMED]) or 'no parameter alone'}{more}"
 
     def state(self, prefix: str) -> dict[str, Tensor]:
         """The optimiser's state, as `PREFIX.INDEX.NAME` by number of the parameter."""

@@ -155,8 +155,8 @@ class Learner:
         self._pace = 1.0
         self._parts = shards
         self._reconstruction = reconstruction
-        beside = () if reconstruction is None else list(reconstruction.decoder.parameters())
-        self._descent = Descent(algorithm, list(policy.parameters()), algorithm.eps, beside=beside)
+        beside = {} if reconstruction is None else dict(reconstruction.decoder.named_parameters("decoder"))
+        self._descent = Descent(algorithm, dict(policy.named_parameters()), algorithm.eps, beside)
         self._objective = SlabObjective(algorithm, policy, reconstruction)
         self._team = hire(self._objective, shards)
         self._device = self._descent.parameters[0].device

@@ -134,7 +134,7 @@ class ReplayObjective:
         target: What follows it.
 
     Attributes:
-        parts: The parameters of each of the algorithm's parts, `policy`, `critic` or `critic.SUBMODULE`.
+        parts: The parameters, by name, of each of the algorithm's parts, `policy`, `critic` or `critic.SUBMODULE`.
     """
 
     modules: Sequence[str] = ("policy", "critic", "target.policy", "target.critic")
@@ -150,7 +150,7 @@ class ReplayObjective:
 
     def parameters(self, order: Order) -> list[nn.Parameter]:
         """Those of the phase's part."""
-        return self.parts[self._phase(order).part]
+        return list(self.parts[self._phase(order).part].values())
 
     def losses(self, order: Order, parts: Sequence[Replayed[Any]]) -> list[Callable[[], ShardLoss]]:
         """The loss of the phase."""
@@ -161,9 +161,10 @@ class ReplayObjective:
         loss = phase.loss(self._online, self._target, part, progress)
         return loss.loss, loss.metrics, loss.error
 
-    def _of(self, part: str) -> list[nn.Parameter]:
+    def _of(self, part: str) -> dict[str, nn.Parameter]:
         kind, _, path = part.partition(".")
-        return [each for each in self.module(kind).get_submodule(path).parameters() if each.requires_grad]
+        named = self.module(kind).get_submodule(path).named_parameters(part)
+        return {name: each for name, each in named if each.requires_grad}
 
     def _phase(self, order: Order) -> Phase:
         return self._algorithm.phases(order.step)[order.phase]

@@ -13,6 +13,7 @@ import secrets
 import select
 import shutil
 import signal
+import socket
 import tempfile
 import threading
 import warnings
@@ -28,6 +29,7 @@ from slipstream import process
 _PREFIX, _LOCK = "slipray-", "slipstream.lock"
 _SHORT = "/tmp"  # where the usual place has too long a name
 _LONGEST = 107 - len("/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store")  # of a folder's name
+_ANSWER_SECONDS = 5.0  # for a cluster to take a connection
 _SMALLEST_STORE = 128 << 20  # bytes; Ray wants 75 MiB at least
 _PRIVATE = {
     "RAY_AUTH_MODE": "token",
@@ -111,6 +113,7 @@ def _connect(ray: Any, address: str) -> None:
     main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGTERM)
     try:
+        _require_answer(ray, address)
         ray.init(address=address, namespace="slipstream", logging_level="WARNING")
     except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         reason = "" if error.__cause__ is None else f" ({error.__cause__})"
@@ -122,6 +125,21 @@ def _connect(ray: Any, address: str) -> None:
     finally:
         if main:
             signal.signal(signal.SIGTERM, handler)
+
+
+def _require_answer(ray: Any, address: str) -> None:
+    """Refuses a cluster where nobody takes a connection, which Ray would try for minutes.
+
+    Raises:
+        ValueError: It is no address.
+        ConnectionError: There is nobody.
+    """
+    services = ray._private.services
+    host, port = services.extract_ip_port(services.canonicalize_bootstrap_address(address))
+    try:
+        socket.create_connection((host, port), _ANSWER_SECONDS).close()
+    except OSError as error:
+        raise ConnectionError(f"nobody answers at {host}:{port}, {error.strerror or error}") from None
 
 
 def _ray() -> Any:

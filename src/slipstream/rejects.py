@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
+_log = logging.getLogger(__name__)
+
 
 class Rejects:
-    """Lets gradient steps be taken, or left out where the gradient is not finite.
+    """Lets gradient steps be taken, or left out where the gradient is not finite; the log tells of the first.
 
     Args:
         most: Gradient steps that may be left out in a row; one more is the end.
@@ -51,10 +54,13 @@ class Rejects:
         except FloatingPointError as error:
             self.count += 1
             self._in_a_row[part] += 1
-            kept = self.keep(f"update-{update}", dict(_tensors(at, "at")) | dict(_tensors(batch, "batch")))
+            tensors = dict(_tensors(at, "at")) | dict(_tensors(batch, "batch"))
+            kept = self.keep(f"update-{update}", tensors) or "what it came from was not kept"
             if self._in_a_row[part] > self._most:
-                error.add_note(kept or "what it came from was not kept")
+                error.add_note(kept)
                 raise
+            if self.count == 1:
+                _log.warning("%s. It is left out; from here on faults/skipped_gradients counts. %s", error, kept)
             return None
         self._in_a_row[part] = 0
         return norm

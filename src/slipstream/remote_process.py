@@ -22,6 +22,7 @@ from slipstream import arithmetic, memory, process, slab, tree
 from slipstream.nets.policy import Policy
 from slipstream.outpost import Outpost, Status, Work, acting_policy
 from slipstream.standing import SlotState, Standing
+from slipstream.tie import told
 from slipstream.tree import Tree
 from slipstream.types import EnvSpec, Place, Trajectory
 from slipstream.weights import Ring, RingReplica
@@ -92,9 +93,8 @@ def main() -> None:
     actor = _Actor()
     answer = partial(process.answer, fds.answers[0])
     if answer(partial(actor.make, fds)):
-        with open(fds.commands, "rb") as commands:
-            for line in commands:
-                answer(partial(actor.obey, json.loads(line), commands))
+        for command, more in told(fds.commands):
+            answer(partial(actor.obey, command, more))
     actor.close()
     process.leave()
 

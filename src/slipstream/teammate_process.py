@@ -5,7 +5,6 @@ Commands are lines of JSON. Letters are a line of JSON too, followed by their co
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from typing import Any, BinaryIO
 
@@ -14,6 +13,7 @@ import cloudpickle
 from slipstream import arithmetic, process
 from slipstream.parcel import Letter
 from slipstream.teammate import Broken, Meeting, Teammate
+from slipstream.tie import told
 
 
 def main() -> None:
@@ -23,14 +23,12 @@ def main() -> None:
     self = _Process()
     answer = partial(process.answer, fds.answers[0])
     if answer(partial(self.make, fds)):
-        with open(fds.commands, "rb") as commands:
-            for line in commands:
-                told = json.loads(line)
-                if answer(partial(self.obey, told, commands)) and "differentiate" in told:
-                    try:
-                        self.teammate.deliver()
-                    except Broken:
-                        break  # the first learner has left, or sees that this one has
+        for command, more in told(fds.commands):
+            if answer(partial(self.obey, command, more)) and "differentiate" in command:
+                try:
+                    self.teammate.deliver()
+                except Broken:
+                    break  # the first learner has left, or sees that this one has
     process.leave()
 
 
@@ -42,12 +40,12 @@ class _Process:
         duty, rank = cloudpickle.loads(process.read_file(fds.setup))
         self.teammate = Teammate(duty, rank)
 
-    def obey(self, told: dict[str, Any], more: BinaryIO) -> bytes | None:
+    def obey(self, command: dict[str, Any], more: BinaryIO) -> bytes | None:
         """Does what the first learner says; `more` holds what comes with it."""
-        if "join" in told:
-            self.teammate.join(Meeting(**told["join"]))
+        if "join" in command:
+            self.teammate.join(Meeting(**command["join"]))
             return None
-        letters = [Letter(size, more.read(length)) if length else None for size, length in told["differentiate"]]
+        letters = [Letter(size, more.read(length)) if length else None for size, length in command["differentiate"]]
         wanted, news = letters
         assert wanted is not None, "an order without content"
         found = self.teammate.differentiate(wanted, news)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import select
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import Iterator, Mapping
+from typing import Any, BinaryIO, Protocol
 
 from slipstream.process import Child, ChildDied, Children
 
@@ -120,3 +120,14 @@ class ChildTie:
     def _living(self) -> Child:
         assert self._child is not None, "it has not been started"
         return self._child
+
+
+def told(fd: int) -> Iterator[tuple[dict[str, Any], BinaryIO]]:
+    """In the child: what `ChildTie.tell` tells, and where to read what comes with it, until the driver closes the pipe.
+
+    Args:
+        fd: Of the commands.
+    """
+    with open(fd, "rb") as commands:
+        for line in commands:
+            yield json.loads(line), commands

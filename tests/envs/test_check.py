@@ -93,6 +93,24 @@ class Silent(Catch):
         return obs, reward, False, *rest
 
 
+class Windy(Catch):
+    """Starts the same whatever the seed, which only tells where the ball goes."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        super().reset(seed=seed)
+        self._ball = 2
+        return self._board(), {}
+
+    def step(self, action: np.int64) -> Any:
+        self._ball = int(self.np_random.integers(5))
+        return super().step(action)
+
+
+def test_equal_starts_are_no_finding_where_the_seed_tells_later() -> None:
+    assert check_env(Windy, steps=61) == []
+    assert not any("the same observation" in finding.problem for finding in check_env("ALE/Pong-v5", steps=61))
+
+
 class Deaf(Catch):
     """Starts the same whatever the seed."""
 

@@ -155,10 +155,12 @@ def test_the_first_time_is_told(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         advance(spiky("all", "clamp", "here"), 12)
         advance(spiky("all", "skip", "worker"), 12)
+        advance(spiky("inf", "skip", "here"), 12)
     told = [record.getMessage() for record in caplog.records]
-    assert len(told) == 2
+    assert len(told) == 3
     assert "slot 0, step 3, episode 0: expected finite numbers as reward, got inf, which is clamped" in told[0]
-    assert "slot 0, step 3, episode 0: expected finite numbers, and the episode is cut" in told[1]
+    assert "slot 0, step 3, episode 0: expected finite numbers as reward, and the episode is cut" in told[1]
+    assert "expected finite numbers as observation.free, and the episode is cut" in told[2]
 
 
 def test_a_skipped_episode_is_played_back_as_it_was() -> None:

@@ -250,9 +250,12 @@ def test_an_environment_that_has_changed_its_spaces_is_refused(tmp_path: Path) -
     assert len(agent.evaluate(2).returns) == 2
     with pytest.raises(ConfigError, match="trained on the Python callable Long"):
         slipstream.load(agent.run).evaluate(2)
-    other = slipstream.load(agent.run, env=lambda: gymnasium.make("CartPole-v1"))
+    assert len(slipstream.load(agent.run, env=Long).evaluate(2).returns) == 2
+    agent.env = lambda: gymnasium.make("CartPole-v1")
     with pytest.raises(CheckpointError, match="belongs to another environment: its observation space"):
-        other.evaluate(2)
+        agent.evaluate(2)
+    with pytest.raises(CheckpointError, match=r"its observation space \(of Long\) is Box\(.*\(5,\).* is Box\(.*\(4,\)"):
+        slipstream.load(agent.run, env=agent.env)
 
 
 def test_a_run_is_loaded_and_resumed_with_an_id(tmp_path: Path) -> None:
@@ -262,7 +265,7 @@ def test_a_run_is_loaded_and_resumed_with_an_id(tmp_path: Path) -> None:
     assert loaded.config.env == "CartPole-v1"
     assert loaded.evaluate(3).returns == agent.evaluate(3).returns
     with pytest.raises(CheckpointError, match="belongs to another environment: its observation space"):
-        slipstream.load(agent.run, env="Acrobot-v1").evaluate(2)
+        slipstream.load(agent.run, env="Acrobot-v1")
     with pytest.raises(ValueError, match="unknown environment 'CartPol-v1'; did you mean CartPole-v1"):
         slipstream.load(agent.run, env="CartPol-v1")
     with pytest.raises(CheckpointError, match="belongs to another environment: its observation space"):

@@ -7,7 +7,7 @@ import pytest
 
 from slipstream.run import bench as module
 from slipstream.run import cli
-from slipstream.run.bench import bench, table, variants
+from slipstream.run.bench import bench, outline, table, variants
 from slipstream.run.config import Config
 from slipstream.run.limit import Stages
 from slipstream.run.presets import configure
@@ -36,6 +36,14 @@ def test_variants_are_the_combinations_that_can_be_had() -> None:
     assert variants(configs, ("sync",), ("thread:3",))[0].config.placement.workers == 3
     with pytest.raises(ConfigError, match="unknown placement 'threads'"):
         variants(configs, (), ("threads",))
+
+
+def test_what_is_going_to_be_measured_is_told_with_its_length() -> None:
+    configs = [configure(algo, "CartPole-v1", SMALL) for algo in ("ppo", "appo")]
+    chosen = variants(configs, ("sync", "async"), ("default", "thread:2"))
+    assert outline(chosen, 2, 20.0, 5.0) == (
+        "rounds: 2; in each, trainings: 6, 20 s long, and stages: 6, 5 s long; 5:00 in all, and what starting takes"
+    )
 
 
 def test_ratios_are_of_one_round(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,7 +85,9 @@ def test_the_verb_measures_and_writes(tmp_path: Path, capsys: pytest.CaptureFixt
     assert result["variants"]["a2c sync default"]["steps_per_second"] > 0
     assert 0 < result["process"]["a2c"]["startup_seconds"] < 300
     assert result["process"]["a2c"]["peak_mb"] > 50
-    assert "| a2c sync default |" in capsys.readouterr().out
+    out, error = capsys.readouterr()
+    assert "| a2c sync default |" in out
+    assert error.startswith("rounds: 1; in each, trainings: 1, 0.05 s long, and stages: 3, 0.0125 s long; 0:00 in all")
 
 
 @pytest.mark.parametrize(
@@ -87,6 +97,12 @@ def test_the_verb_measures_and_writes(tmp_path: Path, capsys: pytest.CaptureFixt
         (["ppo", "--env", "CartPole-v1", "--schedules", "async"], "none of the schedules async is for ppo"),
         (["ppo", "--env", "CartPole-v1", "--schedules", "asynch"], "unknown schedule 'asynch'"),
         (["ppo", "--env", "CartPole-v1", "--rounds", "0"], "rounds must be at least 1"),
+        (
+            ["ppo", "dqn", "--env", "CartPole-v1", "--algo.replay.capacity", "99"],
+            "--algo.replay.capacity is no setting of ppo: leave it out, or type slipstream bench dqn ... "
+            "--algo.replay.capacity 99, and ppo apart",
+        ),
+        (["ppo", "dqn", "--env", "CartPole-v1", "--algo.replay.capacty", "9"], "Did you mean --algo.replay.capacity?"),
     ],
 )
 def test_mistakes_are_named(words: list[str], match: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import re
@@ -18,10 +19,12 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.envs.classic_control import CartPoleEnv
+from rich.console import Console
 from safetensors.torch import load_file
 
 from slipstream.envs import EnvError
-from slipstream.run import checkpoint, evaluate, metrics
+from slipstream.run import checkpoint, evaluate, loop, metrics
+from slipstream.run.checkpoint import Checkpoint
 from slipstream.run.config import CALLABLE
 from slipstream.run.directory import RunDirectory
 from slipstream.run.evaluate import Evaluation
@@ -352,6 +355,25 @@ def test_a_run_says_how_it_resumes_and_checkpoints_say_how_it_was(tmp_path: Path
     (path,) = (tmp_path / "failed").iterdir()
     saved = checkpoint.newest(path / "checkpoints").manifest["resumes"]
     assert saved == "with new episodes, so that bits will differ; the environments had failed"
+
+
+def test_a_run_that_goes_on_with_other_bits_says_so_wherever_it_says_how_it_resumes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = train(tmp_path, total_steps=20).run
+    facts = Checkpoint.facts
+
+    def of_two_learners(self: Checkpoint) -> dict[str, Any]:
+        found = facts(self)
+        return {**found, "training": {**found["training"], "learners": 2}}
+
+    monkeypatch.setattr(Checkpoint, "facts", of_two_learners)
+    said = io.StringIO()
+    with pytest.warns(UserWarning, match="this run had learners=2, here it has learners=1: bits will differ"):
+        loop.resume(run.path, Own(), {"total_steps": 40}, Console(file=said))
+    expected = "exact, but only from here on (learners=2 until now); environments are played back to where they were"
+    assert f"resume: {expected}\n" in said.getvalue()
+    assert checkpoint.newest(run.checkpoints).manifest["resumes"] == expected
 
 
 class FailsInEvaluations(CartPoleEnv):

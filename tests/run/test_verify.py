@@ -241,7 +241,9 @@ def test_the_reference_comes_first_and_has_no_difference() -> None:
 def test_the_verb_says_identical(capsys: pytest.CaptureFixture[str]) -> None:
     words = "ppo --env toy:catch --system hts --num-envs 8 --unroll 4 --batch-size 32 --updates 2 --placements thread:2"
     assert cli.main(["verify", *words.split()]) == 0
-    lines = capsys.readouterr().out.splitlines()
+    out, error = capsys.readouterr()
+    assert error == "runs: 2, 2 updates (64 steps) each\n"
+    lines = out.splitlines()
     assert lines[0] == "ppo on toy:catch, schedule concurrent, lanes 4, 2 updates"
     assert lines[1].startswith("inline      the reference, 2 updates, ")
     assert lines[2].startswith("thread:2    identical, 2 updates, ")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -58,8 +59,8 @@ def check_env(
     """Plays `steps` random steps in a few slots, several times over, and tells what it found.
 
     Checked: spaces; shapes, dtypes and bounds of observations; rewards; determinism (twice the same seed, in a fresh
-    environment and in a used one); different seeds for different slots; ends of episodes; observations that change
-    after they were handed out.
+    environment and in a used one); different lives in different slots, by their seeds; ends of episodes; observations
+    that change after they were handed out.
 
     Args:
         env: An id or a callable, as for `make_envs`.
@@ -91,10 +92,10 @@ def check_env(
         envs.close()
     fresh = make_envs(env, _SLOTS, 1, options)
     try:
-        second = _play(fresh, steps, seed)
+        second, seeded = _play(fresh, steps, seed), _seeded(fresh, steps, seed)
     finally:
         fresh.close()
-    findings = [*_bounds(first), *_determinism(first, second, again), *_starts(first), *_ends(first, steps)]
+    findings = [*_bounds(first), *_determinism(first, second, again), *_lives(first, seeded), *_ends(first, steps)]
     if isinstance(fresh, GymEnvs):
         findings += _views(gym_source(env, options).make(0), seed)
     return sorted(findings, key=lambda finding: finding.severity)
@@ -182,17 +183,34 @@ def _fields(row: EnvStep) -> list[tuple[str, NDArray[Any]]]:
     return [*tree.items(row.obs, "observation"), *flags]
 
 
-def _starts(play: _Play) -> list[Finding]:
+def _seeded(envs: Envs, steps: int, seed: int) -> bool:
+    """Whether slots come to differ under the same actions, by what their seeds decide: starts, or what follows."""
+    generator = np.random.Generator(np.random.Philox(dice.seed_sequence(seed, "same")))
+    actions = spaces.Actions(envs.spec.action_space, envs.spec.num_envs, envs.spec.id)
+    envs.reset(seed)
+    for _ in range(steps):
+        row = envs.recv(0)
+        if _differ(_fields(row)):
+            return True
+        action = actions.sample(generator, allowed(tree.map(lambda leaf: leaf[0], row.obs)))
+        envs.send(np.stack([action] * envs.spec.num_envs), 0)
+    return _differ(_fields(envs.recv(0)))
+
+
+def _lives(play: _Play, seeded: bool) -> list[Finding]:
     """Slots that all live the same life."""
-    for row in play.rows:
-        if any((leaf != leaf[0]).any() for _, leaf in tree.items(row.obs)):
-            break
-    else:
+    if not any(_differ(tree.items(row.obs)) for row in play.rows):
         return [Finding("warning", "no observation ever changed between slots", "is there anything to learn?")]
-    if any((leaf != leaf[0]).any() for _, leaf in tree.items(play.rows[0].obs)):
+    if seeded:
         return []
+    problem = "all slots start from the same observation, and the same actions lead to the same, whatever the seed"
     remedy = "if starts should be random, use the seed given to reset; decorrelate_steps spreads the slots out"
-    return [Finding("warning", "all slots start from the same observation, whatever the seed", remedy)]
+    return [Finding("warning", problem, remedy)]
+
+
+def _differ(fields: Iterable[tuple[str, NDArray[Any]]]) -> bool:
+    """Whether the slots of a row do."""
+    return any((leaf != leaf[0]).any() for _, leaf in fields)
 
 
 def _ends(play: _Play, steps: int) -> list[Finding]:

@@ -50,7 +50,7 @@ class Rows:
     """One row for `B` slots, see `EnvStep` for shapes and meaning; `score` is there even if nothing writes it.
 
     Attributes:
-        skipped: bool `[B]`, whether the episode was cut here because numbers were not finite.
+        skipped: int64 `[B]`, which of `numbers`, from 1 on, was not finite, so that the episode was cut here; 0: none.
         step: int64 `[B]`, steps of the episode, if slots are what writes the row; where one fails, with that step.
         episode: int64 `[B]`, its number, likewise.
     """
@@ -61,18 +61,22 @@ class Rows:
     truncated: BoolArray
     ended: BoolArray
     score: FloatArray
-    skipped: BoolArray
+    skipped: NDArray[np.int64]
     step: NDArray[np.int64]
     episode: NDArray[np.int64]
 
     @staticmethod
     def empty(space: Space[Any], size: int) -> Rows:
         """Zeros for `size` slots with observations of `space`."""
-        terminated, truncated, ended, skipped = (np.zeros(size, np.bool_) for _ in range(4))
+        terminated, truncated, ended = (np.zeros(size, np.bool_) for _ in range(3))
         reward, score = (np.zeros(size, np.float32) for _ in range(2))
-        step, episode = (np.zeros(size, np.int64) for _ in range(2))
+        skipped, step, episode = (np.zeros(size, np.int64) for _ in range(3))
         obs = spaces.empty_observations(space, size)
         return Rows(obs, reward, terminated, truncated, ended, score, skipped, step, episode)
+
+    def numbers(self) -> list[tuple[str, NDArray[Any]]]:
+        """What may not be finite, by name."""
+        return [("reward", self.reward), ("score", self.score), *tree.items(self.obs, "observation")]
 
     def part(self, slots: slice) -> Rows:
         """The same memory, restricted to some slots."""
@@ -140,8 +144,10 @@ class RowCheck:
         """
         mended: list[BoolArray] = []
         if self._skips and self._rows is not None and self._rows.skipped.any():
-            mended.append(self._rows.skipped)
-            self._tell(self._message(self._rows.skipped, "finite numbers, and the episode is cut", count))
+            cut = self._rows.skipped > 0
+            mended.append(cut)
+            name, _ = self._rows.numbers()[self._rows.skipped[cut][0] - 1]
+            self._tell(self._message(cut, f"finite numbers as {name}, and the episode is cut", count))
         score = [] if step.score is None else [("score", step.score)]
         for path, leaf in [("reward", step.reward), *score, *tree.items(step.obs, "observation")]:
             if leaf.dtype.kind == "f" and not np.isfinite(leaf).all():

@@ -162,7 +162,7 @@ class Slot:
         rows.terminated[column] = terminated
         rows.truncated[column] = truncated
         rows.ended[column] = self._ended = terminated or truncated
-        rows.skipped[column] = False
+        rows.skipped[column] = 0
 
     def _put_or_skip(self, obs: Any, reward: float, terminated: bool, truncated: bool, score: float) -> None:
         """As `_put`; the episode is cut at the observation before if a number is not finite."""
@@ -170,14 +170,15 @@ class Slot:
         before = tree.map(lambda leaf: leaf[column].copy(), rows.obs)
         with np.errstate(over="ignore"):
             self._put(obs, reward, terminated, truncated, score)
-        numbers = [rows.reward[column], rows.score[column], *(leaf[column] for leaf in tree.leaves(rows.obs))]
-        if all(np.isfinite(number).all() for number in numbers):
+        bad = [number for number, (_, leaf) in enumerate(rows.numbers(), 1) if not np.isfinite(leaf[column]).all()]
+        if not bad:
             return
         for leaf, kept in zip(tree.leaves(rows.obs), tree.leaves(before), strict=True):
             leaf[column] = kept
         rows.reward[column] = rows.score[column] = 0.0
         rows.terminated[column] = False
-        rows.truncated[column] = rows.ended[column] = rows.skipped[column] = self._ended = True
+        rows.truncated[column] = rows.ended[column] = self._ended = True
+        rows.skipped[column] = bad[0]
 
     def _begin(self) -> Any:
         self._episode += 1

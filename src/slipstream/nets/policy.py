@@ -65,6 +65,10 @@ class Policy(Protocol):
         """As `nn.Module`."""
         ...
 
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """As `nn.Module`."""
+        ...
+
     def state_dict(self) -> dict[str, Any]:
         """As `nn.Module`."""
         ...

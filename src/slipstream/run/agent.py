@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -280,19 +281,19 @@ def load(
     torso: nn.Module | None = None,
     policy: ActorCriticPolicy | None = None,
 ) -> Agent:
-    """The agent of a run (or of `Agent.save`), ready to predict; the environment need not be installed for that.
+    """The agent of a run (or of `Agent.save`), ready to predict; its environment need not be installed for that.
 
     Args:
         run: The directory.
         checkpoint: `last`, `best`, or a number of steps.
         env: The callable, if the run was trained on one and is to be evaluated; or another callable or id with the same
-            spaces, to be evaluated there.
+            spaces, to be evaluated there. It is made at once, to see whether they are the same.
         torso: The network, if the run was trained with one of your own (its weights are replaced).
         policy: The policy, if the run was trained with one of your own (its weights are replaced).
 
     Raises:
         ConfigError: If there is no run.
-        CheckpointError: If the checkpoint is missing, damaged, or does not fit the network.
+        CheckpointError: If the checkpoint is missing, damaged, or does not fit the network or `env`.
     """
     folder = RunDirectory(Path(run))
     id, factory = _id_or_callable(env)
@@ -301,6 +302,9 @@ def load(
         config = spelled_out(replace(config, env=id))
     saved = _select(folder, str(checkpoint))
     spec = saved.spec()
+    if env is not None:
+        with closing(loop.evaluation_envs(config, 1, factory)) as envs:
+            saved.require(envs.spec)
     slots = replace(spec, num_envs=config.num_envs)  # policies that explore by slot have a number for each
     made = policy or config.algo.make_policy(slots, config.net, torso, config.seed)
     tensors = saved.tensors()

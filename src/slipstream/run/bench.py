@@ -20,7 +20,8 @@ from typing import Any
 
 from slipstream.run import settings
 from slipstream.run.config import Config, Placement
-from slipstream.run.limit import Stages, measure
+from slipstream.run.console import clock
+from slipstream.run.limit import STAGES, Stages, measure
 from slipstream.run.speed import measure_speed
 from slipstream.run.verify import placement_of
 
@@ -66,6 +67,16 @@ def variants(configs: Sequence[Config], schedules: Sequence[str], placements: Se
                 place = _configured(own) if name == AS_CONFIGURED else name
                 found.append(Variant(f"{config.algo.name} {schedule} {place}", config.algo.name, variant))
     return found
+
+
+def outline(chosen: Sequence[Variant], rounds: int, seconds: float, stage_seconds: float) -> str:
+    """What `bench` of the same arguments measures, and for how long."""
+    stages = STAGES * len({variant.algo for variant in chosen})
+    whole = rounds * (len(chosen) * seconds + stages * stage_seconds)
+    return (
+        f"rounds: {rounds}; in each, trainings: {len(chosen)}, {seconds:g} s long, and stages: {stages}, "
+        f"{stage_seconds:g} s long; {clock(whole)} in all, and what starting takes"
+    )
 
 
 def bench(

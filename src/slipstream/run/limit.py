@@ -22,6 +22,9 @@ from slipstream.run.machine import cores
 from slipstream.run.training import Training
 from slipstream.types import EnvSpec
 
+STAGES = 3
+"""That are measured one after the other."""
+
 
 @dataclass(frozen=True)
 class Stages:

@@ -222,7 +222,6 @@ def _drive(this: _Run, saved: Checkpoint | None) -> Trained:
             segments = Segments(run.checkpoints, windows, saved.segments if saved else ())
         then = training.restart if training.starts_anew else None
         checkpoints = Checkpoints(run, config.log, progress, training.spec, state, segments, then)
-        stack.push(_finishing(checkpoints))
         evaluators = _evaluators(this)
         stack.callback(lambda: [evaluator.close() for evaluator in evaluators])
         display = Display(progress, _title(config, run, saved), config.log.console_every, this.console)
@@ -240,6 +239,7 @@ def _drive(this: _Run, saved: Checkpoint | None) -> Trained:
             _loop(training, [progress, *evaluators, rows, checkpoints, display, watch], progress, signals)
             if progress.finished or not training.starts_anew:
                 checkpoints.save()
+            checkpoints.close()
         except Exception as error:
             _keep_traceback(error, run)  # first, however long the disk takes for what comes now
             # Environments fail while acting, when the learner is between two updates: what it has learned is whole.
@@ -255,7 +255,6 @@ def _drive(this: _Run, saved: Checkpoint | None) -> Trained:
             stop.add_note(_what_is_saved(run))
             raise
         if signals.received is not None and not progress.finished:
-            checkpoints.close()
             raise Interrupted(signals.received, run.path, _what_is_saved(run))
     return Trained(run, training.spec, training.policy, progress)
 
@@ -335,16 +334,6 @@ def _closing(rows: Metrics) -> Callable[[Any, BaseException | None, Any], None]:
             if error is None:
                 raise
             error.add_note(f"the last rows of metrics.jsonl are lost: {problem.strerror or problem}")
-
-    return close
-
-
-def _finishing(checkpoints: Checkpoints) -> Callable[[Any, BaseException | None, Any], None]:
-    """What waits for the checkpoint that is being written at the end, if there is time."""
-
-    def close(kind: Any, error: BaseException | None, trace: Any) -> None:
-        if not isinstance(error, KeyboardInterrupt):  # it has waited as long as it may
-            checkpoints.close()
 
     return close
 

@@ -10,7 +10,7 @@ import torch
 from slipstream.algos import ALGORITHMS
 from slipstream.envs import EnvError
 from slipstream.run import record, settings
-from slipstream.run.bench import bench, table, variants
+from slipstream.run.bench import bench, outline, table, variants
 from slipstream.run.config import CALLABLE, Config, override
 from slipstream.run.directory import merge_yaml
 from slipstream.run.doctor import diagnose
@@ -25,16 +25,18 @@ from slipstream.run.verify import verify
 Tell = Callable[[str], None]
 
 
-def verify_verb(words: list[str], tell: Tell) -> int:
-    """`slipstream verify`; 0 if all placements gave the same bits."""
+def verify_verb(words: list[str], tell: Tell, announce: Tell) -> int:
+    """`slipstream verify`; 0 if all placements gave the same bits. What is going to be run is announced."""
     file = file_of(words)
     base = settings_of(file) if file else {}
     algo, words = algorithm_of(words, base)
-    chosen, values = settings_and(VerifyFlags, "verify", algo, words)
+    chosen, values = settings_and(VerifyFlags, "verify", [algo], words)
     config = configuration(algo, base, values, chosen.system, "verify")
     refuse_callable(config, file)
     outcomes = verify(config, chosen.updates, chosen.placements, chosen.delay)
     tell(f"{algo} on {config.env}, schedule {config.schedule}, lanes {config.lanes}, {chosen.updates} updates")
+    steps = chosen.updates * config.num_envs * config.unroll
+    announce(f"runs: {1 + len(chosen.placements)}, {chosen.updates} updates ({steps:,} steps) each")
     different = refused = 0
     for number, outcome in enumerate(outcomes):
         same = "the reference" if number == 0 else "identical"
@@ -64,7 +66,7 @@ def doctor_verb(words: list[str], tell: Tell) -> int:
     named = bool(words) and not words[0].startswith("--") and words[0] not in ALGORITHMS
     env, words = (words[:1], words[1:]) if named else ([], words)
     algo, words = algorithm_of(words, {"algo.name": "ppo", **base})
-    chosen, values = settings_and(DoctorFlags, "doctor", algo, [*words, *(f"--env={id}" for id in env)])
+    chosen, values = settings_and(DoctorFlags, "doctor", [algo], [*words, *(f"--env={id}" for id in env)])
     if "env" not in {**base, **values}:
         raise ConfigError("ENV is missing: slipstream doctor ENV [--algo ALGO] (slipstream envs lists them)")
     config = configuration(algo, base, values, chosen.system)
@@ -85,22 +87,21 @@ def doctor_verb(words: list[str], tell: Tell) -> int:
     return 0
 
 
-def bench_verb(words: list[str], tell: Tell) -> int:
-    """`slipstream bench`."""
+def bench_verb(words: list[str], tell: Tell, announce: Tell) -> int:
+    """`slipstream bench`; what is going to be measured is announced."""
     file = file_of(words)
     base = settings_of(file) if file else {}
     count = next((place for place, word in enumerate(words) if word.startswith("--")), len(words))
     algos, words = words[:count] or [str(base.get("algo.name", ""))], words[count:]
-    typed = [settings_and(BenchFlags, "bench", algo, words) for algo in algos]
-    chosen = typed[0][0]
-    configs = [
-        configuration(algo, base, each[1], chosen.system, "bench") for algo, each in zip(algos, typed, strict=True)
-    ]
+    chosen, values = settings_and(BenchFlags, "bench", algos, words)
+    configs = [configuration(algo, base, values, chosen.system, "bench") for algo in algos]
     refuse_callable(configs[0], file)
     measured = variants(configs, chosen.schedules, chosen.placements)
     if not measured:
         raise ConfigError(f"none of the schedules {', '.join(chosen.schedules)} is for {', '.join(algos)}")
-    result = bench(measured, chosen.rounds, chosen.seconds, chosen.seconds / 4, tell)
+    lengths = chosen.rounds, chosen.seconds, chosen.seconds / 4
+    announce(outline(measured, *lengths))
+    result = bench(measured, *lengths, tell)
     tell(table(result))
     if chosen.output:
         device = "cuda" if configs[0].placement.device != "cpu" and torch.cuda.is_available() else "cpu"

@@ -104,6 +104,7 @@ class Training:
         self._env_seed = config.seed
         self._standing: Standing | None = None  # to go on from
         self._standing_anew = self._cut = False
+        self._exact = "exact"
         with adopted():  # so do threads of native environments
             self.envs: Envs | None = None if remote else self._make_envs(env, jitter)
         inline = place.collectors == "inline"
@@ -213,9 +214,10 @@ class Training:
         if self._learners.asynchronous:
             return "with learners that are asynchronous; no two runs are the same"
         if self.plays_back:
-            return "exact; environments are played back to where they were"
+            return f"{self._exact}; environments are played back to where they were"
         if self.starts_anew:
-            return "exact; environments start new episodes at every checkpoint, in runs that are not stopped too"
+            anew = "environments start new episodes at every checkpoint, in runs that are not stopped too"
+            return f"{self._exact}; {anew}"
         if self._config.schedule == "async":
             return "with new episodes; under async no two runs are the same"
         return (
@@ -259,13 +261,15 @@ class Training:
         With the segments of a `replay`, `tensors` hold its state, named `replay.*`; without them it stays empty.
 
         Another kind of device, or another number of shards or of learners whose gradients are all-reduced, is a
-        warning: the run goes on with other rounding.
+        warning: the run goes on with other rounding, which `resumes` tells too.
         """
         learners = self._config.placement.learners
         here = {"device": self.device.type, "shards": self.learner.shards, "learners": learners}
-        for name, value in here.items():
-            if facts.get(name, value) != value:  # the oldest checkpoints have neither
-                warnings.warn(f"this run had {name}={facts[name]}, here it is {value}: bits will differ", stacklevel=2)
+        other = [name for name, value in here.items() if facts.get(name, value) != value]  # old checkpoints lack some
+        if other:
+            before, now = (", ".join(f"{name}={values[name]}" for name in other) for values in (facts, here))
+            warnings.warn(f"this run had {before}, here it has {now}: bits will differ", stacklevel=2)
+            self._exact = f"exact, but only from here on ({before} until now)"
         windows = self.learner.windows
         if replay is not None and windows is not None:
             windows.load(under("replay.", tensors), replay)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,21 +32,36 @@ def algorithm_of(words: Sequence[str], base: Mapping[str, Any]) -> tuple[str, li
     return algo or str(base.get("algo.name", "")), left
 
 
-def settings_and(kind: type[Flags], verb: str, algo: str, words: Sequence[str]) -> tuple[Flags, dict[str, Any]]:
-    """The verb's own flags, and the settings that were typed."""
-    if not algo:
+def settings_and(
+    kind: type[Flags], verb: str, algos: Sequence[str], words: Sequence[str]
+) -> tuple[Flags, dict[str, Any]]:
+    """The verb's own flags, and the settings that were typed, which are for all of the algorithms."""
+    if not all(algos):
         raise ConfigError(f"ALGO is missing: slipstream {verb} {'|'.join(sorted(ALGORITHMS))} --env ENV")
-    positional, mine, values = _apart(kind, known_settings(algo), words)
+    known = _known_to(algos)
+    positional, mine, values = _apart(kind, known, words)
     if positional:
-        raise ConfigError(f"unexpected argument {positional[0]!r}; see slipstream {verb} {algo} --help")
+        raise ConfigError(f"unexpected argument {positional[0]!r}; see slipstream {verb} {algos[0]} --help")
+    for key in [key for key in values if key in known]:
+        having = [algo for algo in algos if key in known_settings(algo)]
+        if lacking := [algo for algo in algos if algo not in having]:
+            flag, those = f"--{key.replace('_', '-')}", " ".join(having)
+            raise ConfigError(
+                f"{flag} is no setting of {', '.join(lacking)}: leave it out, or type slipstream {verb} {those} ... "
+                f"{flag} {values[key]}, and {', '.join(lacking)} apart"
+            )
     return settings.build(kind, mine), values
 
 
 def resumed(words: Sequence[str]) -> tuple[ResumeOptions, dict[str, Any]]:
     """The options of `resume`, and the settings, of whichever algorithm, that were typed."""
-    known = {key: hint for algo in ALGORITHMS for key, hint in known_settings(algo).items()}
-    positional, mine, values = _apart(ResumeOptions, known, words)
+    positional, mine, values = _apart(ResumeOptions, _known_to(ALGORITHMS), words)
     return flags.placed(ResumeOptions, positional, mine, "resume"), values
+
+
+def _known_to(algos: Iterable[str]) -> dict[str, Any]:
+    """Every key that one of the algorithms has at least, and its type."""
+    return {key: hint for algo in algos for key, hint in known_settings(algo).items()}
 
 
 def _apart(

@@ -199,7 +199,7 @@ def _train(words: list[str]) -> int:
         names = {"algorithms": ", ".join(sorted(ALGORITHMS)), "systems": ", ".join(SYSTEMS)}
         _out.print(_TRAIN_USAGE.format(**names, aliases=alias_lines()), end="")
         return 0
-    chosen, values = settings_and(TrainFlags, "train", algo, words)
+    chosen, values = settings_and(TrainFlags, "train", [algo], words)
     if wants_help:
         return _train_help(configuration(algo, {"env": "CartPole-v1"} | base, values, chosen.system))
     config = configuration(algo, base, values, chosen.system)
@@ -334,9 +334,9 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "algos": _algos,
     "presets": _presets,
     "check-env": _check_env,
-    "verify": lambda words: verify_verb(words, _out.print),
+    "verify": lambda words: verify_verb(words, _out.print, _error.print),
     "doctor": lambda words: doctor_verb(words, _out.print),
-    "bench": lambda words: bench_verb(words, _out.print),
+    "bench": lambda words: bench_verb(words, _out.print, _error.print),
 }
 
 OPTIONS: dict[str, type] = {
