@@ -42,7 +42,7 @@ def test_segments_are_shared_and_go_with_the_last_checkpoint_that_lists_them(tmp
 
 
 def test_the_best_checkpoint_is_looked_at_without_its_replay(tmp_path: Path) -> None:
-    run = train(tmp_path, log__keep_last=1, log__eval_every=64, log__eval_episodes=2, **DQN).run
+    run = train(tmp_path, log__keep_last=1, log__eval_every=64, log__eval_episodes=2, seed=2, **DQN).run
     newest, best = checkpoint.newest(run.checkpoints, replay=True), checkpoint.best(run.checkpoints)
     assert best.steps < newest.steps, "the test wants an older one to be the best"
     assert names(run) == {segment["name"] for segment in newest.segments}

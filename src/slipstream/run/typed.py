@@ -38,13 +38,14 @@ def settings_and(
     """The verb's own flags, and the settings that were typed, which are for all of the algorithms."""
     if not all(algos):
         raise ConfigError(f"ALGO is missing: slipstream {verb} {'|'.join(sorted(ALGORITHMS))} --env ENV")
-    known = _known_to(algos)
-    positional, mine, values = _apart(kind, known, words)
+    known = {algo: known_settings(algo) for algo in algos}
+    positional, mine, values = _apart(kind, _merged(known.values()), words)
     if positional:
         raise ConfigError(f"unexpected argument {positional[0]!r}; see slipstream {verb} {algos[0]} --help")
-    for key in [key for key in values if key in known]:
-        having = [algo for algo in algos if key in known_settings(algo)]
-        if lacking := [algo for algo in algos if algo not in having]:
+    for key in values:
+        having = [algo for algo, own in known.items() if key in own]
+        lacking = [algo for algo in algos if algo not in having]
+        if having and lacking:
             flag, those = f"--{key.replace('_', '-')}", " ".join(having)
             raise ConfigError(
                 f"{flag} is no setting of {', '.join(lacking)}: leave it out, or type slipstream {verb} {those} ... "
@@ -55,13 +56,13 @@ def settings_and(
 
 def resumed(words: Sequence[str]) -> tuple[ResumeOptions, dict[str, Any]]:
     """The options of `resume`, and the settings, of whichever algorithm, that were typed."""
-    positional, mine, values = _apart(ResumeOptions, _known_to(ALGORITHMS), words)
+    positional, mine, values = _apart(ResumeOptions, _merged(map(known_settings, ALGORITHMS)), words)
     return flags.placed(ResumeOptions, positional, mine, "resume"), values
 
 
-def _known_to(algos: Iterable[str]) -> dict[str, Any]:
+def _merged(known: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """Every key that one of the algorithms has at least, and its type."""
-    return {key: hint for algo in algos for key, hint in known_settings(algo).items()}
+    return {key: hint for own in known for key, hint in own.items()}
 
 
 def _apart(
