@@ -4,7 +4,8 @@
 #               the environments' where the GPU is fast enough; the share of time that the learner waits is in wait/*
 #   exact       what deterministic kernels cost
 #   scale       the machine's cores without the GPU: speed by cores, lanes and environments, beside the model's
-#   cluster     APPO: one learner on the GPU, collectors in processes and in Ray actors on all cores
+#   cluster     APPO: one learner on the GPU, collectors in processes and in Ray actors on all cores; compare the two
+#               speeds: the limit that is printed is of acting on the GPU
 #   learners    several learners, one GPU each (nccl); needs two
 #   verify      the bits: other numbers of threads give the same run
 #   curves      Pong: PPO sync and concurrent, APPO async, three seeds each; `curves ppo concurrent 2` is one of them

@@ -35,9 +35,11 @@ class Gradient(NamedTuple):
     errors: Tensor | None
 
     def idle_units(self) -> Tensor:
-        """Share of units that no row gives a gradient, by their biases: ReLUs that are off in all rows, float32 `[]`.
+        """Share of units that no row gives a gradient, by their biases, float32 `[]`.
 
-        Units that are off in every minibatch learn nothing any more (Sokar et al., 2023, call them dormant).
+        They are ReLUs that are off in all rows, and outputs that no row asks for, such as those of Q-learning for
+        actions that are not in the minibatch. ReLUs that are off in every minibatch learn nothing any more (Sokar et
+        al., 2023, call such units dormant).
         """
         biases = [tensor for tensor in self.tensors if tensor.dim() == 1]
         return (torch.cat(biases) == 0.0).float().mean() if biases else torch.zeros(())
@@ -88,7 +90,8 @@ class Descent:
                 "unchanged. Lower algo.lr, or look for non-finite observations or rewards"
             )
         for part, norm, size in zip(self._apart, norms, sizes, strict=True):
-            if size + 1e-6 > self._max_norm:  # a pass over memory that most gradients of Q-learning don't need
+            # Well within the bound the factor is 1: a pass over memory that most gradients of Q-learning don't need.
+            if size > 0.999 * self._max_norm:
                 nn.utils.clip_grads_with_norm_(self.parameters[part], self._max_norm, norm)
         self._optimizer.step()
         return norms[0]

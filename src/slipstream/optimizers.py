@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable
-from typing import Any, Literal, TypeVar, cast, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
 from torch.optim import Adam, Optimizer, RMSprop
 
 OptimizerKind = Literal["adam", "rmsprop", "rmsprop_tf"]
-Rule = TypeVar("Rule", bound=Optimizer)
 
 
 def make_optimizer(
@@ -36,14 +35,33 @@ def make_optimizer(
     match kind:
         case "adam":
             # One fused loop over all parameters; elementwise, so the bits do not depend on the number of threads.
-            return _plain(Adam)(params, lr=lr, eps=eps, fused=True)
+            return _Adam(params, lr=lr, eps=eps, fused=True)
         case "rmsprop":
-            return _plain(RMSprop)(params, lr=lr, alpha=decay, eps=eps)
+            return _RMSprop(params, lr=lr, alpha=decay, eps=eps)
         case "rmsprop_tf":
-            return _plain(RMSpropTF)(params, lr, eps, decay, initial_mean_square)
+            return RMSpropTF(params, lr, eps, decay, initial_mean_square)
 
 
-class RMSpropTF(Optimizer):
+class _Plain(Optimizer):
+    """A rule without the decorators that hide it from PyTorch's compiler.
+
+    Nothing is compiled here, and they import it all the same: a second of every start.
+    """
+
+    add_param_group = inspect.unwrap(Optimizer.add_param_group)
+    load_state_dict = inspect.unwrap(Optimizer.load_state_dict)
+    state_dict = inspect.unwrap(Optimizer.state_dict)
+
+
+class _Adam(_Plain, Adam):
+    step = torch.no_grad()(inspect.unwrap(Adam.step))
+
+
+class _RMSprop(_Plain, RMSprop):
+    step = torch.no_grad()(inspect.unwrap(RMSprop.step))
+
+
+class RMSpropTF(_Plain):
     """RMSProp as in TensorFlow 1, which A3C, PAAC and IMPALA were tuned with.
 
         ms <- decay * ms + (1 - decay) * g^2        p <- p - lr * g / sqrt(ms + eps)
@@ -92,15 +110,3 @@ class RMSpropTF(Optimizer):
         mean_square: Tensor = state["mean_square"]
         mean_square.mul_(group["decay"]).addcmul_(gradient, gradient, value=1.0 - group["decay"])
         param.addcdiv_(gradient, (mean_square + group["eps"]).sqrt_(), value=-group["lr"])
-
-
-def _plain(rule: type[Rule]) -> type[Rule]:
-    """The rule without the decorators that hide it from PyTorch's compiler.
-
-    Nothing is compiled here, and they import it all the same: a second of every start.
-    """
-    methods = {
-        name: inspect.unwrap(getattr(rule, name)) for name in ("add_param_group", "load_state_dict", "state_dict")
-    }
-    methods["step"] = torch.no_grad()(inspect.unwrap(rule.step))
-    return cast(type[Rule], type(rule.__name__, (rule,), methods))

@@ -135,7 +135,10 @@ def _require_answer(ray: Any, address: str) -> None:
         ConnectionError: There is nobody.
     """
     services = ray._private.services
-    host, port = services.extract_ip_port(services.canonicalize_bootstrap_address(address))
+    found = services.canonicalize_bootstrap_address(address)
+    if found is None:
+        raise ValueError("it is no address; expected auto or host:port")
+    host, port = services.extract_ip_port(found)
     try:
         socket.create_connection((host, port), _ANSWER_SECONDS).close()
     except OSError as error:

@@ -96,6 +96,8 @@ def test_options_of_an_id_go_to_its_vector_environment() -> None:
             "vector:CartPole-v1: env_workers is not for vector environments; type CartPole-v1",
         ),
         ("vector:CartPole-v1", {"frame_stack": 2}, 0, "frame_stack is not for vector environments; type CartPole-v1"),
+        ("vector:ALE/Pong-v5", {}, 0, "no vector environment is registered for ALE/Pong-v5; type ALE/Pong-v5"),
+        ("vector:toy:catch", {}, 0, "no vector environment is registered for toy:catch; type toy:catch"),
         ("vector:CartPole-v9", {}, 0, "unknown environment 'CartPole-v9'; did you mean"),
     ],
 )

@@ -149,7 +149,7 @@ def test_impala_has_the_papers_update_by_the_name_of_the_system() -> None:
 
 @pytest.mark.parametrize("algo", ["c51", "rainbow"])
 @pytest.mark.parametrize(
-    ("env", "least", "most"),  # what an episode's discounted returns can be
+    ("env", "least", "most"),  # discounted returns, of who falls and breaks the rules once at most
     [
         ("CartPole-v1", 0.0, 50.0),
         ("Acrobot-v1", -50.0, 0.0),

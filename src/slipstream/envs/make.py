@@ -118,7 +118,8 @@ def _vector(env: Callable[[], object], first_slot: int) -> VectorEnv[Any, Any, A
 def _registered_vector(id: str, size: int, options: EnvOptions) -> tuple[Callable[[], Any], EnvOptions]:
     """What makes the vector environment of a `vector:` id, and the options that are left."""
     plain = id.removeprefix(VECTOR)
-    if gym_spec(plain).vector_entry_point is None:
+    others = native_threads(plain) or own_env(plain) is not None
+    if others or gym_spec(plain).vector_entry_point is None:
         raise ValueError(f"{id}: no vector environment is registered for {plain}; type {plain}")
     limit = {} if options.max_episode_steps is None else {"max_episode_steps": options.max_episode_steps}
     mode = gymnasium.VectorizeMode.VECTOR_ENTRY_POINT

@@ -82,14 +82,15 @@ class Training:
         self._config = config
         place = config.placement
         self.device = device.chosen(place.device)
-        if config.net.precision == "bfloat16" and self.device.type == "cpu" and gains_by_bfloat16() is False:
+        remote = place.collectors in ("process", "ray")
+        on_cpu = self.device.type == "cpu" or remote
+        if config.net.precision == "bfloat16" and on_cpu and gains_by_bfloat16() is False:
             warnings.warn(
                 f"net.precision=bfloat16 is slower than float32 on this processor, {processor()}: it has no "
                 "instructions for it, or slow ones",
                 stacklevel=2,
             )
         lanes = config.lanes
-        remote = place.collectors in ("process", "ray")
         if remote and self.device.type != "cpu" and config.schedule != "async":
             raise ConfigError(
                 f"placement.collectors={place.collectors} acts on the CPU, so that its bits would not be those of a "
@@ -320,8 +321,10 @@ class Training:
 
     def _work(self, env: str | EnvMaker, jitter: Jitter | None) -> Work:
         """What collector processes are to do."""
-        config, policy = self._config, copy.deepcopy(self.policy)
-        if isinstance(policy, nn.Module):
+        config, policy = self._config, self.policy
+        if self.device.type != "cpu":
+            policy = copy.deepcopy(policy)
+            assert isinstance(policy, nn.Module)
             policy.cpu()
         return Work(
             env=env,
