@@ -24,7 +24,6 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-import yaml
 
 import slipstream
 from slipstream.run.metrics import read
@@ -104,8 +103,7 @@ def agents(args: argparse.Namespace) -> Iterator[slipstream.Agent]:
     """The runs of `--of`, or new ones, each as soon as it is there."""
     for run in args.of:
         yield slipstream.load(run)
-    pairs = (item.split("=", 1) for item in args.settings)
-    settings = {"log.dir": str(args.runs), **{key: yaml.safe_load(value) for key, value in pairs}}
+    settings = {"log.dir": str(args.runs), **dict(item.split("=", 1) for item in args.settings)}
     for seed in range(args.first_seed, args.first_seed + (0 if args.of else args.seeds)):
         yield slipstream.train(
             args.algo, env=args.env, total_steps=args.total_steps, seed=seed, config=settings, quiet=True

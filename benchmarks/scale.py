@@ -19,13 +19,11 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
-
 from slipstream.run import presets
 from slipstream.run.config import Config, override
 from slipstream.run.limit import measure
 from slipstream.run.record import conditions, save
-from slipstream.run.scale import predicted
+from slipstream.run.scale import CORES, predicted
 from slipstream.run.speed import measure_speed
 
 Result = TypeVar("Result")
@@ -43,8 +41,7 @@ def confined(cores: int, function: Callable[..., Result], *words: Any) -> Result
 
 def row(config: Config, counts: list[int], rounds: int, seconds: float) -> dict[str, Any]:
     """What a configuration does on each number of cores."""
-    alone = override(config, {"placement.env_workers": 0, "placement.collectors": "thread"})
-    stages = confined(1, measure, alone, seconds / 3)
+    stages = confined(1, measure, override(config, {"placement.env_workers": 0}), seconds / 3)
     found: dict[int, list[float]] = {count: [] for count in counts}
     for _ in range(rounds):
         for count, speeds in found.items():
@@ -68,10 +65,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/scale.json"))
     args = parser.parse_args()
 
-    given = {key: yaml.safe_load(value) for key, value in (item.split("=", 1) for item in args.settings)}
+    given: dict[str, Any] = dict(item.split("=", 1) for item in args.settings)  # `configure` reads words as they are
     given |= {"placement.device": "cpu", "total_steps": 10**9}
     most = len(os.sched_getaffinity(0))
-    counts = [count for count in (1, 2, 4, 8, 16, 32) if count < most] + [most]
+    counts = [count for count in CORES if count < most] + [most]
     rows: list[dict[str, Any]] = []
     print(
         f"| schedule | envs | lanes | {' | '.join(f'{count} cores: steps/s | predicted | ratio' for count in counts)} |"

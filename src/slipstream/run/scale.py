@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 from slipstream.run.config import Config
 from slipstream.run.limit import Stages
@@ -42,7 +43,7 @@ def table(config: Config, stages: Stages) -> Iterator[str]:
     yield "\ncores, predicted   as configured   with a lane and a shard for each (changes the result)"
     for cores in sorted({*CORES, stages.cores}):
         here = "   <- here" if cores == stages.cores else ""
-        limit = cores / (stages.env + stages.infer + stages.learn)
+        limit = replace(stages, cores=cores).limit
         yield f"{cores:16}   {predicted(config, stages, cores):13,.0f}   {limit:13,.0f}{here}"
 
 
