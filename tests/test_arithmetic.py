@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import ctypes
+import resource
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -109,3 +113,42 @@ def test_a_processor_that_knows_no_other_way_goes_on_as_it_does(monkeypatch: pyt
     monkeypatch.setattr(arithmetic.torch, "set_flush_denormal", lambda flush: False)
     restore(Arithmetic(2, flush=True))
     assert torch.get_num_threads() == 2
+
+
+_FAULTS = """
+import ctypes, resource
+import torch
+from slipstream import arithmetic
+
+def blocks():
+    return [torch.zeros(4_000_000) for _ in range(3)]
+
+if not hasattr(ctypes.CDLL(None), "mallopt"):
+    print(0)
+    raise SystemExit
+arithmetic.{call}
+blocks(), blocks()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5):
+    blocks()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def faults(call: str) -> int:
+    """Page faults of five times 48 MB, which are freed in between, after `call`."""
+    script = _FAULTS.format(call=call)
+    return int(subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout)
+
+
+def test_memory_that_is_freed_stays_with_the_process() -> None:
+    pages = 5 * 48_000_000 // resource.getpagesize()
+
+    assert faults("adopt()") < pages / 100
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="this allocator is not glibc's")
+def test_otherwise_it_goes_back_to_the_system() -> None:
+    pages = 5 * 48_000_000 // resource.getpagesize()
+
+    assert faults("flushes()") > pages / 2

@@ -1,7 +1,8 @@
-"""How a thread of Slipstream computes: alone, and without numbers too small to be normal."""
+"""How Slipstream computes: one thread alone, without numbers too small to be normal, in memory that stays."""
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -9,6 +10,9 @@ from typing import NamedTuple
 import torch
 
 _SUBNORMAL = 1e-39
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+_KEPT_BYTES = 1 << 30
+_LARGEST_BLOCK = 32 << 20  # that glibc takes from memory which it keeps
 
 
 class Arithmetic(NamedTuple):
@@ -28,8 +32,9 @@ def adopt() -> Arithmetic:
 
     One thread per operator: results do not depend on the number of cores. Subnormal numbers count as zero: moments of
     Adam whose gradients have become zero fall below 1e-38 and stay there for good, and a processor takes some hundred
-    cycles for each of them (ADR 0019).
+    cycles for each of them (ADR 0019). The process keeps memory that it frees, from now on: see `keep_freed_memory`.
     """
+    keep_freed_memory()
     former = Arithmetic(torch.get_num_threads(), flushes())
     restore(Arithmetic(1, flush=True))
     return former
@@ -54,3 +59,15 @@ def adopted() -> Generator[None]:
 def flushes() -> bool:
     """Whether subnormal numbers count as zero in this thread."""
     return bool(torch.tensor(_SUBNORMAL, dtype=torch.float32, device="cpu") == 0.0)
+
+
+def keep_freed_memory() -> None:
+    """Has this process keep memory that it frees for what it allocates next, up to a gigabyte; only glibc is told to.
+
+    Otherwise it goes back to the system with every slab and gradient and comes anew page by page: 120 page faults and
+    some 4 % of the time of a step of PPO on Pong.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, _LARGEST_BLOCK)
+        mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
