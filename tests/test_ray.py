@@ -312,6 +312,8 @@ def test_async_goes_on_without_an_actor_that_dies(nodes: Any) -> None:
         assert float(report.metrics["lag/max"]) <= config.max_lag
         assert report.metrics["cluster/nodes"] == 2.0
         assert report.metrics["cluster/megabytes"] > 0.0
+        assert 0.0 < report.metrics["cluster/store_used_megabytes"] < report.metrics["cluster/store_size_megabytes"]
+        assert report.metrics["cluster/store_spilled_megabytes"] == 0.0
         prefix = f"cluster/steps_{platform.node()}_"
         steps = [float(value) for name, value in report.metrics.items() if name.startswith(prefix)]
         assert len(steps) == 2

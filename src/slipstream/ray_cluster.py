@@ -7,7 +7,9 @@ and has no dashboard. It lives in a process group of its own (`main` here), whic
 from __future__ import annotations
 
 import fcntl
+import importlib
 import json
+import math
 import os
 import secrets
 import select
@@ -16,13 +18,14 @@ import signal
 import socket
 import tempfile
 import threading
+import time
 import warnings
 import weakref
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from slipstream import process
 
@@ -30,6 +33,7 @@ _PREFIX, _LOCK = "slipray-", "slipstream.lock"
 _SHORT = "/tmp"  # where the usual place has too long a name
 _LONGEST = 107 - len("/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store")  # of a folder's name
 _ANSWER_SECONDS = 5.0  # for a cluster to take a connection
+_LOOK_SECONDS = 5.0  # between two looks at an object store
 _SMALLEST_STORE = 128 << 20  # bytes; Ray wants 75 MiB at least
 _PRIVATE = {
     "RAY_AUTH_MODE": "token",
@@ -44,6 +48,20 @@ _taken = threading.Lock()  # by the one `Cluster` that has connected this proces
 
 class ClusterError(ConnectionError):
     """A cluster can't be started or joined."""
+
+
+class Store(NamedTuple):
+    """The object store of a node.
+
+    Attributes:
+        used: Bytes that objects take.
+        size: Bytes that there are.
+        spilled: Bytes that have gone to the disk so far, since there was no room.
+    """
+
+    used: int
+    size: int
+    spilled: int
 
 
 class Cluster:
@@ -86,12 +104,22 @@ class Cluster:
                 undo.callback(ray.shutdown)
                 _connect(ray, address)
             _warn_if_open(ray)
+            self._store: Store | None = None
+            self._looked = -math.inf
             self._finalizer = weakref.finalize(self, undo.pop_all().close)
 
     @property
     def cores(self) -> int:
         """That all its nodes have."""
         return int(self.ray.cluster_resources().get("CPU", 0))
+
+    @property
+    def store(self) -> Store | None:
+        """The object store of this node as it was a few seconds ago at most; None if its raylet does not say."""
+        if time.monotonic() - self._looked >= _LOOK_SECONDS:
+            self._store = _store(self.ray)
+            self._looked = time.monotonic()
+        return self._store
 
     def close(self) -> None:
         """Leaves the cluster, and ends it if it is private; the second call does nothing."""
@@ -106,6 +134,18 @@ def node() -> str:
 def address() -> str:
     """The address of this node, as the others know it."""
     return str(_ray().util.get_node_ip_address())
+
+
+def _store(ray: Any) -> Store | None:
+    """Asks the raylet of this node."""
+    internal = importlib.import_module("ray._private.internal_api")
+    try:
+        (here,) = (each for each in ray.nodes() if each["NodeID"] == node())
+        told = internal.node_stats(here["NodeManagerAddress"], here["NodeManagerPort"], include_memory_info=False)
+    except Exception:  # noqa: BLE001 - Ray's, gRPC's or that of a cluster that is gone: a metric ends no run
+        return None
+    store = told.store_stats
+    return Store(store.object_store_bytes_used, store.object_store_bytes_avail, store.spilled_bytes_total)
 
 
 def _connect(ray: Any, address: str) -> None:

@@ -115,15 +115,18 @@ class Actors:
             raise ClusterError(f"weights can't be put into Ray's object store: {error}") from error
 
     def metrics(self) -> dict[str, float]:
-        """Actors that are there, nodes that have some, steps that came from each, megabytes of rows from all."""
+        """Actors that are there and their nodes, the steps that came from each, megabytes of rows, use of the store."""
         steps: dict[str, int] = {}
         for link in self.links:
             for node, count in link.steps.items():
                 steps[node] = steps.get(node, 0) + count
+        store = self.cluster.store
+        megabytes = {} if store is None else {name: count / 1e6 for name, count in store._asdict().items()}
         return {
             "cluster/actors": float(sum(bool(link.host) for link in self.links)),
             "cluster/nodes": float(len({link.node for link in self.links if link.node})),
             "cluster/megabytes": sum(link.received for link in self.links) / 1e6,
+            **{f"cluster/store_{name}_megabytes": count for name, count in megabytes.items()},
             **{f"cluster/steps_{node}": float(count) for node, count in steps.items()},
         }
 

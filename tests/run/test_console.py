@@ -36,7 +36,7 @@ def test_a_run_has_twenty_lines_or_one_every_100_000_steps(total: int, lines: in
     assert len(_lines(total, 0, list(range(every, total + 1, every)))) == 1 + 1 + lines
 
 
-def test_lines_of_a_cluster_end_with_what_each_node_brings(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lines_of_a_cluster_end_with_its_store_and_what_each_node_brings(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     progress, out = Progress(100, 4), io.StringIO()
@@ -44,12 +44,17 @@ def test_lines_of_a_cluster_end_with_what_each_node_brings(monkeypatch: pytest.M
     for update, (steps, here, there) in enumerate([(10, 8, 2), (40, 28, 12), (100, 88, 12)], 1):
         now[0] += 10.0
         nodes = {"cluster/actors": 3.0 - (update == 3), "cluster/nodes": 2.0}
+        store = {} if update < 3 else {"used": 12.4, "size": 2_000.0, "spilled": 3.0}
+        nodes |= {f"cluster/store_{name}_megabytes": megabytes for name, megabytes in store.items()}
         metrics = {**nodes, "cluster/steps_a_1": float(here), "cluster/steps_b_2": float(there)}
         made = replace(report(update, steps, ()), metrics=metrics)
         progress(made)
         display(made)
     ends = [line.rpartition(" | ")[2] for line in out.getvalue().splitlines()[1:]]
-    assert ends[1:] == ["actors 3 on 2 nodes, steps/s: a_1 2, b_2 1", "actors 2 on 2 nodes, steps/s: a_1 6, b_2 0"]
+    assert ends[1:] == [
+        "actors 3 on 2 nodes, steps/s: a_1 2, b_2 1",
+        "actors 2 on 2 nodes, store 12 of 2,000 MB (3 MB went to the disk), steps/s: a_1 6, b_2 0",
+    ]
 
 
 def test_all_lines_have_the_same_columns(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -123,7 +123,7 @@ class Nodes:
         self._seconds, self._speeds = 0.0, ""
 
     def text(self, metrics: Mapping[str, Tensor | float], progress: Progress) -> str:
-        """Actors and their nodes, with the steps per second of each, newly measured every few seconds at most.
+        """Actors and their nodes, the driver's object store, and the steps per second of each node every few seconds.
 
         "" without a cluster.
         """
@@ -138,7 +138,16 @@ class Nodes:
             self._speeds = ", steps/s: " + ", ".join(f"{node} {speed:,.0f}" for node, speed in new.items())
             self._steps, self._seconds = steps, seconds
         actors, nodes = (int(metrics[f"cluster/{name}"]) for name in ("actors", "nodes"))
-        return f"actors {actors} on {nodes} node{'s' * (nodes != 1)}{self._speeds}"
+        return f"actors {actors} on {nodes} node{'s' * (nodes != 1)}{_store_text(metrics)}{self._speeds}"
+
+
+def _store_text(metrics: Mapping[str, Tensor | float]) -> str:
+    """How full the object store is, and what had no room in it."""
+    name = "cluster/store_{}_megabytes".format
+    if name("used") not in metrics:
+        return ""
+    used, size, spilled = (float(metrics[name(part)]) for part in ("used", "size", "spilled"))
+    return f", store {used:,.0f} of {size:,.0f} MB" + (f" ({spilled:,.0f} MB went to the disk)" if spilled else "")
 
 
 def plain_line(progress: Progress, budget: Budget | None = None, cluster: str = "") -> str:

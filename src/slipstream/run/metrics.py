@@ -26,6 +26,7 @@ same rows but for these (under the schedule `async`, which is not deterministic,
     faults/mended_rows                                        rows that were not finite, since the row before
     cluster/actors, cluster/nodes                             collectors in place on a Ray cluster, nodes that have some
     cluster/megabytes, cluster/steps_*                        rows that came from all of them, steps from each
+    cluster/store_*_megabytes                                 of the driver's object store: used, size; spilled so far
     limit/cpu_seconds_per_step                                of all threads and processes; a GPU's work does not count
     limit/steps_per_second                                    cores / that: the speed if no core ever waited
     limit/efficiency                                          speed over that limit: the share of the cores kept busy
