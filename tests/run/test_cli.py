@@ -349,6 +349,19 @@ def test_the_latest_run_is_resumed_until_it_is_finished(
     assert _run(capsys, "resume", "--latest", str(tmp_path), "--total-steps", "150")[0] == 0, "that has been taken"
 
 
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
+def test_a_run_that_is_ended_at_once_says_what_is_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[BaseException]
+) -> None:
+    monkeypatch.setattr(Progress, "__call__", stop_after(3, kind))
+    with pytest.raises(kind) as ended:
+        train(tmp_path, log__checkpoint_every=21)
+    (run,) = tmp_path.iterdir()
+    (note,) = ended.value.__notes__
+    assert f"slipstream resume {run}" in note
+    assert any((run / "checkpoints").glob("[0-9]*"))
+
+
 def test_watch(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     sizes = ["--num-envs", "2", "--lanes", "1", "--unroll", "5", "--total-steps", "20"]
     words = ["train", "a2c", "--env", "ALE/Pong-v5", "--log.no-tensorboard", *sizes]

@@ -250,7 +250,7 @@ def _drive(this: _Run, saved: Checkpoint | None) -> Trained:
             if any(run.checkpoints.glob("[0-9]*")):
                 error.add_note(f"resume:     slipstream resume {run.path}")
             raise
-        except KeyboardInterrupt as stop:
+        except (KeyboardInterrupt, SystemExit) as stop:
             checkpoints.close(_PATIENCE)
             stop.add_note(_what_is_saved(run))
             raise
