@@ -63,9 +63,7 @@ class RayShelf:
     def obey(self, method: str, letter: Letter, numbers: NDArray[np.uint8]) -> dict[str, Any]:
         """Calls a method of the shelf: `{"said": parcel}`, or `{"failed": report}`."""
         try:
-            words = parcel.unpack(letter, torch.from_numpy(numbers))
-            if method == "append":
-                words = [_unpacked(*words)]
+            words = map(_arrived, parcel.unpack(letter, torch.from_numpy(numbers)))
             return {"said": _packed(getattr(self._shelf, method)(*words))}
         except Exception as error:  # noqa: BLE001 - it is raised again in the driver
             return {"failed": process.report(error)}
@@ -107,16 +105,11 @@ class RayShard(RayTie):
 
     def begin(self, method: str, *words: object) -> Callable[[], Any]:
         """Calls a method of the shelf; returns what waits for what that returns."""
-        if method == "append":
-            words = self._travelling(*words)
+        travelling = [_travelling(word, self._stack) for word in words]
         with self._lost():
             self._arrive()
-            reference = self._ask("obey", method, *_packed(words))
+            reference = self._ask("obey", method, *_packed(travelling))
         return partial(self._outcome, reference, time.monotonic() + _SECONDS)
-
-    def _travelling(self, trajectory: Any) -> tuple[Trajectory, Tree]:
-        """Columns of a slab, and their observations as they travel."""
-        return replace(trajectory, obs=()), wire.pack(tree.map(Tensor.numpy, trajectory.obs), self._stack)
 
     def _arrive(self) -> None:
         """Waits until the actor has started, for as long as the cluster has no room for it."""
@@ -159,8 +152,17 @@ class RayShard(RayTie):
             raise ShardLostError(f"{text}\n\n{stack}" if stack else text) from None
 
 
-def _unpacked(trajectory: Trajectory, obs: Tree) -> Trajectory:
-    """The columns, with observations as they were."""
+def _travelling(word: object, frame_stack: int) -> object:
+    """A word as it travels: of columns of a slab, each frame once."""
+    if not isinstance(word, Trajectory):
+        return word
+    return replace(word, obs=wire.pack(tree.map(Tensor.numpy, word.obs), frame_stack))
+
+
+def _arrived(word: object) -> object:
+    """What has travelled, as it was."""
+    if not isinstance(word, Trajectory):
+        return word
 
     def whole(leaf: Any) -> Tensor:
         if not isinstance(leaf, wire.Stacks):
@@ -170,7 +172,7 @@ def _unpacked(trajectory: Trajectory, obs: Tree) -> Trajectory:
         leaf.unpack(found)
         return torch.from_numpy(found)
 
-    return replace(trajectory, obs=tree.map(whole, obs))
+    return replace(word, obs=tree.map(whole, word.obs))
 
 
 def shards(cluster: Cluster, count: int, frame_stack: int) -> list[RayShard]:
