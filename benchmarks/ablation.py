@@ -1,23 +1,35 @@
 """The RLDM 2019 system taken apart, on Pong: IMPALA, each of its additions alone, and all of them together.
 
     python benchmarks/ablation.py [--variants impala surrogate replay autoencoder all] [--seeds 1] [--device cuda]
+    python benchmarks/ablation.py --speeds 3 [--device cuda]        then, with nothing beside it: minutes
 
 Every run has a budget of 2 M steps and stops at a mean return of 18. Results are added, by variant and seed, to
 benchmarks/results/learning/rldm_pong.json, with a plot of the curves beside it; the table that is printed at the end is
 made of that file, so that it may be filled over several days. Runs that are there already are not run again.
+
+Days and machines differ in speed, so the minutes of the table are steps over the speed of the variant in short runs of
+all variants in turn, medians over the rounds: benchmarks/results/learning/rldm_pong_speeds.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
+import slipstream
+from slipstream.run.metrics import read
+from slipstream.run.record import conditions, save
+
 TABLE = Path("benchmarks/results/learning/rldm_pong.json")
+SPEEDS = TABLE.with_name("rldm_pong_speeds.json")
 BUDGET, ENOUGH = 2_000_000, 18.0
+SHORT = 24_000  # steps of a run that is only timed, of which the second half counts
 
 _SHARED = {"schedule": "async", "stop_at_return": ENOUGH, "net.precision": "auto"}
 # One replayed unroll for each fresh one, drawn from the last 100,000 rows.
@@ -39,6 +51,29 @@ def table() -> dict[str, dict[str, dict[str, Any]]]:
     return json.loads(TABLE.read_text())["runs"] if TABLE.exists() else {}
 
 
+def speed(variant: str, device: str, runs: Path) -> float:
+    """Steps per second of a short run."""
+    algo, settings = VARIANTS[variant]
+    config = {**_SHARED, **settings, "placement.device": device, "log.dir": str(runs), "log.checkpoint_every": SHORT}
+    run = slipstream.train(algo, env="ALE/Pong-v5", total_steps=SHORT, config=config, quiet=True).run
+    assert run is not None
+    rows = [row for row in read(run / "metrics.jsonl") if row["time/steps"] >= SHORT // 2]
+    steps, seconds = (rows[-1][name] - rows[0][name] for name in ("time/steps", "time/seconds"))
+    return steps / seconds
+
+
+def measure(rounds: int, device: str) -> None:
+    """Times all variants in turn, and writes down the medians."""
+    found: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
+    with tempfile.TemporaryDirectory() as runs:
+        for _ in range(rounds):
+            for variant, speeds in found.items():
+                speeds.append(speed(variant, device, Path(runs)))
+                print(f"{variant}: {speeds[-1]:,.0f} steps/s", flush=True)
+    medians = {variant: statistics.median(speeds) for variant, speeds in found.items()}
+    save({**conditions(device), "steps_per_second": medians, "rounds": found}, SPEEDS)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--variants", nargs="*", choices=VARIANTS, default=list(VARIANTS))
@@ -46,7 +81,11 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--speeds", type=int, default=0, metavar="ROUNDS", help="time the variants, and train nothing")
     args = parser.parse_args()
+    if args.speeds:
+        measure(args.speeds, args.device)
+        args.variants = []
 
     for variant in args.variants:
         algo, settings = VARIANTS[variant]
@@ -60,13 +99,15 @@ def main() -> None:
             command += ["--name", variant, "--table", TABLE.stem, "--runs", str(args.runs)]
             subprocess.run([*command, *(word for each in words for word in ("--set", each))], check=True)
 
-    print("| variant | seed | steps to 18 | minutes to 18 | best | steps | minutes | evaluation |")
+    speeds = json.loads(SPEEDS.read_text())["steps_per_second"] if SPEEDS.exists() else {}
+    print("| variant | seed | steps to 18 | steps/s | minutes to 18 | best | steps | evaluation |")
     print("|---|---|---|---|---|---|---|---|")
-    for variant, seeds in table().items():
-        for seed, run in seeds.items():
-            steps, minutes = (run["reached"][f"{ENOUGH:g}"][key] or "-" for key in ("steps", "minutes"))
-            ends = f"{run['best']} | {run['steps']} | {run['minutes']} | {run['eval_mean']:.1f}"
-            print(f"| {variant} | {seed} | {steps} | {minutes} | {ends} |")
+    for variant in VARIANTS:
+        for seed, run in table().get(variant, {}).items():
+            steps, pace = run["reached"][f"{ENOUGH:g}"]["steps"], speeds.get(variant)
+            minutes = f"{steps / pace / 60:.0f}" if steps and pace else "-"
+            shown = f"{steps or '-'} | {f'{pace:.0f}' if pace else '-'} | {minutes}"
+            print(f"| {variant} | {seed} | {shown} | {run['best']} | {run['steps']} | {run['eval_mean']:.1f} |")
 
 
 if __name__ == "__main__":
