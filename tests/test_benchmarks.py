@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -115,3 +116,26 @@ def test_growth_is_told(benchmark_module: Callable[[str], ModuleType]) -> None:
     assert soak.judge(worse)[1] == ["descriptors grew from 20 to 21"]
     slower = [replace(each, steps=int(100 * each.seconds - max(0.0, each.seconds - 30.0) * 10)) for each in flat]
     assert "times as fast as the first" in soak.judge(slower)[1][0]
+
+
+def test_the_page_says_what_the_committed_results_say(benchmark_module: Callable[[str], ModuleType]) -> None:
+    page = benchmark_module("page")
+    assert page.PAGE.read_text() == page.page(), "python benchmarks/page.py makes it anew"
+    for section, result in page.sections():
+        assert section.file in page.page()
+        if section.draw:
+            assert (page.PICTURES / section.file).with_suffix(".png").exists()
+            assert section.draw(result).axes
+
+
+def test_a_result_that_nobody_draws_is_on_the_page(
+    benchmark_module: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = benchmark_module("page")
+    monkeypatch.setattr(page, "RESULTS", tmp_path)
+    result = {"command": "python benchmarks/new.py", "commit": "0123456789", "machine": {"processor": "P", "cores": 2}}
+    (tmp_path / "new_kind.json").write_text(json.dumps({**result, "cost_at_default": 0.0125}))
+    text = page.page()
+    assert "## new kind" in text
+    assert "Cost at default 0.0125." in text
+    assert "`python benchmarks/new.py`: P, 2 cores, commit 0123456." in text

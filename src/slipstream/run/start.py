@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import sys
 from pathlib import Path
 
@@ -26,8 +25,7 @@ def main() -> None:
                 break
     finally:
         training.close()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    sys.stdout.write(json.dumps({"startup_seconds": _age(), "peak_mb": peak / 1e6}) + "\n")
+    sys.stdout.write(json.dumps({"startup_seconds": _age(), "peak_mb": _peak() / 1e6}) + "\n")
 
 
 def _age() -> float:
@@ -35,6 +33,13 @@ def _age() -> float:
     ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
     up = float(Path("/proc/uptime").read_text().split()[0])
     return up - ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _peak() -> int:
+    """Bytes that this process has held at most; `ru_maxrss` has those of who launched it, too."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    (kilobytes,) = (line.split()[1] for line in lines if line.startswith("VmHWM:"))
+    return int(kilobytes) * 1024
 
 
 if __name__ == "__main__":
