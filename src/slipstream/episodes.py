@@ -30,8 +30,9 @@ class Episodes:
     """
 
     def __init__(self, slots: Sequence[int] | Slots) -> None:
-        self._slots = list(map(int, slots))
+        self._slots = np.array(slots, np.int64)
         size = len(self._slots)
+        self._numbers = np.arange(size)
         self.dead: BoolArray = np.zeros(size, np.bool_)
         self._reward, self._shaped = np.zeros(size, np.float64), np.zeros(size, np.float64)
         self._length = np.zeros(size, np.int64)
@@ -83,20 +84,12 @@ class Episodes:
             to[...] = cell.numpy()
 
     def _finish(self, index: Any, row: int | Slots, scored: bool, truncated: BoolArray, over: BoolArray) -> None:
-        numbers = np.arange(len(self._slots))[index]
-        rows = np.broadcast_to(row, numbers.shape)
-        for place in np.flatnonzero(over):
-            number = int(numbers[place])
-            self.ended.append(
-                Episode(
-                    slot=self._slots[number],
-                    row=int(rows[place]),
-                    length=int(self._length[number]),
-                    reward=float(self._reward[number]),
-                    shaped=float(self._shaped[number]) if scored else None,
-                    truncated=bool(truncated[place]),
-                )
-            )
-        done = numbers[over]
-        self._reward[done] = self._shaped[done] = 0.0
-        self._length[done] = 0
+        places = np.flatnonzero(over)
+        numbers = self._numbers[index][places]
+        rows = [row] * len(places) if isinstance(row, int) else row[places].tolist()
+        shaped = self._shaped[numbers].tolist() if scored else [None] * len(places)
+        cells = self._length[numbers], self._reward[numbers]
+        told = (self._slots[numbers].tolist(), rows, *(cell.tolist() for cell in cells), shaped)
+        self.ended += [Episode(*facts) for facts in zip(*told, truncated[places].tolist(), strict=True)]
+        self._reward[numbers] = self._shaped[numbers] = 0.0
+        self._length[numbers] = 0

@@ -147,6 +147,9 @@ def _check_act(name: str, found: dict[str, Any], state: Tree, spec: EnvSpec, hea
         _expect(f"{name}.act, action", act.action, shape, head.action_dtype)
         _expect(f"{name}.act, log_prob", act.log_prob, (_COLUMNS,), torch.float32)
         _expect(f"{name}.act, extras['value']", act.extras.get("value"), (_COLUMNS,), torch.float32)
+        for extra, value in act.extras.items():
+            if value.dtype == torch.bfloat16:
+                raise ValueError(f"{name}.act, extras['{extra}']: expected a dtype that NumPy has; add .float()")
         before, after = dict(tree.items(state)), dict(tree.items(act.state))
         if before.keys() != after.keys():
             raise ValueError(f"policy {name}: act returned state {_describe(act.state)}, expected {_describe(state)}")

@@ -263,9 +263,14 @@ def _vector(space: Space[Any], leaf: Tensor) -> Tensor:
             choices = zip(leaf.flatten(1).unbind(1), space.start.flat, space.nvec.flat, strict=True)
             return torch.cat([_one_hot(choice, int(start), int(size)) for choice, start, size in choices], dim=1)
         case spaces.Box() if space.dtype == np.uint8:
-            return leaf.unsqueeze(-1).flatten(1).float() / 255.0
+            return _flat(leaf) / 255.0
         case _:
-            return leaf.unsqueeze(-1).flatten(1).float()
+            return _flat(leaf)
+
+
+def _flat(leaf: Tensor) -> Tensor:
+    """A leaf `[N, *O]` as float32 `[N, size]`."""
+    return leaf.float() if leaf.dim() == 2 else leaf.unsqueeze(-1).flatten(1).float()
 
 
 def _one_hot(choice: Tensor, start: int, size: int) -> Tensor:

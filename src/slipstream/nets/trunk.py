@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeVar
 
@@ -68,11 +69,13 @@ class Network:
         ranges.finite(self, "net.", "log_std_init")
 
 
-def in_bfloat16(device: torch.device, enabled: bool) -> torch.autocast:
-    """Has products within computed in bfloat16.
+def in_bfloat16(device: torch.device, enabled: bool) -> AbstractContextManager[object]:
+    """Has products within computed in bfloat16, or, if not `enabled`, in the dtype of what goes in.
 
     Casts are not kept: each weight is used once, and threads that share a cache could find a cast without its history.
     """
+    if not enabled and not torch.is_autocast_enabled(device.type):
+        return nullcontext()  # a context that changes nothing takes as long as a small layer
     return torch.autocast(device.type, torch.bfloat16, enabled=enabled, cache_enabled=False)
 
 
