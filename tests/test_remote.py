@@ -296,6 +296,27 @@ def test_a_hang_is_the_end_after_the_time_limit() -> None:
     assert seconds < LIMIT
 
 
+def test_who_waits_for_a_process_can_say_what_it_is_doing() -> None:
+    job = work(lambda: Faulty("hang", 4))
+    remotes = Remotes(job, SHARES)
+    collector = remotes.collectors[1]
+    try:
+        assert collector.awaited() == []
+        remotes.begin(11, 0)
+        remotes.publish(weights(job.policy, 0))
+        with ThreadPoolExecutor() as pool:
+            player = pool.submit(_forever, collector)
+            deadline = time.monotonic() + 60
+            while "row 4" not in "".join(collector.awaited()) and time.monotonic() < deadline:
+                time.sleep(0.01)
+            told = f"collector process {collector.pid} (slots 4 to 5), busy with slots 4 to 5, row 4"
+            assert collector.awaited() == [told]
+            os.kill(collector.pid, signal.SIGKILL)
+            assert isinstance(player.exception(), EnvError)
+    finally:
+        remotes.close()
+
+
 def test_what_cannot_be_brought_back_ends_at_once() -> None:
     def factory() -> SyncVectorEnv:
         return SyncVectorEnv([lambda: Chaos("kill", 4)] * 2, autoreset_mode=AutoresetMode.SAME_STEP)

@@ -161,6 +161,10 @@ class RemoteCollector:
             self._trail.add(places, unroll)
         return unroll.collected
 
+    def awaited(self) -> list[str]:
+        """The outpost, if its answer is due, and what it is doing: see `run.stall`."""
+        return [f"{self._name()}, {self._doing()}"] if self._due else []
+
     def stop(self) -> None:
         """Has a `collect` under way in another thread, and every later one until `begin`, raise `Stopped`."""
         self._link.stop(True)

@@ -1,11 +1,18 @@
 from __future__ import annotations
 
+import os
+import signal
 import threading
 from pathlib import Path
 from queue import SimpleQueue
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+import pytest
+
+from slipstream.envs import EnvError, EnvOptions, make_envs
+from slipstream.envs.workers import WorkerEnvs
 from slipstream.run.stall import StallWatch
 
 UPDATE: Any = SimpleNamespace()
@@ -58,3 +65,38 @@ def test_zero_is_never(tmp_path: Path) -> None:
     watch = StallWatch(0.0, tmp_path / "stacks.txt", print)
     assert threading.active_count() == before
     watch.close()
+
+
+def test_of_workers_that_are_waited_for_it_says_where_they_are(tmp_path: Path) -> None:
+    said: SimpleQueue[str] = SimpleQueue()
+    envs = make_envs("toy:chaos", 2, 1, EnvOptions(kwargs={"fault": "hang", "at": 3}), workers=2)
+    assert isinstance(envs, WorkerEnvs)
+    pids = sorted(worker.child.pid for worker in envs._workers)
+
+    def forever() -> None:
+        while True:
+            envs.recv(0)
+            envs.send(np.zeros(2, np.int64), 0)
+
+    def play() -> None:
+        envs.reset(1)
+        with pytest.raises(EnvError, match="killed"):
+            forever()
+
+    player = threading.Thread(target=play, name="lane 0")
+    player.start()
+    watch = StallWatch(0.2, tmp_path / "stacks.txt", said.put)
+    try:
+        while "waits for" not in (text := said.get(timeout=60)) or text.count("step 3") < 2:
+            pass
+        lines = [line for line in text.splitlines() if "waits for" in line]
+        assert lines == [
+            f"    waits for worker process {pid}, busy with slot {slot}, step 3, episode 0"
+            for slot, pid in enumerate(pids)
+        ]
+    finally:
+        watch.close()
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        player.join()
+        envs.close()

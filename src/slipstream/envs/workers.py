@@ -168,6 +168,11 @@ class WorkerEnvs:
         self._settle(lane)
         return self._checks[lane](self._steps[lane])
 
+    def awaited(self) -> list[str]:
+        """The workers whose answers are due, and where they are: see `run.stall`."""
+        due = {child.pid: worker for lane in list(self._due) for worker, child in list(lane.values())}
+        return [f"worker process {pid}, busy with {self._place(worker)}" for pid, worker in sorted(due.items())]
+
     def close(self) -> None:
         """Ends the workers: asks, then SIGTERM, then SIGKILL; the second call does nothing."""
         self._finalizer()

@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
+from typing import Protocol, runtime_checkable
 
 from slipstream.types import Report
 
@@ -22,11 +23,21 @@ _ADVICE = (
 _LIBRARY = {Path(threading.__file__).parent, Path(concurrent.futures.__file__).parent}
 
 
+@runtime_checkable
+class Waits(Protocol):
+    """Who waits for other processes in some of its methods; a thread that is in one of these is asked for whom."""
+
+    def awaited(self) -> list[str]:
+        """A line for each of them: who it is, and what it is busy with. Called by any thread, at any time."""
+        ...
+
+
 class StallWatch:
     """Observer that says when there has been no update for a while, and where every thread is then.
 
     It says so after `seconds`, again after twice as long, and so on: a note, not an end, since an update that takes an
-    hour may be what was asked for. It reads a clock and decides nothing by it that a run depends on.
+    hour may be what was asked for. Of threads that wait for other processes it says what these are doing. It reads a
+    clock and decides nothing by it that a run depends on.
 
     Args:
         seconds: Without an update before it says so; 0 for never.
@@ -67,7 +78,8 @@ class StallWatch:
         running = sys._current_frames()  # pyright: ignore[reportPrivateUsage] - documented, for this
         frames = [(names[ident], frame) for ident, frame in running.items() if ident in names]  # names may come twice
         lines = [f"no update for {still:.0f} s. Where the threads are:"]
-        lines += [f"  {name}: {_place(frame)}" for name, frame in frames]
+        for name, frame in frames:
+            lines += [f"  {name}: {_place(frame)}", *(f"    waits for {line}" for line in _awaited(frame))]
         try:
             self._stacks.write_text(
                 "\n".join(f"{name}\n{''.join(traceback.format_stack(frame))}" for name, frame in frames)
@@ -85,3 +97,14 @@ def _place(frame: FrameType) -> str:
         at = at.f_back
     at = at or frame
     return f"{at.f_code.co_filename}:{at.f_lineno} in {at.f_code.co_name}"
+
+
+def _awaited(frame: FrameType) -> list[str]:
+    """For what a thread waits, if one of the objects in whose methods it is can say."""
+    at: FrameType | None = frame
+    while at is not None:
+        who = at.f_locals.get("self")
+        if isinstance(who, Waits):
+            return who.awaited()
+        at = at.f_back
+    return []
