@@ -99,12 +99,13 @@ def main() -> None:
             command += ["--name", variant, "--table", TABLE.stem, "--runs", str(args.runs)]
             subprocess.run([*command, *(word for each in words for word in ("--set", each))], check=True)
 
-    speeds = json.loads(SPEEDS.read_text())["steps_per_second"] if SPEEDS.exists() else {}
+    speeds = json.loads(SPEEDS.read_text()) if SPEEDS.exists() else {"device": None}
     print("| variant | seed | steps to 18 | steps/s | minutes to 18 | best | steps | evaluation |")
     print("|---|---|---|---|---|---|---|---|")
     for variant in VARIANTS:
         for seed, run in table().get(variant, {}).items():
-            steps, pace = run["reached"][f"{ENOUGH:g}"]["steps"], speeds.get(variant)
+            steps = run["reached"][f"{ENOUGH:g}"]["steps"]
+            pace = speeds["steps_per_second"][variant] if run["device"] == speeds["device"] else None
             minutes = f"{steps / pace / 60:.0f}" if steps and pace else "-"
             shown = f"{steps or '-'} | {f'{pace:.0f}' if pace else '-'} | {minutes}"
             print(f"| {variant} | {seed} | {shown} | {run['best']} | {run['steps']} | {run['eval_mean']:.1f} |")

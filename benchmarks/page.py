@@ -3,11 +3,12 @@
     python benchmarks/page.py
 
 Every result in benchmarks/results has a section, with the command, the commit and the machine that it comes from; one
-that nobody has told this program how to draw has those alone.
+that nobody has told this program how to draw has those alone. Learning curves are shown as they are.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -87,7 +88,9 @@ def stacked(axes: Axes, parts: Mapping[str, Mapping[str, float]], label: str) ->
 
 def bench(result: Result) -> Figure:
     """Speeds of `slipstream bench`, what a step costs, start-up and memory."""
-    figure, (speed, cost, start, memory) = beside(4, 1.6 + 0.35 * max(4, len(result["variants"])))
+    process = {algo: row for algo, row in result["process"].items() if row}
+    held = {algo: row["peak_mb"] for algo, row in process.items() if "peak_mb" in row}  # older results have none
+    figure, (speed, cost, start, *more) = beside(3 + bool(held), 1.6 + 0.35 * max(4, len(result["variants"])))
     variants = {name.removesuffix(" default"): row for name, row in result["variants"].items()}
     limits = {name: row["limit"] for name, row in variants.items()}
     bars(speed, {name: row["steps_per_second"] for name, row in variants.items()}, "steps per second", limits)
@@ -97,9 +100,9 @@ def bench(result: Result) -> Figure:
         for algo, stages in result["stages"].items()
     }
     stacked(cost, parts, "CPU milliseconds per step, each stage alone")
-    process = {algo: row for algo, row in result["process"].items() if row}
     bars(start, {algo: row["startup_seconds"] for algo, row in process.items()}, "seconds to the first 1,000 steps")
-    bars(memory, {algo: row["peak_mb"] for algo, row in process.items()}, "peak memory, MB")
+    for memory in more:
+        bars(memory, held, "peak memory, MB")
     return figure
 
 
@@ -201,22 +204,25 @@ SECTIONS: Sequence[Section] = (
         "replay_sampling.json", "Prioritised draws", "512 out of a million, beside other packages in turn.", sampling
     ),
     Section("replay_memory.json", "A million Atari steps", "Bytes that a replay was announced to take, and took."),
-    Section("verify.json", "The same bits", "136 configurations in placements and delays of all kinds: identical."),
+    Section("verify.json", "The same bits", "Configurations, in placements and with delays of all kinds."),
 )
 
 
-def origin(result: Result) -> Iterator[str]:
+def origins(result: Result) -> Iterator[str]:
     """Command, commit and machine of each part of a result that says so."""
     if "command" in result:
-        machine = result["machine"]
-        commit = f", commit {result['commit'][:7]}" if result.get("commit") else ""
+        machine, changed = result["machine"], " with changes" * bool(result.get("dirty"))
+        commit = f", commit {result['commit'][:7]}{changed}" if result.get("commit") else ""
         yield f"`{result['command']}`: {machine['processor']}, {machine['cores']} cores{commit}."
         return
-    parts = [part for part in result.values() if isinstance(part, Mapping)]
-    lines = [line for part in parts for line in origin(part)]
-    yield from lines[:3]
-    if len(lines) > 3:
-        yield f"And {len(lines) - 3} more."
+    for part in result.values():
+        if isinstance(part, Mapping):
+            yield from origins(part)
+
+
+def digest(section: Section) -> str:
+    """Of the numbers that a picture is drawn of; the picture carries it."""
+    return hashlib.sha256((RESULTS / section.file).read_bytes()).hexdigest()
 
 
 def facts(result: Result) -> str:
@@ -248,7 +254,9 @@ def page() -> str:
             lines += [f"![{section.title}]({picture})\n"]
         elif told := facts(result):
             lines += [f"{told[0].upper()}{told[1:]}.\n"]
-        lines += [f"[{section.file}](../benchmarks/results/{section.file}). {' '.join(origin(result))}\n"]
+        first, *others = origins(result)
+        more = [f"And {len(others)} more like it."] * bool(others)
+        lines += [f"[{section.file}](../benchmarks/results/{section.file}). {' '.join([first, *more])}\n"]
     lines += ["## Learning curves\n"]
     for file in sorted((RESULTS / "learning").glob("*.json")):
         if file.with_suffix(".png").exists():
@@ -261,7 +269,8 @@ def main() -> None:
     for section, result in sections():
         if section.draw:
             figure = section.draw(result)
-            figure.savefig(PICTURES / Path(section.file).with_suffix(".png").name, dpi=80)
+            picture = PICTURES / Path(section.file).with_suffix(".png").name
+            figure.savefig(picture, dpi=80, metadata={"Source": digest(section)})
             plt.close(figure)
     PAGE.write_text(page())
 

@@ -1,8 +1,10 @@
-"""How Slipstream computes: one thread alone, without numbers too small to be normal, in memory that stays."""
+"""How Slipstream computes: one thread alone, without numbers too small to be normal; in memory that stays."""
 
 from __future__ import annotations
 
 import ctypes
+import os
+import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -11,6 +13,7 @@ import torch
 
 _SUBNORMAL = 1e-39
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+_TOLD = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
 _KEPT_BYTES = 1 << 30
 _LARGEST_BLOCK = 32 << 20  # that glibc takes from memory which it keeps
 
@@ -32,12 +35,17 @@ def adopt() -> Arithmetic:
 
     One thread per operator: results do not depend on the number of cores. Subnormal numbers count as zero: moments of
     Adam whose gradients have become zero fall below 1e-38 and stay there for good, and a processor takes some hundred
-    cycles for each of them (ADR 0019). The process keeps memory that it frees, from now on: see `keep_freed_memory`.
+    cycles for each of them (ADR 0019).
     """
-    keep_freed_memory()
     former = Arithmetic(torch.get_num_threads(), flushes())
     restore(Arithmetic(1, flush=True))
     return former
+
+
+def settle() -> None:
+    """Has a process of ours, which has nothing else to do, compute and keep memory as all of them do."""
+    keep_freed_memory()
+    adopt()
 
 
 def restore(former: Arithmetic) -> None:
@@ -62,11 +70,14 @@ def flushes() -> bool:
 
 
 def keep_freed_memory() -> None:
-    """Has this process keep memory that it frees for what it allocates next, up to a gigabyte; only glibc is told to.
+    """Has this process keep memory that it frees for what it allocates next; for good, and only glibc is told to.
 
-    Otherwise it goes back to the system with every slab and gradient and comes anew page by page: 120 page faults and
-    some 4 % of the time of a step of PPO on Pong.
+    Blocks of up to 32 MB then come from the heap, of which up to a gigabyte of free memory stays at its end. Otherwise
+    it goes back to the system after a gradient and comes anew page by page: 120 page faults and some 4 % of the time of
+    a step of PPO on Pong. Whoever has told glibc something else by the environment is not overruled.
     """
+    if sys.platform != "linux" or any(name in os.environ for name in _TOLD):
+        return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, _LARGEST_BLOCK)

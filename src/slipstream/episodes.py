@@ -87,9 +87,18 @@ class Episodes:
         places = np.flatnonzero(over)
         numbers = self._numbers[index][places]
         rows = [row] * len(places) if isinstance(row, int) else row[places].tolist()
-        shaped = self._shaped[numbers].tolist() if scored else [None] * len(places)
-        cells = self._length[numbers], self._reward[numbers]
-        told = (self._slots[numbers].tolist(), rows, *(cell.tolist() for cell in cells), shaped)
-        self.ended += [Episode(*facts) for facts in zip(*told, truncated[places].tolist(), strict=True)]
+        columns = (self._slots, self._length, self._reward, self._shaped)
+        slots, lengths, rewards, shaped = (column[numbers].tolist() for column in columns)
+        self.ended += [
+            Episode(
+                slot=slots[i],
+                row=rows[i],
+                length=lengths[i],
+                reward=rewards[i],
+                shaped=shaped[i] if scored else None,
+                truncated=bool(truncated[place]),
+            )
+            for i, place in enumerate(places)
+        ]
         self._reward[numbers] = self._shaped[numbers] = 0.0
         self._length[numbers] = 0

@@ -9,7 +9,6 @@ from __future__ import annotations
 import fcntl
 import importlib
 import json
-import math
 import os
 import secrets
 import select
@@ -18,7 +17,6 @@ import signal
 import socket
 import tempfile
 import threading
-import time
 import warnings
 import weakref
 from collections.abc import Generator
@@ -34,6 +32,7 @@ _SHORT = "/tmp"  # where the usual place has too long a name
 _LONGEST = 107 - len("/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store")  # of a folder's name
 _ANSWER_SECONDS = 5.0  # for a cluster to take a connection
 _LOOK_SECONDS = 5.0  # between two looks at an object store
+_FAREWELL_SECONDS = 1.0  # for the thread that looks
 _SMALLEST_STORE = 128 << 20  # bytes; Ray wants 75 MiB at least
 _PRIVATE = {
     "RAY_AUTH_MODE": "token",
@@ -50,8 +49,8 @@ class ClusterError(ConnectionError):
     """A cluster can't be started or joined."""
 
 
-class Store(NamedTuple):
-    """The object store of a node.
+class ObjectStore(NamedTuple):
+    """That of a node.
 
     Attributes:
         used: Bytes that objects take.
@@ -104,8 +103,8 @@ class Cluster:
                 undo.callback(ray.shutdown)
                 _connect(ray, address)
             _warn_if_open(ray)
-            self._store: Store | None = None
-            self._looked = -math.inf
+            self._look = _Look(ray)
+            undo.callback(self._look.close)
             self._finalizer = weakref.finalize(self, undo.pop_all().close)
 
     @property
@@ -113,13 +112,9 @@ class Cluster:
         """That all its nodes have."""
         return int(self.ray.cluster_resources().get("CPU", 0))
 
-    @property
-    def store(self) -> Store | None:
-        """The object store of this node as it was a few seconds ago at most; None if its raylet does not say."""
-        if time.monotonic() - self._looked >= _LOOK_SECONDS:
-            self._store = _store(self.ray)
-            self._looked = time.monotonic()
-        return self._store
+    def object_store(self) -> ObjectStore | None:
+        """That of this node as it was some seconds ago; None if its raylet has not said."""
+        return self._look.found
 
     def close(self) -> None:
         """Leaves the cluster, and ends it if it is private; the second call does nothing."""
@@ -136,16 +131,42 @@ def address() -> str:
     return str(_ray().util.get_node_ip_address())
 
 
-def _store(ray: Any) -> Store | None:
-    """Asks the raylet of this node."""
-    internal = importlib.import_module("ray._private.internal_api")
-    try:
-        (here,) = (each for each in ray.nodes() if each["NodeID"] == node())
+class _Look:
+    """A thread that looks at the object store of this node every few seconds: its raylet may take long to answer.
+
+    Args:
+        ray: The library, connected.
+
+    Attributes:
+        found: What it has seen last.
+    """
+
+    def __init__(self, ray: Any) -> None:
+        self._ray, self._over = ray, threading.Event()
+        self.found: ObjectStore | None = None
+        self._thread = threading.Thread(target=self._watch, name="slipstream-store", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Ends the thread, or leaves it to its last question."""
+        self._over.set()
+        self._thread.join(_FAREWELL_SECONDS)
+
+    def _watch(self) -> None:
+        while True:
+            try:
+                self.found = self._ask()
+            except Exception:  # noqa: BLE001 - Ray's, gRPC's, or that of a cluster that is gone: a metric ends no run
+                self.found = None
+            if self._over.wait(_LOOK_SECONDS):
+                return
+
+    def _ask(self) -> ObjectStore:
+        internal = importlib.import_module("ray._private.internal_api")
+        (here,) = (each for each in self._ray.nodes() if each["NodeID"] == node())
         told = internal.node_stats(here["NodeManagerAddress"], here["NodeManagerPort"], include_memory_info=False)
-    except Exception:  # noqa: BLE001 - Ray's, gRPC's or that of a cluster that is gone: a metric ends no run
-        return None
-    store = told.store_stats
-    return Store(store.object_store_bytes_used, store.object_store_bytes_avail, store.spilled_bytes_total)
+        store = told.store_stats
+        return ObjectStore(store.object_store_bytes_used, store.object_store_bytes_avail, store.spilled_bytes_total)
 
 
 def _connect(ray: Any, address: str) -> None:

@@ -120,7 +120,7 @@ class Actors:
         for link in self.links:
             for node, count in link.steps.items():
                 steps[node] = steps.get(node, 0) + count
-        store = self.cluster.store
+        store = self.cluster.object_store()
         megabytes = {} if store is None else {name: count / 1e6 for name, count in store._asdict().items()}
         return {
             "cluster/actors": float(sum(bool(link.host) for link in self.links)),

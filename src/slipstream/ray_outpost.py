@@ -85,7 +85,7 @@ class RayOutpost:
         return self._outpost
 
     def _make(self) -> tuple[int, str, str]:
-        arithmetic.adopt()
+        arithmetic.settle()
         work: Work = cloudpickle.loads(self._content)
         self._content = b""
         self._spec = work.spec

@@ -51,7 +51,7 @@ class RayShelf:
     """
 
     def __init__(self, content: bytes) -> None:
-        arithmetic.adopt()
+        arithmetic.settle()
         # Numbers lie in the object store, where nobody can write; they are only read.
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
         self._shelf = Shelf(*cloudpickle.loads(content))

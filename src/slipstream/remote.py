@@ -104,6 +104,10 @@ class Remotes:
         """How often environments or outposts have been brought back, and numbers of the medium, by name."""
         return {"faults/restarts": float(self.restarted), **self._medium.metrics()}
 
+    def awaited(self) -> list[str]:
+        """Outposts whose answers are due, and what they are doing; called by any thread."""
+        return [line for collector in self.collectors for line in collector.awaited()]
+
     def close(self) -> None:
         """Ends the outposts within a few seconds; the second call does nothing."""
         for collector in self.collectors:

@@ -162,7 +162,7 @@ class RemoteCollector:
         return unroll.collected
 
     def awaited(self) -> list[str]:
-        """The outpost, if its answer is due, and what it is doing: see `run.stall`."""
+        """The outpost, if its answer is due, and what it is doing; called by any thread."""
         return [f"{self._name()}, {self._doing()}"] if self._due else []
 
     def stop(self) -> None:

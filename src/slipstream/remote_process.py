@@ -89,7 +89,7 @@ class Shared(NamedTuple):
 def main() -> None:
     """Entry point of the process."""
     fds = process.enter()
-    arithmetic.adopt()
+    arithmetic.settle()
     actor = _Actor()
     answer = partial(process.answer, fds.answers[0])
     if answer(partial(actor.make, fds)):

@@ -19,7 +19,7 @@ from slipstream.tie import told
 def main() -> None:
     """Entry point of the process."""
     fds = process.enter()
-    arithmetic.adopt()
+    arithmetic.settle()
     self = _Process()
     answer = partial(process.answer, fds.answers[0])
     if answer(partial(self.make, fds)):

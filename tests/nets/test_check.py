@@ -135,7 +135,7 @@ def test_a_missing_member_is_named(member: str):
         (lambda a: a._replace(extras={}), "extras['value']: expected float32 [5], got NoneType"),
         (
             lambda a: a._replace(extras=a.extras | {"more": a.log_prob.bfloat16()}),
-            "Whole.act, extras['more']: expected a dtype that NumPy has; add .float()",
+            "Whole.act, extras['more']: expected a tensor of a dtype that NumPy has, got bfloat16 [5]",
         ),
         (lambda a: a._replace(state=(a.log_prob,)), "act returned state (float32 [5]), expected ()"),
         (lambda a: a.action, "act must return slipstream.types.Act, got int64 [5]"),

@@ -92,7 +92,8 @@ def test_the_verb_measures_and_writes(tmp_path: Path, capsys: pytest.CaptureFixt
 
 def test_the_memory_of_a_fresh_process_is_its_own() -> None:
     mine = bytearray(b"1") * 1_000_000_000  # which a process that is launched inherits, in the kernel's accounts
-    config = configure("a2c", "CartPole-v1", {"num_envs": 2, "lanes": 1, "unroll": 5})
+    small = {"num_envs": 2, "lanes": 1, "unroll": 5, "placement.device": "cpu"}
+    config = configure("a2c", "CartPole-v1", small)
     assert 50.0 < module._process(config)["peak_mb"] < len(mine) / 1e6 / 2
 
 

@@ -67,11 +67,23 @@ def test_zero_is_never(tmp_path: Path) -> None:
     watch.close()
 
 
+def test_what_cannot_be_said_does_not_keep_it_from_saying_the_rest(tmp_path: Path) -> None:
+    said: SimpleQueue[str] = SimpleQueue()
+
+    def awaited() -> list[str]:
+        raise RuntimeError("it changed meanwhile")
+
+    watch = StallWatch(0.05, tmp_path / "stacks.txt", said.put, awaited)
+    texts = [said.get(timeout=60) for _ in range(2)]
+    watch.close()
+    assert all("waited for: unknown, RuntimeError: it changed meanwhile" in text for text in texts)
+
+
 def test_of_workers_that_are_waited_for_it_says_where_they_are(tmp_path: Path) -> None:
     said: SimpleQueue[str] = SimpleQueue()
     envs = make_envs("toy:chaos", 2, 1, EnvOptions(kwargs={"fault": "hang", "at": 3}), workers=2)
     assert isinstance(envs, WorkerEnvs)
-    pids = sorted(worker.child.pid for worker in envs._workers)
+    pids = [worker.child.pid for worker in envs._workers]
 
     def forever() -> None:
         while True:
@@ -85,13 +97,13 @@ def test_of_workers_that_are_waited_for_it_says_where_they_are(tmp_path: Path) -
 
     player = threading.Thread(target=play, name="lane 0")
     player.start()
-    watch = StallWatch(0.2, tmp_path / "stacks.txt", said.put)
+    watch = StallWatch(0.2, tmp_path / "stacks.txt", said.put, envs.awaited)
     try:
-        while "waits for" not in (text := said.get(timeout=60)) or text.count("step 3") < 2:
+        while "waited for" not in (text := said.get(timeout=60)) or text.count("step 3") < 2:
             pass
-        lines = [line for line in text.splitlines() if "waits for" in line]
+        lines = [line for line in text.splitlines() if "waited for" in line]
         assert lines == [
-            f"    waits for worker process {pid}, busy with slot {slot}, step 3, episode 0"
+            f"waited for: worker process {pid}, busy with slot {slot}, step 3, episode 0"
             for slot, pid in enumerate(pids)
         ]
     finally:

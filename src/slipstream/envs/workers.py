@@ -169,9 +169,10 @@ class WorkerEnvs:
         return self._checks[lane](self._steps[lane])
 
     def awaited(self) -> list[str]:
-        """The workers whose answers are due, and where they are: see `run.stall`."""
-        due = {child.pid: worker for lane in list(self._due) for worker, child in list(lane.values())}
-        return [f"worker process {pid}, busy with {self._place(worker)}" for pid, worker in sorted(due.items())]
+        """The workers whose answers are due, and where they are; called by any thread."""
+        due = {worker.index: (worker, child) for lane in self._due for worker, child in list(lane.values())}
+        pairs = (due[index] for index in sorted(due))
+        return [f"worker process {child.pid}, busy with {self._place(worker)}" for worker, child in pairs]
 
     def close(self) -> None:
         """Ends the workers: asks, then SIGTERM, then SIGKILL; the second call does nothing."""

@@ -148,13 +148,23 @@ def _check_act(name: str, found: dict[str, Any], state: Tree, spec: EnvSpec, hea
         _expect(f"{name}.act, log_prob", act.log_prob, (_COLUMNS,), torch.float32)
         _expect(f"{name}.act, extras['value']", act.extras.get("value"), (_COLUMNS,), torch.float32)
         for extra, value in act.extras.items():
-            if value.dtype == torch.bfloat16:
-                raise ValueError(f"{name}.act, extras['{extra}']: expected a dtype that NumPy has; add .float()")
+            _require_numpy(f"{name}.act, extras['{extra}']", value)
         before, after = dict(tree.items(state)), dict(tree.items(act.state))
         if before.keys() != after.keys():
             raise ValueError(f"policy {name}: act returned state {_describe(act.state)}, expected {_describe(state)}")
         for path, leaf in after.items():
             _expect(f"{name}.act, state '{path}'", leaf, tuple(before[path].shape), before[path].dtype)
+
+
+def _require_numpy(what: str, value: object) -> None:
+    """Refuses what no slab can hold."""
+    try:
+        if isinstance(value, Tensor):
+            value.detach().cpu().numpy()
+            return
+    except TypeError:  # bfloat16, float8
+        pass
+    raise ValueError(f"{what}: expected a tensor of a dtype that NumPy has, got {_describe(value)}")
 
 
 def _check_unroll(name: str, found: dict[str, Any], state: Tree, spec: EnvSpec, head: ActionHead) -> None:

@@ -79,9 +79,8 @@ class Categorical:
         `u <= 1 - 2**-23`, so `u * total < total` after rounding too.
         """
         probs = self.log_probs.exp()
-        sums = probs.cumsum(-1)
-        cumulative = torch.where(probs > 0, sums, 0.0)
-        hit = cumulative > u * sums[..., -1:]
+        cumulative = torch.where(probs > 0, probs.cumsum(-1), 0.0)
+        hit = cumulative > u * cumulative.amax(-1, keepdim=True)
         return hit.byte().argmax(-1)
 
     def mode(self) -> Tensor:

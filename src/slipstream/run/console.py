@@ -143,10 +143,9 @@ class Nodes:
 
 def _store_text(metrics: Mapping[str, Tensor | float]) -> str:
     """How full the object store is, and what had no room in it."""
-    name = "cluster/store_{}_megabytes".format
-    if name("used") not in metrics:
+    if "cluster/store_used_megabytes" not in metrics:
         return ""
-    used, size, spilled = (float(metrics[name(part)]) for part in ("used", "size", "spilled"))
+    used, size, spilled = (float(metrics[f"cluster/store_{part}_megabytes"]) for part in ("used", "size", "spilled"))
     return f", store {used:,.0f} of {size:,.0f} MB" + (f" ({spilled:,.0f} MB went to the disk)" if spilled else "")
 
 

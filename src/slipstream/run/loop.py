@@ -232,7 +232,7 @@ def _drive(this: _Run, saved: Checkpoint | None) -> Trained:
             display.say(caveat)
         display.say(f"resume: {training.resumes}")
         signals = stack.enter_context(Signals(display.say))
-        watch = StallWatch(config.log.stall_seconds, run.stacks, display.say)
+        watch = StallWatch(config.log.stall_seconds, run.stacks, display.say, training.awaited)
         stack.callback(watch.close)
         progress.start()
         try:
@@ -250,9 +250,13 @@ def _drive(this: _Run, saved: Checkpoint | None) -> Trained:
             if any(run.checkpoints.glob("[0-9]*")):
                 error.add_note(f"resume:     slipstream resume {run.path}")
             raise
-        except (KeyboardInterrupt, SystemExit) as stop:
+        except KeyboardInterrupt as stop:
             checkpoints.close(_PATIENCE)
             stop.add_note(_what_is_saved(run))
+            raise
+        except SystemExit:  # of whoever trains within a program, which shows no notes of it
+            checkpoints.close()
+            display.say(_what_is_saved(run))
             raise
         if signals.received is not None and not progress.finished:
             raise Interrupted(signals.received, run.path, _what_is_saved(run))

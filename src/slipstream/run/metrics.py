@@ -68,7 +68,10 @@ _GREATEST = (
     "/replaced_windows",
     "/skipped_gradients",
 )
-"""Endings of metrics of which a row has the greatest value (of counters the last), as of `cluster/*` but `actors`."""
+"""Endings of metrics of which a row has the greatest value (of counters the last), as of `cluster/*` but its gauges."""
+
+_GAUGES = ("cluster/actors", "cluster/store_used_megabytes")
+"""Of `cluster/*` those that go up and down."""
 
 _SUMMED = ("/mended_rows",)
 """Endings of metrics of which a row has the sum; of others it has the mean."""
@@ -219,7 +222,7 @@ class Table:
 
 
 def _greatest(name: str) -> bool:
-    return name.endswith(_GREATEST) or (name.startswith("cluster/") and name != "cluster/actors")
+    return name.endswith(_GREATEST) or (name.startswith("cluster/") and name not in _GAUGES)
 
 
 class Curves:

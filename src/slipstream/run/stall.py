@@ -10,7 +10,6 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Protocol, runtime_checkable
 
 from slipstream.types import Report
 
@@ -23,30 +22,23 @@ _ADVICE = (
 _LIBRARY = {Path(threading.__file__).parent, Path(concurrent.futures.__file__).parent}
 
 
-@runtime_checkable
-class Waits(Protocol):
-    """Who waits for other processes in some of its methods; a thread that is in one of these is asked for whom."""
-
-    def awaited(self) -> list[str]:
-        """A line for each of them: who it is, and what it is busy with. Called by any thread, at any time."""
-        ...
-
-
 class StallWatch:
     """Observer that says when there has been no update for a while, and where every thread is then.
 
     It says so after `seconds`, again after twice as long, and so on: a note, not an end, since an update that takes an
-    hour may be what was asked for. Of threads that wait for other processes it says what these are doing. It reads a
-    clock and decides nothing by it that a run depends on.
+    hour may be what was asked for. It reads a clock and decides nothing by it that a run depends on.
 
     Args:
         seconds: Without an update before it says so; 0 for never.
         stacks: The file that the stacks of all threads are written to.
         say: Prints some lines.
+        awaited: Says which processes are waited for and what they are busy with, a line each.
     """
 
-    def __init__(self, seconds: float, stacks: Path, say: Callable[[str], None]) -> None:
-        self._seconds, self._stacks, self._say = seconds, stacks, say
+    def __init__(
+        self, seconds: float, stacks: Path, say: Callable[[str], None], awaited: Callable[[], list[str]] = list
+    ) -> None:
+        self._seconds, self._stacks, self._say, self._awaited = seconds, stacks, say, awaited
         self._last = time.monotonic()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="slipstream-stall", daemon=True)
@@ -78,8 +70,7 @@ class StallWatch:
         running = sys._current_frames()  # pyright: ignore[reportPrivateUsage] - documented, for this
         frames = [(names[ident], frame) for ident, frame in running.items() if ident in names]  # names may come twice
         lines = [f"no update for {still:.0f} s. Where the threads are:"]
-        for name, frame in frames:
-            lines += [f"  {name}: {_place(frame)}", *(f"    waits for {line}" for line in _awaited(frame))]
+        lines += [f"  {name}: {_place(frame)}" for name, frame in frames]
         try:
             self._stacks.write_text(
                 "\n".join(f"{name}\n{''.join(traceback.format_stack(frame))}" for name, frame in frames)
@@ -87,6 +78,10 @@ class StallWatch:
             lines.append(f"whole stacks: {self._stacks}")
         except OSError as problem:
             lines.append(f"whole stacks: not written, {problem.strerror or problem}")
+        try:
+            lines += [f"waited for: {line}" for line in self._awaited()]
+        except Exception as problem:  # noqa: BLE001 - of what is being looked at while others change it
+            lines.append(f"waited for: unknown, {type(problem).__name__}: {problem}")
         self._say("\n".join([*lines, _ADVICE]))
 
 
@@ -97,14 +92,3 @@ def _place(frame: FrameType) -> str:
         at = at.f_back
     at = at or frame
     return f"{at.f_code.co_filename}:{at.f_lineno} in {at.f_code.co_name}"
-
-
-def _awaited(frame: FrameType) -> list[str]:
-    """For what a thread waits, if one of the objects in whose methods it is can say."""
-    at: FrameType | None = frame
-    while at is not None:
-        who = at.f_locals.get("self")
-        if isinstance(who, Waits):
-            return who.awaited()
-        at = at.f_back
-    return []

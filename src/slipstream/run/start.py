@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import sys
 from pathlib import Path
 
@@ -38,8 +39,8 @@ def _age() -> float:
 def _peak() -> int:
     """Bytes that this process has held at most; `ru_maxrss` has those of who launched it, too."""
     lines = Path("/proc/self/status").read_text().splitlines()
-    (kilobytes,) = (line.split()[1] for line in lines if line.startswith("VmHWM:"))
-    return int(kilobytes) * 1024
+    own = [int(line.split()[1]) for line in lines if line.startswith("VmHWM:")]  # some kernels don't say
+    return 1024 * (own[0] if own else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
 if __name__ == "__main__":

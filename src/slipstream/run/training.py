@@ -13,13 +13,14 @@ import gymnasium
 from torch import Tensor, nn
 
 from slipstream import device, dice, ray_replay, slab, tree
-from slipstream.arithmetic import adopted
+from slipstream.arithmetic import adopted, keep_freed_memory
 from slipstream.collector import Assignment, Collected, Stands
 from slipstream.crew import Crew
 from slipstream.descent import under
 from slipstream.envs import make_envs
 from slipstream.envs.make import env_spec
 from slipstream.envs.recorded import RecordedEnvs, recorded
+from slipstream.envs.workers import WorkerEnvs
 from slipstream.jitter import Jitter, JitteredEnvs
 from slipstream.link import Medium
 from slipstream.loader import Loader
@@ -106,6 +107,8 @@ class Training:
         self._standing: Standing | None = None  # to go on from
         self._standing_anew = self._cut = False
         self._exact = "exact"
+        self._workers: WorkerEnvs | None = None
+        keep_freed_memory()
         with adopted():  # so do threads of native environments
             self.envs: Envs | None = None if remote else self._make_envs(env, jitter)
         inline = place.collectors == "inline"
@@ -304,6 +307,12 @@ class Training:
             self.envs.close()
         self._crew.close()
 
+    def awaited(self) -> list[str]:
+        """Processes that have environments, are waited for, and what they are busy with; called by any thread."""
+        if self._remotes is not None:
+            return self._remotes.awaited()
+        return [] if self._workers is None else self._workers.awaited()
+
     def _make_envs(self, env: EnvMaker | None, jitter: Jitter | None) -> Envs:
         """The environments of a run whose collectors are in this process."""
         config, place = self._config, self._config.placement
@@ -315,6 +324,7 @@ class Training:
             workers=place.env_workers,
             threads=place.env_threads,
         )
+        self._workers = envs if isinstance(envs, WorkerEnvs) else None
         envs = envs if jitter is None else JitteredEnvs(envs, jitter)
         self._recorded = recorded(envs, place.restarts)
         return self._recorded or envs
