@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
+import gymnasium
 import pytest
 import torch
 
@@ -11,6 +12,8 @@ from slipstream.collector import Assignment, Collected, Collector, Stopped, home
 from slipstream.envs import EnvOptions, make_envs
 from slipstream.nets.actor_critic import ActorCritic, make_actor_critic
 from slipstream.nets.trunk import Network
+from slipstream.run.presets import configure
+from slipstream.run.training import Training
 from slipstream.types import Envs, Episode, Place, Trajectory
 from tests.draws import Telling, Wide, drawn
 
@@ -199,3 +202,22 @@ def test_a_stopped_collector_collects_no_more() -> None:
     collector.stop()
     with pytest.raises(Stopped):
         fill(collector, 2)
+
+
+def test_environments_that_differentiate_in_their_steps_may() -> None:
+    class Learned(gymnasium.Wrapper[Any, Any, Any, Any]):
+        def step(self, action: Any) -> Any:
+            weight = torch.ones(1, requires_grad=True)
+            (2.0 * weight).sum().backward()
+            assert weight.grad is not None
+            return self.env.step(action)
+
+    small = {"num_envs": 2, "lanes": 1, "unroll": 4, "algo.batch_size": 8, "placement.collectors": "inline"}
+    training = Training(
+        configure("ppo", "callable:learned", {**small, "total_steps": 8}),
+        lambda: Learned(gymnasium.make("CartPole-v1")),
+    )
+    try:
+        assert [report.steps for report in training] == [8]
+    finally:
+        training.close()
