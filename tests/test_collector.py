@@ -213,10 +213,8 @@ def test_environments_that_differentiate_in_their_steps_may() -> None:
             return self.env.step(action)
 
     small = {"num_envs": 2, "lanes": 1, "unroll": 4, "algo.batch_size": 8, "placement.collectors": "inline"}
-    training = Training(
-        configure("ppo", "callable:learned", {**small, "total_steps": 8}),
-        lambda: Learned(gymnasium.make("CartPole-v1")),
-    )
+    config = configure("ppo", "callable:learned", {**small, "total_steps": 8})
+    training = Training(config, lambda: Learned(gymnasium.make("CartPole-v1")))
     try:
         assert [report.steps for report in training] == [8]
     finally:
