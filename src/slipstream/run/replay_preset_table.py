@@ -134,7 +134,7 @@ REPLAY_PRESETS: dict[tuple[str, str], Preset] = {
     ("rainbow", "atari"): _ATARI,
     # Points come every 40 steps at least, so that no return is beyond 5. Gradients of Pong are a third of the paper's
     # epsilon, 1.5e-4; divided by the batch it leaves Adam its step. In bfloat16: 0 after 0.51 M, 15 after 0.76 M, 18
-    # after 0.86 M; with n = 3, 0 after 1.36 M.
+    # after 0.85 M; with n = 3, 0 after 1.36 M.
     ("rainbow", "ALE/Pong-v5"): {
         **_PONG,
         "algo.lr": 1.5e-4,
