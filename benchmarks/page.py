@@ -119,6 +119,13 @@ def hot_loop(result: Result) -> Figure:
     return figure
 
 
+def acting(result: Result) -> Figure:
+    """Rows per second of collecting, and of its least."""
+    figure, (axes,) = beside(1, 2.0)
+    bars(axes, result["steps_per_second"], "rows per second")
+    return figure
+
+
 def cluster(result: Result) -> Figure:
     """Steps per second of collectors in processes and in actors on two nodes."""
     figure, (axes,) = beside(1)
@@ -190,6 +197,7 @@ SECTIONS: Sequence[Section] = (
         "One thread; what was changed and what it brought is in docs/profile.md.",
         hot_loop,
     ),
+    Section("acting.json", "Collecting CartPole", "64 environments, beside environments and bare forwards.", acting),
     Section(
         "waiting.json",
         "Waiting for environments",
