@@ -18,18 +18,17 @@ import json
 import statistics
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
-import slipstream
-from slipstream.run.metrics import read
+from slipstream.run.presets import configure
 from slipstream.run.record import conditions, save
+from slipstream.run.speed import measure_speed
 
 TABLE = Path("benchmarks/results/learning/rldm_pong.json")
 SPEEDS = TABLE.with_name("rldm_pong_speeds.json")
 BUDGET, ENOUGH = 2_000_000, 18.0
-SHORT = 24_000  # steps of a run that is only timed, of which the second half counts
+SECONDS = 60.0  # of a run that is only timed
 
 _SHARED = {"schedule": "async", "stop_at_return": ENOUGH, "net.precision": "auto"}
 # One replayed unroll for each fresh one, drawn from the last 100,000 rows.
@@ -51,25 +50,15 @@ def table() -> dict[str, dict[str, dict[str, Any]]]:
     return json.loads(TABLE.read_text())["runs"] if TABLE.exists() else {}
 
 
-def speed(variant: str, device: str, runs: Path) -> float:
-    """Steps per second of a short run."""
-    algo, settings = VARIANTS[variant]
-    config = {**_SHARED, **settings, "placement.device": device, "log.dir": str(runs), "log.checkpoint_every": SHORT}
-    run = slipstream.train(algo, env="ALE/Pong-v5", total_steps=SHORT, config=config, quiet=True).run
-    assert run is not None
-    rows = [row for row in read(run / "metrics.jsonl") if row["time/steps"] >= SHORT // 2]
-    steps, seconds = (rows[-1][name] - rows[0][name] for name in ("time/steps", "time/seconds"))
-    return steps / seconds
-
-
 def measure(rounds: int, device: str) -> None:
     """Times all variants in turn, and writes down the medians."""
     found: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
-    with tempfile.TemporaryDirectory() as runs:
-        for _ in range(rounds):
-            for variant, speeds in found.items():
-                speeds.append(speed(variant, device, Path(runs)))
-                print(f"{variant}: {speeds[-1]:,.0f} steps/s", flush=True)
+    for _ in range(rounds):
+        for variant, speeds in found.items():
+            algo, settings = VARIANTS[variant]
+            changes = {**_SHARED, **settings, "placement.device": device, "total_steps": BUDGET}
+            speeds.append(measure_speed(configure(algo, "ALE/Pong-v5", changes), SECONDS).steps_per_second)
+            print(f"{variant}: {speeds[-1]:,.0f} steps/s", flush=True)
     medians = {variant: statistics.median(speeds) for variant, speeds in found.items()}
     save({**conditions(device), "steps_per_second": medians, "rounds": found}, SPEEDS)
 
@@ -99,7 +88,7 @@ def main() -> None:
             command += ["--name", variant, "--table", TABLE.stem, "--runs", str(args.runs)]
             subprocess.run([*command, *(word for each in words for word in ("--set", each))], check=True)
 
-    speeds = json.loads(SPEEDS.read_text()) if SPEEDS.exists() else {"device": None}
+    speeds: dict[str, Any] = json.loads(SPEEDS.read_text()) if SPEEDS.exists() else {"device": None}
     print("| variant | seed | steps to 18 | steps/s | minutes to 18 | best | steps | evaluation |")
     print("|---|---|---|---|---|---|---|---|")
     for variant in VARIANTS:
