@@ -47,9 +47,10 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "surrogate": ("appo", {}),
     "replay": ("impala", _REPLAY),
     "autoencoder": ("impala", _AUTOENCODER),
-    # Half the passes over twice the rows: as many gradient steps per collected row as without a replay. Of replayed rows
-    # a third of the surrogate is clipped away and none of the entropy bonus: at 0.01 (with nature_cnn) the entropy was
-    # still at 1.2 nats after 1 M steps, and the return at 17 since 0.65 M; with 0.003 from there on it was at 17.97 after 0.12 M more.
+    # Half the passes over twice the rows: as many gradient steps per collected row as without a replay. Of replayed
+    # rows a third of the surrogate is clipped away and none of the entropy bonus: at 0.01 (with nature_cnn) the entropy
+    # was still at 1.2 nats after 1 M steps, and the return at 17 since 0.65 M; with 0.003 from there on it was at 17.97
+    # after 0.12 M more.
     "all": ("appo", {**_REPLAY, **_AUTOENCODER, "algo.epochs": 2, "algo.ent_coef": 0.003}),
 }
 
