@@ -61,6 +61,8 @@ def ours(algo: str, *settings: str, env: str = "ALE/Pong-v5") -> Contestant:
 
 
 PIXELS = "net.torso=nature_cnn"
+HALF = "net.precision=bfloat16"
+A2C = ("schedule=sync", "algo.reuse_forward=true", "num_envs=64", PIXELS)
 ONE_PASS = ("algo.epochs=1", "schedule=concurrent", PIXELS)
 # 32 rows for every 4 steps, as Stable-Baselines3 has it.
 REPLAY = (
@@ -69,21 +71,24 @@ REPLAY = (
 )
 GROUPS: dict[str, dict[str, Contestant]] = {
     "one pass": {
-        "a2c": ours("a2c", "schedule=sync", "algo.reuse_forward=true", "num_envs=64", PIXELS),
-        "impala": ours("impala", "schedule=concurrent", PIXELS),
-        "appo": ours("appo", *ONE_PASS),
+        "a2c": ours("a2c", *A2C),
+        "a2c bfloat16": ours("a2c", *A2C, HALF),
+        "impala bfloat16": ours("impala", "schedule=concurrent", PIXELS, HALF),
+        "appo bfloat16": ours("appo", *ONE_PASS, HALF),
         "sample-factory": Contestant("sample-factory", "sample_factory_appo.py", ("--preset", "fast", "--epochs", "1")),
         "sb3 a2c": Contestant("sb3", "sb3.py", ("--algo", "a2c")),
         "rllib impala": Contestant("rllib", "rllib_async.py", ()),
     },
     "four passes": {
         "ppo": ours("ppo", "schedule=concurrent", PIXELS),
+        "ppo bfloat16": ours("ppo", "schedule=concurrent", PIXELS, HALF),
         "cleanrl": Contestant("cleanrl", "cleanrl_envpool.py", ()),
         "sb3 ppo": Contestant("sb3", "sb3.py", ("--algo", "ppo")),
         "sample-factory": Contestant("sample-factory", "sample_factory_appo.py", ("--preset", "fast", "--epochs", "4")),
     },
     "replay": {
         "dqn": ours("dqn", "schedule=concurrent", *REPLAY),
+        "dqn bfloat16": ours("dqn", "schedule=concurrent", *REPLAY, HALF),
         "sb3 dqn": Contestant("sb3", "sb3.py", ("--algo", "dqn")),
     },
     "CartPole": {
