@@ -26,26 +26,25 @@ from slipstream.outpost import Work
 from slipstream.ray_cluster import ClusterError
 from slipstream.ray_link import Actors
 from slipstream.remote import Remotes
-from slipstream.run.config import ConfigError
 from slipstream.run.presets import configure
 from slipstream.run.training import Training
 from slipstream.run.verify import verify
 from slipstream.types import Place
 
 from .envs.test_worker_failures import gone
-from .test_remote import SHARES, Faulty, assert_equal, common_error, inline, remote, weights, work
+from .test_remote import COLUMNS_OF, SHARES, Faulty, assert_equal, common_error, contents, inline, remote, weights, work
 
 ray: Any = pytest.importorskip("ray")
 
 LIMIT = 10.0
 
 
-def actors(job: Work, address: str = "", shares: Sequence[range] = SHARES) -> Remotes:
-    return Remotes(job, shares, partial(_medium, address))
+def actors(job: Work, address: str = "", shares: Sequence[range] = SHARES, ahead: int = 0) -> Remotes:
+    return Remotes(job, shares, partial(_medium, address, ahead), ahead=ahead)
 
 
-def _medium(address: str, job: Work, parts: Sequence[Work]) -> Actors:
-    return Actors(job, parts, address, 2)
+def _medium(address: str, ahead: int, job: Work, parts: Sequence[Work]) -> Actors:
+    return Actors(job, parts, address, 2, ahead=ahead)
 
 
 def kill(pid: int) -> None:
@@ -91,6 +90,31 @@ def test_a_private_cluster_gives_the_bits_of_this_process_and_leaves_nothing() -
     assert not ray.is_initialized()
 
 
+def test_unrolls_that_are_told_of_ahead_have_the_same_bits_also_after_a_death() -> None:
+    job = replace(work("CartPole-v1"), restarts=3)
+    versions = [0] * 6
+    remotes = actors(job, shares=[range(0, 3)], ahead=2)
+    try:
+        (collector,) = remotes.collectors
+        remotes.begin(11, 0)
+        remotes.publish(weights(job.policy, 0))
+        unrolls = [[Place(number % 2, column) for column in COLUMNS_OF[number % 2]] for number in range(6)]
+        found: list[Any] = []
+        for number, places in enumerate(unrolls):
+            if number in (2, 5):  # with two unrolls to go that it was told of, and with none
+                kill(collector.pid)
+            collected = [collector.collect(places, unrolls[number + 1 : number + 3])]
+            found.append(contents(remotes.slabs[number % 2], collected))
+        assert_equal(found, inline(job, 11, 0, versions))
+        assert remotes.restarted == 2
+        remotes.begin(12, 0)
+        collector.collect(unrolls[0], unrolls[1:3])
+        again = remote(remotes, job, 13, 0, versions[:2])  # two answers are due that nobody wants any more
+        assert_equal(again, inline(job, 13, 0, versions[:2]))
+    finally:
+        remotes.close()
+
+
 DRIVER = """
 import psutil
 from tests.test_ray import Place, actors, weights, work
@@ -113,11 +137,6 @@ def test_nothing_survives_the_driver() -> None:
     driver.wait()
     driver.stdout.close()
     assert gone(pids)
-
-
-def test_what_ray_cannot_do_is_refused() -> None:
-    with pytest.raises(ConfigError, match="Ray actors take new weights before an unroll"):
-        configure("impala", "CartPole-v1", {"placement.collectors": "ray", "refresh": "row"})
 
 
 def test_no_cluster_at_an_address(monkeypatch: pytest.MonkeyPatch) -> None:

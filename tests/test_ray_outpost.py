@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import cloudpickle
@@ -51,9 +52,9 @@ class Pictures(gymnasium.Env[dict[str, Any], np.int64]):
 def made(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[RayOutpost, dict[str, Any]]]:
     """An outpost that has been made, and weights for it."""
 
-    def make(env: Any, options: EnvOptions | None = None) -> tuple[RayOutpost, dict[str, Any]]:
+    def make(env: Any, options: EnvOptions | None = None, every_row: bool = False) -> tuple[RayOutpost, dict[str, Any]]:
         monkeypatch.setattr(ray_outpost, "node", lambda: "0123456789")
-        job = work(env, options)
+        job = replace(work(env, options), every_row=every_row)
         outpost = RayOutpost(cloudpickle.dumps(job))
         _, _, name = outpost.make()["said"]
         assert name.endswith("_012345")
@@ -113,6 +114,34 @@ def test_weights_are_taken_over_by_version(made: Callable[..., Any]) -> None:
     assert (first, second) == (0, 1)
     for name, value in outpost._policy.state_dict().items():
         np.testing.assert_array_equal(value.numpy(), other[name])
+
+
+def test_the_newest_weights_on_offer_are_taken(made: Callable[..., Any]) -> None:
+    outpost, weights = made(Hooked)
+
+    def version() -> int:
+        said = outpost.collect(0, weights)["said"]
+        return int(said["rows"][0]["version"][0, 0])
+
+    outpost.begin(1, 11, 0)
+    outpost.offer(1, 3, {name: value + 3.0 for name, value in weights.items()})
+    outpost.offer(1, 2, weights)  # comes late
+    assert version() == 3
+    for name, value in outpost._policy.state_dict().items():
+        np.testing.assert_array_equal(value.numpy(), weights[name] + 3.0)
+    outpost.begin(2, 11, 0)
+    outpost.offer(1, 9, weights)  # for what was begun before
+    assert version() == 0
+    for name, value in outpost._policy.state_dict().items():
+        np.testing.assert_array_equal(value.numpy(), weights[name])
+
+
+def test_rows_that_are_to_have_the_newest_weights_take_them_within_an_unroll(made: Callable[..., Any]) -> None:
+    outpost, weights = made(Hooked, every_row=True)
+    outpost.begin(1, 11, 0)
+    HOOKS.append(lambda: outpost.offer(1, 1, weights))
+    version = outpost.collect(0, weights)["said"]["rows"][0]["version"][:, 0]
+    assert version.tolist() == [0] + [1] * (ROWS - 1)
 
 
 def test_trees_with_stacks_travel(made: Callable[..., Any]) -> None:

@@ -40,6 +40,7 @@ from slipstream.types import Place, Trajectory, Weights
 from .envs.test_worker_failures import gone, refuse_processes
 
 COLUMNS, LANES, ROWS, SLABS = 6, 3, 7, 2
+COLUMNS_OF = [0, 2, 4], [0, 4, 2]  # of the lanes, in either slab: the last two change places
 SHARES = [range(0, 2), range(2, 3)]
 LIMIT = 5.0
 
@@ -56,9 +57,8 @@ def weights(policy: ActorCritic, version: int) -> Weights:
 
 
 def run(collectors: Sequence[Any], lanes: Sequence[range], index: int) -> list[Collected]:
-    """All collectors at once: lane l goes to place l, but the last two lanes change places in slab 1."""
-    columns = [0, 2, 4] if index == 0 else [0, 4, 2]
-    places = [[Place(index, columns[lane]) for lane in share] for share in lanes]
+    """All collectors at once."""
+    places = [[Place(index, COLUMNS_OF[index][lane]) for lane in share] for share in lanes]
     with ThreadPoolExecutor() as pool:
         return list(pool.map(lambda pair: pair[0].collect(pair[1]), zip(collectors, places, strict=True)))
 
@@ -76,7 +76,7 @@ def inline(job: Work, seed: int, row: int, versions: Sequence[int], workers: int
         for number, version[0] in enumerate(versions):
             policy.load_state_dict(weights(job.policy, version[0]).tensors)
             collected = run([collector], [range(LANES)], number % SLABS)
-            found.append(_contents(slabs[number % SLABS], collected))
+            found.append(contents(slabs[number % SLABS], collected))
         return found
     finally:
         envs.close()
@@ -99,11 +99,11 @@ def remote(
         collected = run(
             remotes.collectors, [range(c.lanes[0], c.lanes[-1] + 1) for c in remotes.collectors], number % 2
         )
-        found.append(_contents(remotes.slabs[number % SLABS], collected))
+        found.append(contents(remotes.slabs[number % SLABS], collected))
     return found
 
 
-def _contents(trajectory: Trajectory, collected: list[Collected]) -> Any:
+def contents(trajectory: Trajectory, collected: list[Collected]) -> Any:
     columns = {name: value.clone() for name, value in vars(trajectory).items() if isinstance(value, torch.Tensor)}
     trees = {name: tree.map(torch.clone, vars(trajectory)[name]) for name in ("obs", "state0", "extras")}
     episodes = sorted((e for part in collected for e in part.episodes), key=lambda e: (e.row, e.slot))

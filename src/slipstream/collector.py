@@ -66,16 +66,25 @@ class Collects(Protocol):
         """The lanes it steps."""
         ...
 
+    @property
+    def ahead(self) -> int:
+        """Unrolls that it may be told of before the one under way is done."""
+        ...
+
     def arrive(self) -> None:
         """Waits until it can collect, however long that takes; raises as `collect`, but for `Away`."""
         ...
 
-    def collect(self, places: Sequence[Place]) -> Collected:
+    def collect(self, places: Sequence[Place], after: Sequence[Sequence[Place]] = ()) -> Collected:
         """Fills one unroll of every lane, in the order of `lanes`.
+
+        Args:
+            places: Where each lane's unroll goes.
+            after: Places of the unrolls after it, `ahead` at most: the next calls have no other ones.
 
         Raises:
             Stopped: After `stop`.
-            Away: It is lost; nothing has come of this unroll.
+            Away: It is lost; nothing has come of this unroll, nor will of those after it.
         """
         ...
 
@@ -145,7 +154,7 @@ class Collector:
     """
 
     def __init__(self, given: Assignment) -> None:
-        self.lanes = tuple(given.lanes)
+        self.lanes, self.ahead = tuple(given.lanes), 0
         self._refresh, self._every_row, self._tapes = given.refresh, given.every_row, given.tapes
         views: dict[Place, _View] = {}  # one lane after the other comes to a place
         self._lanes = [_Lane(given, lane, views) for lane in given.lanes]
@@ -169,11 +178,12 @@ class Collector:
     def arrive(self) -> None:
         """It is here."""
 
-    def collect(self, places: Sequence[Place]) -> Collected:
+    def collect(self, places: Sequence[Place], after: Sequence[Sequence[Place]] = ()) -> Collected:
         """Fills one unroll of every lane of this collector, in the order of `lanes`.
 
         Args:
             places: Where each lane's unroll goes.
+            after: Nothing, since it is not told of them ahead.
 
         Raises:
             Stopped: After `stop`.

@@ -52,7 +52,7 @@ class Link(Tie, Protocol):
         ...
 
     def collect(self, places: Sequence[Place]) -> None:
-        """Tells it to fill an unroll of every lane."""
+        """Tells it to fill an unroll of every lane; if its medium carries more than one, after those under way."""
         ...
 
     def stop(self, wanted: bool) -> None:
@@ -60,7 +60,7 @@ class Link(Tie, Protocol):
         ...
 
     def read(self) -> Answer:
-        """The answer, once it has come.
+        """The first answer that has not been read, once it has come.
 
         Raises:
             ChildDied: It breaks off.

@@ -2,8 +2,11 @@
 
     driver                                           actor p, on any node
     publish: puts the weights into the store, once   reads them there; a node fetches each version once
-    collect                                       -> fills a slab of its own, puts it into the store
-    read: copies the rows into their places       <- tells where they are
+    collect, and if it may, the one after it      -> fills a slab of its own, puts it into the store
+    read: copies the rows into their places       <- tells where they are, and begins the next
+
+An unroll that was told of ahead begins with the newest weights nevertheless, as do rows if they are to: weights are
+offered to all as they are published.
 
 An actor that dies is replaced by another, wherever the cluster has room.
 """
@@ -12,6 +15,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -50,6 +54,7 @@ class Actors:
         others: Cores that actors of others than these take there.
         carried: Bytes that these have in its object store at the same time.
         elastic: Whether a run goes on with those that have room.
+        ahead: Unrolls that each may be told of before the one under way is done.
 
     Attributes:
         cluster: The cluster.
@@ -70,6 +75,7 @@ class Actors:
         carried: int = 0,
         *,
         elastic: bool = False,
+        ahead: int = 0,
     ) -> None:
         contents = [
             process.pickled(
@@ -82,8 +88,8 @@ class Actors:
         self.slabs: Sequence[Trajectory] = [slab.allocate(work.spec, work.policy, work.rows) for _ in range(work.slabs)]
         rows = sum(leaf.nbytes for leaf in tree.leaves(vars(self.slabs[0])))
         weights = sum(value.nbytes for value in work.policy.state_dict().values())
-        # At the same time: an unroll of every actor, and its weights, each of another version under `async`.
-        store = 2 * rows + (len(parts) + 2) * weights + carried
+        # At the same time: the unrolls of every actor, and its weights, each of another version under `async`.
+        store = (2 + ahead) * rows + (len(parts) + 2) * weights + carried
         needed = others + sum(map(_cpus, parts))
         self.cluster = Cluster(address, max(cpus, needed), store)
         if (cores := self.cluster.cores) < needed:
@@ -94,6 +100,7 @@ class Actors:
                 "collectors join it as nodes do" if elastic else "it waits until more nodes have joined",
             )
         self._published: tuple[int, Any] | None = None
+        self._offers = ahead > 0 or work.every_row
         self.links: Sequence[RayLink] = [
             RayLink(self.cluster, content, part, self.slabs, self._newest)
             for content, part in zip(contents, parts, strict=True)
@@ -113,6 +120,8 @@ class Actors:
             self._published = weights.version, ray.put(values)
         except ray.exceptions.RayError as error:
             raise ClusterError(f"weights can't be put into Ray's object store: {error}") from error
+        for link in self.links if self._offers else ():
+            link.offer(*self._published)
 
     def metrics(self) -> dict[str, float]:
         """Actors that are there and their nodes, the steps that came from each, megabytes of rows, use of the store."""
@@ -172,7 +181,7 @@ class RayLink(RayTie):
         self._content, self._slabs, self._newest = content, slabs, newest
         self._size = work.spec.lane_size
         self._task = 0  # what `stop` ends
-        self._call: _Call | None = None
+        self._calls: deque[_Call] = deque()  # whose answers have not been read
         self._restarted = 0
         self.placed = cluster.private
         self.host = self.node = ""
@@ -192,6 +201,7 @@ class RayLink(RayTie):
         with self._changing:
             self._restarted = self.status.restarted
             self.placed, self.host, self.node, self.pid = self._cluster.private, "", "", -1
+            self._calls.clear()
             self._begin(RayOutpost, self._content, groups={_WATCH: 1})
         self._expect("make", self._made)
 
@@ -205,9 +215,16 @@ class RayLink(RayTie):
         self._expect("restore", _lost, self._new_task(), seed, row, tensors)
 
     def collect(self, places: Sequence[Place]) -> None:
-        """Tells it to fill an unroll of every lane."""
-        self.status.renew()
+        """Tells it to fill an unroll of every lane, after those under way."""
+        if not self._calls:
+            self.status.renew()
         self._expect("collect", partial(self._unroll, places), *self._newest())
+
+    def offer(self, version: int, weights: Any) -> None:
+        """Lets it have newer weights, which it takes before its next unroll or row; does nothing if it is not there."""
+        with self._changing:
+            if self._actor is not None and self._ray.is_initialized():
+                self._actor.offer.options(concurrency_group=_WATCH).remote(self._task, version, weights)
 
     def stop(self, wanted: bool) -> None:
         """Has it stop at its next row."""
@@ -217,15 +234,16 @@ class RayLink(RayTie):
                 self._actor.stop.options(concurrency_group=_WATCH).remote(self._task)
 
     def wait(self, seconds: float) -> bool:
-        """Whether the answer comes within `seconds`."""
-        call = self._under_way
+        """Whether the first answer that is due comes within `seconds`."""
+        call = self._first
         with self._errors():
             if self._ray.wait([call.answer], timeout=seconds)[0]:
                 return True
-            seen = bool(self._ray.wait([call.watched], timeout=0)[0])
+            seen = call.watched is not None and bool(self._ray.wait([call.watched], timeout=0)[0])
         if seen:
             self.status.take(self._get(call.watched), self._restarted)
             self.placed = call.told = True
+        if seen or call.watched is None:
             call.watched = self._ask("watch", group=_WATCH)
         elif not self.host and not call.told and time.monotonic() - call.begun > _PATIENCE_SECONDS:
             call.told = True
@@ -233,8 +251,9 @@ class RayLink(RayTie):
         return False
 
     def read(self) -> Answer:
-        """The answer, once it has come."""
-        call, self._call = self._under_way, None  # rows stay in the store for as long as somebody refers to them
+        """The first answer that is due, once it has come."""
+        call = self._first
+        self._calls.popleft()  # rows stay in the store for as long as somebody refers to them
         told = self._get(call.answer)
         self.placed = True
         self.status.take(told["cells"], self._restarted)
@@ -245,14 +264,15 @@ class RayLink(RayTie):
     def close(self) -> None:
         """Ends it for good; before the connection to the cluster is."""
         super().close()
-        self._call = None
+        self._calls.clear()
 
     @property
-    def _under_way(self) -> _Call:
-        if self._call is None:
+    def _first(self) -> _Call:
+        try:
+            return self._calls[0]
+        except IndexError:
             self._end = self._end or "was ended"
-            raise ChildDied
-        return self._call
+            raise ChildDied from None
 
     def _new_task(self) -> int:
         with self._changing:
@@ -260,8 +280,7 @@ class RayLink(RayTie):
             return self._task
 
     def _expect(self, method: str, understand: Callable[[Any], Answer], *words: Any) -> None:
-        answer, watched = self._ask(method, *words), self._ask("watch", group=_WATCH)
-        self._call = _Call(answer, understand, watched, time.monotonic())
+        self._calls.append(_Call(self._ask(method, *words), understand, time.monotonic()))
 
     def _made(self, said: tuple[int, str, str]) -> Answer:
         self.pid, self.host, self.node = said
@@ -282,20 +301,20 @@ class RayLink(RayTie):
 
 @dataclass
 class _Call:
-    """What an actor has been told last.
+    """What an actor has been told.
 
     Attributes:
         answer: Where the answer will be.
         understand: What it means.
-        watched: Where the answer to the newest question will be what it is doing.
         begun: When it was told.
+        watched: Where the answer to the newest question will be what it is doing; None before one was asked.
         told: Whether it is known to have started, or somebody has been told that it has not.
     """
 
     answer: Any
     understand: Callable[[Any], Answer]
-    watched: Any
     begun: float
+    watched: Any = None
     told: bool = False
 
 

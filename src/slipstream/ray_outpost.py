@@ -1,8 +1,8 @@
 """An outpost in an actor of Ray, on any node: what the actor does. Ray itself is not imported here.
 
-Its methods run one after the other in the order of their calls, in a thread that is not the main one, but for `watch`
-and `stop`, which have another (the concurrency group `watch`). Errors go back as reports, so that the driver tells them
-from a death, and with every answer what the actor is doing, as of `Status`.
+Its methods run one after the other in the order of their calls, in a thread that is not the main one, but for `watch`,
+`offer` and `stop`, which have another (the concurrency group `watch`). Errors go back as reports, so that the driver
+tells them from a death, and with every answer what the actor is doing, as of `Status`.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ class RayOutpost:
         self._task, self._stopped = 0, -1
         self._obeying = Lock()
         self._version = -1
+        self._offered: tuple[int, Mapping[str, NDArray[Any]]] = -1, {}
         self._outpost: Outpost | None = None
         # Weights lie in the object store, where nobody can write; they are only read.
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
@@ -66,8 +67,15 @@ class RayOutpost:
         return self._told(lambda: self._restore(seed, row, tensors))
 
     def collect(self, version: int, weights: Mapping[str, NDArray[Any]]) -> Told:
-        """Fills an unroll of every lane with these weights; says nothing if it was stopped."""
-        return self._told(lambda: self._collect(version, weights))
+        """Fills an unroll of every lane with these weights, or newer ones on offer; says nothing if it was stopped."""
+        self.offer(self._task, version, weights)
+        return self._told(self._collect)
+
+    def offer(self, task: int, version: int, weights: Mapping[str, NDArray[Any]]) -> None:
+        """Lets it have weights for what was begun under this number, of which it takes the newest."""
+        with self._obeying:
+            if task == self._task and version > self._offered[0]:
+                self._offered = version, weights
 
     def watch(self) -> NDArray[np.int64]:
         """What it is doing, as of `Status`."""
@@ -92,7 +100,7 @@ class RayOutpost:
         self._policy = acting_policy(work)
         self._slab = slab.allocate(work.spec, self._policy, work.rows)
         self._places = home(range(work.spec.lanes), work.spec.lane_size, 0)
-        self._outpost = Outpost(work, [self._slab], self._policy, lambda: self._version, self._status)
+        self._outpost = Outpost(work, [self._slab], self._policy, self._refresh, self._status)
         host = platform.node()
         return os.getpid(), host, f"{host}_{node()[:6]}"
 
@@ -104,7 +112,7 @@ class RayOutpost:
 
     def _take(self, task: int) -> None:
         with self._obeying:
-            self._task = task
+            self._task, self._offered = task, (-1, {})
             self._status.stop = self._stopped >= task
 
     def _restore(self, seed: int, row: int, tensors: Mapping[str, NDArray[Any]]) -> list[int]:
@@ -118,10 +126,16 @@ class RayOutpost:
             said = {"failed": process.report(error)}
         return {"cells": self._cells.copy(), **said}
 
-    def _collect(self, version: int, weights: Mapping[str, NDArray[Any]]) -> dict[str, Any] | None:
+    def _refresh(self) -> int:
+        """Takes over the newest weights that were offered, and returns their version."""
+        with self._obeying:
+            version, weights = self._offered
         if version != self._version:
             copy_into(self._policy, {name: torch.from_numpy(value) for name, value in weights.items()})
             self._version = version
+        return version
+
+    def _collect(self) -> dict[str, Any] | None:
         unroll = self._living.collect(self._places)
         if unroll is None:
             return None

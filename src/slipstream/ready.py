@@ -55,7 +55,7 @@ class ReadyCollector:
 
     def __init__(self, given: Assignment, group: int) -> None:
         envs, lanes, policy = given.envs, given.lanes, given.policy
-        self.lanes = tuple(lanes)
+        self.lanes, self.ahead = tuple(lanes), 0
         self._envs, self._policy, self._device = envs, policy, given.device
         self._refresh, self._every_row = given.refresh, given.every_row
         self._size = size = envs.spec.lane_size
@@ -103,11 +103,12 @@ class ReadyCollector:
     def arrive(self) -> None:
         """It is here."""
 
-    def collect(self, places: Sequence[Place]) -> Collected:
+    def collect(self, places: Sequence[Place], after: Sequence[Sequence[Place]] = ()) -> Collected:
         """Fills one unroll of every lane of this collector, in the order of `lanes`.
 
         Args:
             places: Where each lane's unroll goes.
+            after: Nothing, since it is not told of them ahead.
 
         Raises:
             Stopped: After `stop`.

@@ -3,6 +3,7 @@
     driver                                      outpost
     collect(places)                          -> fills rows 0 to T-1 of its columns
     answer: keeps where the slots stand now  <- tells where they stand
+    (with `ahead`, it has been told of the next unrolls before: it need not wait for the driver between two)
 
     or it dies, or does nothing for too long: what is left of it is killed, and another outpost starts
     where the slots stood at the last answer -> plays its environments to there
@@ -21,6 +22,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
+from operator import methodcaller
 from typing import NamedTuple
 
 from slipstream import process
@@ -58,6 +60,7 @@ class RemoteCollector:
         slabs: What it fills.
         fate: What it shares with the others.
         elastic: Whether others go on without it while there is no room for it.
+        ahead: Unrolls that it may be told of before the one under way is done.
     """
 
     def __init__(
@@ -68,15 +71,17 @@ class RemoteCollector:
         slabs: Sequence[Trajectory],
         fate: Fate,
         elastic: bool = False,
+        ahead: int = 0,
     ) -> None:
-        self.lanes = tuple(lanes)
+        self.lanes, self.ahead = tuple(lanes), ahead
         self._link, self._work, self._spec, self._slabs, self._fate = link, work, work.spec, slabs, fate
         self._limits = _Limits.of(work)
         self._trail = Trail(self._spec, slabs, 0, 0)
         self._patience = Patience[Lost](work.restarts)
         self._replaced = 0
         self._used = threading.Lock()  # by whoever waits for the answer
-        self._due = self._open = self._starting = True  # it is to say when its environments are made
+        self._open = self._starting = True
+        self._due = 1  # answers: it is to say when its environments are made
         self._collecting = False
         self._elastic = elastic
         link.start()
@@ -145,8 +150,12 @@ class RemoteCollector:
         with self._used:
             self._warn_of(self._despite_death(self._arrive).lost)
 
-    def collect(self, places: Sequence[Place]) -> Collected:
+    def collect(self, places: Sequence[Place], after: Sequence[Sequence[Place]] = ()) -> Collected:
         """Fills one unroll of every lane, in the order of `lanes`, and waits until it is done.
+
+        Args:
+            places: Where each lane's unroll goes.
+            after: Places of the unrolls after it, of which the outpost is told at once.
 
         Raises:
             Away: The outpost died, and there is no room for another.
@@ -155,7 +164,7 @@ class RemoteCollector:
             Stopped: After `stop`.
         """
         with self._used:
-            unroll = self._despite_death(partial(self._collect, places)).unroll
+            unroll = self._despite_death(partial(self._collect, [places, *after])).unroll
             if unroll is None:
                 raise self._fate.error or Stopped
             self._trail.add(places, unroll)
@@ -189,11 +198,14 @@ class RemoteCollector:
             with suppress(Lost):  # `collect` sees to it
                 self._tell(trail.tell)
 
-    def _collect(self, places: Sequence[Place]) -> Answer:
-        """The answer to `collect`."""
+    def _collect(self, unrolls: Sequence[Sequence[Place]]) -> Answer:
+        """The answer to `collect` of the first; the outpost is told of those that it does not know yet."""
         self._require_going()
-        self._warn_of(self._arrive(_AWAY_SECONDS if self._elastic else None).lost)
-        self._tell(lambda link: link.collect(places), collecting=True)
+        known = self._due if self._collecting else 0
+        if not known:
+            self._warn_of(self._arrive(_AWAY_SECONDS if self._elastic else None).lost)
+        for places in unrolls[known:]:
+            self._tell(methodcaller("collect", places), collecting=True)
         return self._receive(self._limits.step)
 
     def _started(self, away_after: float | None = None) -> None:
@@ -214,8 +226,11 @@ class RemoteCollector:
         return self._arrived()
 
     def _arrived(self) -> Answer:
-        """The answer that is due, if any is."""
-        return self._receive(self._limits.step) if self._due else Answer()
+        """The last of the answers that are due, if any are."""
+        answer = Answer()
+        while self._due:
+            answer = self._receive(self._limits.step)
+        return answer
 
     def _warn_of(self, slots: Sequence[int]) -> None:
         if slots:
@@ -260,8 +275,7 @@ class RemoteCollector:
         except OSError as error:
             raise Lost(f"{self._spec.id}: another process for {name} can't be started: {error}", "") from error
         self._replaced += 1
-        self._due = self._starting = True
-        self._collecting = False
+        self._due, self._starting, self._collecting = 1, True, False
 
     def _require_going(self) -> None:
         if not self._open:
@@ -270,7 +284,7 @@ class RemoteCollector:
             raise self._fate.error or Stopped
 
     def _tell(self, what: Callable[[Link], None], *, collecting: bool = False) -> None:
-        self._due, self._collecting = True, collecting
+        self._due, self._collecting = self._due + 1, collecting
         try:
             what(self._link)
         except ChildDied:
@@ -308,10 +322,10 @@ class RemoteCollector:
         try:
             answer = self._link.read()
         except ChildFailed as error:
-            self._due = False
+            self._due -= 1
             text = f"{error}\n\nin {self._link.name}:\n{error.traceback}"
             raise self._fate.fail(_ERRORS.get(error.kind, RuntimeError)(text)) from None
-        self._due = False
+        self._due -= 1
         return answer
 
     def _death(self) -> Lost:

@@ -78,13 +78,13 @@ class Scripted:
     def __init__(
         self, lanes: Sequence[int], script: Script, before: Callable[[int], None], after: Callable[[], None]
     ) -> None:
-        self.lanes = tuple(lanes)
+        self.lanes, self.ahead = tuple(lanes), 0
         self._script, self._before, self._after, self._stopped = script, before, after, False
 
     def arrive(self) -> None:
         pass
 
-    def collect(self, places: Sequence[Place]) -> Collected:
+    def collect(self, places: Sequence[Place], after: Sequence[Sequence[Place]] = ()) -> Collected:
         self._before(self._script.number(places[0]))
         if self._stopped:
             raise Stopped
@@ -233,13 +233,13 @@ class Leaving:
     """A collector that is lost in its first unroll until `back` is set; satisfies `Collects`."""
 
     def __init__(self, own: Collects) -> None:
-        self.lanes, self.stop = own.lanes, own.stop
+        self.lanes, self.ahead, self.stop = own.lanes, own.ahead, own.stop
         self.back, self._lost, self._own = Event(), False, own
 
     def arrive(self) -> None:
         assert not self._lost or self.back.wait(SECONDS)
 
-    def collect(self, places: Sequence[Place]) -> Collected:
+    def collect(self, places: Sequence[Place], after: Sequence[Sequence[Place]] = ()) -> Collected:
         if not self._lost:
             self._lost = True
             raise Away
@@ -262,6 +262,37 @@ def test_others_fill_the_places_of_a_collector_that_is_lost_until_it_is_back(par
         return torch.cat([parameter.detach().flatten() for parameter in run.learner.policy.parameters()])
 
     assert torch.equal(parameters(leaves=True), parameters(leaves=False))
+
+
+class Told:
+    """A collector that must be told of unrolls ahead, and then be asked for them in turn; satisfies `Collects`."""
+
+    def __init__(self, own: Collects, ahead: int) -> None:
+        self.lanes, self.ahead, self.stop, self.arrive = own.lanes, ahead, own.stop, own.arrive
+        self.most, self._told, self._own = 0, list[Sequence[Place]](), own
+
+    def collect(self, places: Sequence[Place], after: Sequence[Sequence[Place]] = ()) -> Collected:
+        told = [places, *after]
+        assert told[: len(self._told)] == self._told
+        assert len(after) <= self.ahead
+        self._told, self.most = told[1:], max(self.most, len(after))
+        return self._own.collect(places)
+
+
+@pytest.mark.parametrize("ahead", [1, 2, 5])
+def test_a_collector_is_told_of_the_unrolls_for_which_there_are_places(parts: Made, ahead: int) -> None:
+    """It has both lanes, and there are three slabs, of which it fills the first."""
+    told = [written(number, (number, number)) for number in range(9)]
+    run = parts(told, [[0, 1]], steps_of(told), 2, "wait")
+    (own,) = run.collectors
+    collector = Told(own, ahead)
+    assert [report.metrics["lag/max"] for report in asynchronous(replace(run, collectors=[collector]))] == [0.0] * 9
+    assert collector.most == min(ahead, 2)
+    plain = parts(told, [[0, 1]], steps_of(told), 2, "wait")
+    for _ in asynchronous(plain):
+        pass
+    for one, other in zip(run.learner.policy.parameters(), plain.learner.policy.parameters(), strict=True):
+        assert torch.equal(one, other)
 
 
 class Clock:

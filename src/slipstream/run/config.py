@@ -65,6 +65,8 @@ class Placement:
             thread; 0 for one per core. With ray the actors, 0 for one per lane; threads differentiate on every core.
         address: Of the Ray cluster, `auto` or `host:port`, for collectors in ray; without one the run starts a cluster
             of its own on this machine.
+        ahead: Unrolls that a collector in ray is told of before the one under way is done, under async, so that it need
+            not wait for an answer between two.
         learners: Processes that share the shards, this one among them; the others differentiate theirs, this one adds
             the gradients and applies the sum. Workers are shared out among them. What `reduction` says decides whether
             they change a bit.
@@ -84,6 +86,7 @@ class Placement:
     collectors: Literal["inline", "thread", "process", "ray"] = "thread"
     workers: int = 0
     address: str = ""
+    ahead: int = 1
     learners: int = 1
     replay_shards: int = 0
     loaders: int = 1
@@ -97,6 +100,7 @@ class Placement:
             self,
             0,
             "workers",
+            "ahead",
             "replay_shards",
             "loaders",
             "env_workers",
@@ -351,8 +355,6 @@ def _covers(config: Config) -> None:
                 "algo.replay.memory_map keeps the replay on the disk of this machine, and placement.replay_shards in "
                 "the memory of others; use one of them"
             )
-    if config.schedule == "async" and config.refresh == "row" and config.placement.collectors == "ray":
-        raise ConfigError("refresh=row: Ray actors take new weights before an unroll; use --refresh unroll")
 
 
 def _divides(config: Config, part: str, whole: str) -> None:

@@ -45,3 +45,8 @@ def grows(config: Config, lanes: Sequence[range]) -> bool:
     """Whether collectors may join and leave: of a cluster that nodes may join, where all have as many lanes."""
     may = config.schedule == "async" and config.placement.collectors == "ray" and bool(config.placement.address)
     return may and len({len(each) for each in lanes}) == 1
+
+
+def ahead(config: Config) -> int:
+    """Unrolls that collectors are told of before the one under way is done."""
+    return config.placement.ahead if config.schedule == "async" and config.placement.collectors == "ray" else 0

@@ -137,7 +137,8 @@ class Training:
             if remote:
                 linked = self.learner.windows is not None or config.reward == "scale"
                 self._grows = sizes.grows(config, self._lanes) and not linked  # these want unrolls in their order
-                self._remotes = Remotes(self._work(given, jitter), self._lanes, self._medium, self._grows)
+                job, ahead = self._work(given, jitter), sizes.ahead(config)
+                self._remotes = Remotes(job, self._lanes, self._medium, self._grows, ahead)
                 self.slabs = self._remotes.slabs
             else:
                 pin, count = self.device.type == "cuda", sizes.slabs(config)
@@ -360,7 +361,9 @@ class Training:
         place, shards = self._config.placement, self._shards
         carried = 0 if shards is None else min(shards.bytes, SEGMENT)
         others = self._learners.cpus + place.replay_shards
-        actors = Actors(work, parts, place.address, cores(), others, carried, elastic=self._grows)
+        actors = Actors(
+            work, parts, place.address, cores(), others, carried, elastic=self._grows, ahead=sizes.ahead(self._config)
+        )
         self._cluster = actors.cluster
         self._learners.start(actors.cluster)  # these first: without them nothing is learned, whoever collects
         if shards is not None:

@@ -107,6 +107,8 @@ def _rules(config: Config, spec: EnvSpec, own_torso: bool, own_policy: bool) -> 
     inline = place.collectors == "inline"
     alone = place.collectors != "ray"
     yield Rule("placement", ("address",), alone, f"collectors are in no Ray cluster, but in {place.collectors}")
+    idle = alone or config.schedule != "async"
+    yield Rule("placement", ("ahead",), idle, "it is for collectors in a Ray cluster, under schedule=async")
     yield Rule("placement", ("loaders",), inline, "placement.collectors is inline, so that all is done in one thread")
     idle = not native and place.env_workers > config.num_envs
     yield Rule("placement", ("env_workers",), idle, f"only {config.num_envs} have an environment to step, by num_envs")

@@ -17,7 +17,8 @@ the start or resume (`lag/dropped_steps`).
 Who waits: the learner for the oldest slab that is not full, a collector for a free place. What the learner owns is the
 slab that it took; all others belong to the collectors that hold places in them. A collector that is lost with its
 node, and for which the cluster has no room, gives its places back for others to fill; when it is there, again or for
-the first time, it claims new ones. If a collector fails, all stop at their next row; the update under way is finished
+the first time, it claims new ones. One that can be told of unrolls ahead claims their places too, as long as that
+needs no waiting. If a collector fails, all stop at their next row; the update under way is finished
 and reported, then the error is raised here. At the end the collectors have a few seconds for their row; one that needs
 more (an environment that hangs, or very slow ones) is left to the closing of the run.
 """
@@ -25,6 +26,7 @@ more (an environment that hangs, or very slow ones) is left to the closing of th
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Generator
 from functools import partial
 from threading import Condition
@@ -107,11 +109,13 @@ class _Places:
         self._error: BaseException | None = None
         self._waiting = 0.0  # seconds that collectors have waited since `metrics` was last asked for
 
-    def claim(self, count: int) -> list[Place] | None:
-        """The next `count` places, waiting until their slabs are free; None once the run is over."""
+    def claim(self, count: int, *, wait: bool = True) -> list[Place] | None:
+        """The next `count` places once their slabs are free, or None: the run is over, or it was not to `wait`."""
         start = time.perf_counter()
         with self._changed:
             while self._open and not self._released and not self._room(count):
+                if not wait:
+                    return None
                 self._changed.wait(_SLICE_SECONDS)
             if not self._open:
                 return None
@@ -189,16 +193,24 @@ class _Places:
 
 def _keep_collecting(parts: Parts, collector: Collects, places: _Places) -> None:
     """The life of a collector."""
+    mine: deque[list[Place]] = deque()  # of the unroll under way, and of those after it
     try:
         while True:
-            collector.arrive()  # before it holds places
-            mine = places.claim(len(collector.lanes))
-            if mine is None:
+            if not mine:
+                collector.arrive()  # before it holds places
+            while len(mine) <= collector.ahead:
+                claimed = places.claim(len(collector.lanes), wait=not mine)
+                if claimed is None:
+                    break
+                mine.append(claimed)
+            if not mine:
                 break
             try:
-                places.fill(mine, collector.collect(mine))
+                places.fill(mine[0], collector.collect(mine[0], list(mine)[1:]))
+                mine.popleft()
             except Away:
-                places.release(mine)
+                while mine:
+                    places.release(mine.popleft())
     except Stopped:
         pass
     except BaseException as error:  # noqa: BLE001 - it is raised again in the learner's thread
