@@ -11,7 +11,7 @@ import torch
 
 from slipstream.collector import Stands
 from slipstream.envs.recorded import RecordedEnvs, bring_back
-from slipstream.standing import SlotState, Standing
+from slipstream.standing import Mark, SlotState, Standing, marks
 from slipstream.types import Envs
 
 
@@ -63,6 +63,12 @@ class Locals:
         assert self._recorded is not None
         slots = SlotState.join([collector.state() for collector in self.collectors])
         return Standing(slots, self._recorded.history(), torch.from_numpy(self._recorded.seen()))
+
+    def marks(self, number: int) -> list[Mark]:
+        """Where the lanes of a collector stand; to be called in its thread, between two unrolls."""
+        assert self._recorded is not None
+        lanes = self._shares[number]
+        return marks(lanes, self.collectors[number].state(), torch.from_numpy(self._recorded.seen(lanes)))
 
     @property
     def restarted(self) -> int:

@@ -94,7 +94,7 @@ class ReadyCollector:
 
     def load(self, state: SlotState) -> None:
         """Goes on from where its slots stood; to be called before the first unroll, the environments brought back."""
-        self._row = int(state.row[0])
+        self._row = int(state.row.max())  # they may be uneven, if others collected them before
         self._episodes.load(state)
         for part, group in zip(self._groups, self._states, strict=True):
             for to, leaf in zip(tree.leaves(group), state.memory, strict=True):

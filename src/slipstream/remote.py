@@ -21,7 +21,7 @@ from slipstream.link import Medium
 from slipstream.outpost import Work
 from slipstream.process_link import Processes
 from slipstream.remote_collector import Fate, RemoteCollector
-from slipstream.standing import Standing
+from slipstream.standing import Mark, Standing, marks
 from slipstream.types import EnvSpec, Trajectory, Weights
 
 
@@ -96,6 +96,12 @@ class Remotes:
     def state(self) -> Standing:
         """Where all slots stand; to be called between two unrolls, if they can be brought back."""
         return Standing.join([collector.state() for collector in self.collectors])
+
+    def marks(self, number: int) -> list[Mark]:
+        """Where the lanes of a collector stand; to be called in its thread, between two unrolls."""
+        collector = self.collectors[number]
+        standing = collector.state()
+        return marks(collector.lanes, standing.slots, standing.seen)
 
     @property
     def restarted(self) -> int:

@@ -63,6 +63,27 @@ class SlotState(NamedTuple):
         )
 
 
+class Mark(NamedTuple):
+    """Where a lane stands at the end of an unroll.
+
+    Attributes:
+        lane: Its number.
+        slots: What its collector knows of its slots.
+        seen: int64 `[size]`, check sums of what they show there.
+    """
+
+    lane: int
+    slots: SlotState
+    seen: Tensor
+
+
+def marks(lanes: Sequence[int], slots: SlotState, seen: Tensor) -> list[Mark]:
+    """Those of a collector's lanes, of which `slots` and `seen` tell one after the other."""
+    size = len(seen) // len(lanes)
+    parts = [slice(number * size, (number + 1) * size) for number in range(len(lanes))]
+    return [Mark(lane, slots.part(part), seen[part]) for lane, part in zip(lanes, parts, strict=True)]
+
+
 @dataclass(frozen=True)
 class Standing:
     """Where slots stand.

@@ -158,3 +158,56 @@ def test_environments_that_cannot_be_brought_back_start_anew_at_every_checkpoint
     rest, _ = run(case, placement, 7, saved)
     assert first + second + rest == whole
     assert run(case, {"workers": 2}, 4)[0] != whole[:4], "something else than without a new start"
+
+
+Rows = dict[int, list[tuple[Any, ...]]]
+
+
+def asynchronous(placement: dict[str, Any], updates: int, saved: Saved | None = None) -> tuple[Rows, Rows, Saved]:
+    """The rows that were learned from and the episodes, by slot, and what to go on from.
+
+    Nothing is learned at a rate of 0, so that rows are the same whoever is faster, and only their order differs.
+    """
+    settings = {**SIZE, "schedule": "async", "max_lag": 2, "algo.lr": 0.0, "net.core": "gru", "net.core_size": 4}
+    where = {f"placement.{key}": value for key, value in placement.items()}
+    training = Training(configure("impala", "CartPole-v1", {**settings, **where}))
+    if saved is not None:
+        training.load(safetensors.torch.load(saved[0]), json.loads(saved[1]))
+    rows: Rows = {slot: [] for slot in range(4)}
+    episodes: Rows = {slot: [] for slot in range(4)}
+    try:
+        for report in training:
+            slab = report.trajectory
+            for column, slot in enumerate(slab.slot.tolist()):
+                columns = [slab.obs, slab.action, slab.log_prob, slab.reward, slab.terminated, slab.valid]
+                told = [leaf[: slab.rows, column].tolist() for leaf in columns]
+                rows[slot] += [(str(obs), *others) for obs, *others in zip(*told, strict=True)]
+            for episode in report.episodes:
+                episodes[episode.slot].append((episode.length, episode.reward, episode.row))
+            if report.update == updates:
+                tensors, facts = training.state()
+                kept = {name: value.clone().contiguous() for name, value in tensors.items()}
+                return rows, episodes, (safetensors.torch.save(kept), json.dumps(facts), [])
+    finally:
+        training.close()
+    raise AssertionError("the run ended early")
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [({"workers": 2}, {"workers": 1}), ({"workers": 1}, APART), pytest.param(APART, APART, marks=pytest.mark.slow)],
+)
+def test_under_async_episodes_go_on_after_what_was_learned_from(before: dict[str, Any], after: dict[str, Any]) -> None:
+    rows, episodes, saved = asynchronous(before, 7)
+    more, ended, _ = asynchronous(after, 40, saved)
+    whole, all_ended, _ = asynchronous({"workers": 2}, 60)
+    assert json.loads(saved[1])["resumes"] == (
+        "environments are played back to where they were; under async no two runs are the same"
+    )
+    assert sum(map(len, more.values())) == 33 * 2 * 2 * 8, "updates, lanes, their slots, rows"
+    for slot in range(4):
+        for parts, wanted in (((rows, more), whole), ((episodes, ended), all_ended)):
+            found = parts[0][slot] + parts[1][slot]
+            common = min(len(found), len(wanted[slot]))
+            assert found[:common] == wanted[slot][:common]
+    assert any(len(whole[slot]) > len(rows[slot]) + 50 for slot in range(4))

@@ -341,7 +341,10 @@ def test_a_run_says_how_it_resumes_and_checkpoints_say_how_it_was(tmp_path: Path
             **replay,
             "log__save_replay": False,
         },
-        "with new episodes; under async no two runs are the same": {"schedule": "async", "algo": "impala"},
+        "environments are played back to where they were; under async no two runs are the same": {
+            "schedule": "async",
+            "algo": "impala",
+        },
         "exact; environments start new episodes at every checkpoint, in runs that are not stopped too": {
             "env": "envpool:CartPole-v1",
             "exact_resume": True,
@@ -354,7 +357,7 @@ def test_a_run_says_how_it_resumes_and_checkpoints_say_how_it_was(tmp_path: Path
         train(tmp_path / "failed", env="toy:chaos", env_options__kwargs={"at": 30}, placement__restarts=0)
     (path,) = (tmp_path / "failed").iterdir()
     saved = checkpoint.newest(path / "checkpoints").manifest["resumes"]
-    assert saved == "with new episodes, so that bits will differ; the environments had failed"
+    assert saved == "with new episodes, so that bits will differ; environments had failed, or just begun"
 
 
 def test_a_run_that_goes_on_with_other_bits_says_so_wherever_it_says_how_it_resumes(

@@ -106,9 +106,10 @@ class RecordedEnvs:
         """What brings all slots to the rows that were received last; to be called while no lane is under way."""
         return History.join([lane.past.history() for lane in self._lanes])
 
-    def seen(self) -> Sums:
-        """Check sums of the observations received last, int64 `[B]`."""
-        return np.concatenate([lane.seen() for lane in self._lanes])
+    def seen(self, lanes: Sequence[int] | None = None) -> Sums:
+        """Check sums of the observations received last, int64 `[B]`, or those of some lanes one after the other."""
+        chosen = self._lanes if lanes is None else [self._lanes[lane] for lane in lanes]
+        return np.concatenate([lane.seen() for lane in chosen])
 
     def _rest(self, record: _Lane, failure: EnvFailure) -> None:
         """Waits a little before the lane is tried again, or raises what it failed of if there is no hope."""

@@ -43,6 +43,7 @@ from slipstream.run.learning import make_learner
 from slipstream.run.machine import cores, gains_by_bfloat16, processor
 from slipstream.schedules import SCHEDULES, Parts
 from slipstream.schedules.parts import Barrier
+from slipstream.schedules.wake import Wake
 from slipstream.standing import Standing
 from slipstream.tape import Tape
 from slipstream.types import Envs, Report, Weights
@@ -105,6 +106,7 @@ class Training:
         self._barrier = Barrier()
         self._env_seed = config.seed
         self._standing: Standing | None = None  # to go on from
+        self._wake: Wake | None = None
         self._standing_anew = self._cut = False
         self._exact = "exact"
         self._workers: WorkerEnvs | None = None
@@ -158,6 +160,8 @@ class Training:
         bulletin = self._bulletin()
         tapes = self._tapes()
         staff = self._begin(bulletin, tapes)
+        if self._config.schedule == "async" and self.plays_back:
+            self._wake = Wake(self.spec, self.slabs, staff.marks, self._standing)
         delayed = config.algo.correction == "delayed_gradient" and config.schedule != "sync" and not tapes
         parts = Parts(
             actors=self._actors,
@@ -172,6 +176,7 @@ class Training:
             stale=config.stale,
             tapes=tapes,
             barrier=self._barrier,
+            wake=self._wake,
             staff=staff.metrics,
         )
         self._running = SCHEDULES[config.schedule](parts)
@@ -193,8 +198,11 @@ class Training:
 
     @property
     def plays_back(self) -> bool:
-        """Whether the environments can be brought back to where they were at a checkpoint."""
-        return self._config.schedule != "async" and self.spec.seeded_every > 0
+        """Whether the environments can be brought back to where they were at a checkpoint.
+
+        Not under `async` where collectors fill the places of others, so that a lane's unrolls come in any order.
+        """
+        return self.spec.seeded_every > 0 and not self._grows
 
     @property
     def starts_anew(self) -> bool:
@@ -218,6 +226,8 @@ class Training:
             return f"with new episodes; {self.spec.id} is not deterministic"
         if self._learners.asynchronous:
             return "with learners that are asynchronous; no two runs are the same"
+        if self.plays_back and self._config.schedule == "async":
+            return "environments are played back to where they were; under async no two runs are the same"
         if self.plays_back:
             return f"{self._exact}; environments are played back to where they were"
         if self.starts_anew:
@@ -241,11 +251,12 @@ class Training:
         if not (self.plays_back or self.starts_anew):
             return tensors, facts
         if not barrier.at_rest:
-            facts["resumes"] = "with new episodes, so that bits will differ; the environments had failed"
+            facts["resumes"] = "with new episodes, so that bits will differ; environments had failed, or just begun"
             return tensors, facts
         if self.plays_back:
             assert self._staff is not None
-            tensors |= _named("standing.", self._staff.state().tensors())
+            standing = self._staff.state() if self._wake is None else self._wake.standing()
+            tensors |= _named("standing.", standing.tensors())
             facts["env_seed"] = self._env_seed
         if barrier.ahead is not None:
             tensors |= _named("ahead.", dict(tree.items(vars(self.slabs[barrier.ahead]))))
@@ -402,9 +413,11 @@ class Training:
         elif lost := staff.restore(self._env_seed, self._standing):
             warnings.warn(
                 f"after the same actions, slots {lost} show something else than before the run was stopped: "
-                f"{self.spec.id} is not deterministic, or not what it was. It goes on from there; bits will differ",
+                f"{self.spec.id} is not deterministic, or not what it was. All start new episodes; bits will differ",
                 stacklevel=2,
             )
+            self._env_seed, self._standing = self._seed_anew(), None
+            self._start(staff)
         return staff
 
     def _start(self, staff: Remotes | Locals) -> None:

@@ -27,15 +27,16 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from functools import partial
 from threading import Condition
 
 import torch
 from torch import Tensor
 
-from slipstream.collector import Away, Collected, Collects, Stopped
+from slipstream.collector import Away, Collected, Stopped
 from slipstream.schedules.parts import Parts, abandon, publish, report, stop
+from slipstream.standing import Mark
 from slipstream.types import Place, Report
 
 _SLICE_SECONDS = 0.5
@@ -57,14 +58,14 @@ def asynchronous(parts: Parts) -> Generator[Report]:
     lanes = sum(len(collector.lanes) for collector in parts.collectors)
     places = _Places(len(parts.slabs), lanes, parts.lane_size)
     pending = parts.actors.start(
-        [partial(_keep_collecting, parts, collector, places) for collector in parts.collectors]
+        [partial(_keep_collecting, parts, number, places) for number in range(len(parts.collectors))]
     )
     dropped, waited = 0, 0.0
     collected: list[Collected] = []
     try:
         while learner.steps < parts.total_steps or collected:  # what a dropped slab brought is reported with the next
             start = time.perf_counter()
-            index, brought = places.take()
+            index, brought, marks = places.take()
             slab = parts.slabs[index]
             waited += time.perf_counter() - start
             collected += brought
@@ -72,12 +73,15 @@ def asynchronous(parts: Parts) -> Generator[Report]:
             fresh = lag.max(dim=0).values <= parts.max_lag if drops else None
             valid = slab.valid if fresh is None else slab.valid & fresh
             dropped += int(slab.valid.sum() - valid.sum())
+            if parts.wake is not None:
+                parts.wake.follow(index, marks)
             if valid.any():
                 start = time.perf_counter()
                 metrics = learner.step(slab, fresh=fresh)
                 publish(parts)
                 learned = time.perf_counter() - start
                 more = {"lag/dropped_steps": float(dropped), **_shares(lag[valid], parts.max_lag), **places.metrics()}
+                parts.barrier.at_rest = parts.wake is not None and parts.wake.whole
                 yield report(parts, slab, collected, {**metrics, **more}, lag=lag[valid], collect=waited, learn=learned)
                 collected, waited = [], 0.0
             else:
@@ -104,6 +108,7 @@ class _Places:
         self._released: list[list[Place]] = []  # by collectors that were lost
         self._filled = [0] * slabs
         self._collected: list[list[Collected]] = [[] for _ in range(slabs)]
+        self._marks: list[dict[int, Mark]] = [{} for _ in range(slabs)]  # by first column
         self._oldest = 0  # number of the slab that the learner takes next, or has taken
         self._open = True
         self._error: BaseException | None = None
@@ -132,16 +137,21 @@ class _Places:
             self._released.append(places)
             self._changed.notify_all()
 
-    def fill(self, places: list[Place], collected: Collected) -> None:
-        """Says that the unrolls are written. What they brought is reported with the first of their slabs."""
+    def fill(self, places: list[Place], collected: Collected, marks: Sequence[Mark]) -> None:
+        """Says that the unrolls are written, and where they ended, if that is asked for.
+
+        What they brought is reported with the first of their slabs.
+        """
         with self._changed:
             self._collected[places[0].slab].append(collected)
+            for place, mark in zip(places, marks, strict=False):  # all or none
+                self._marks[place.slab][place.column] = mark
             for place in places:
                 self._filled[place.slab] += 1
             self._changed.notify_all()
 
-    def take(self) -> tuple[int, list[Collected]]:
-        """The oldest slab, waiting until it is full, and what came with it.
+    def take(self) -> tuple[int, list[Collected], dict[int, Mark]]:
+        """The oldest slab, waiting until it is full, and what came with it; where its unrolls ended, by first column.
 
         Raises:
             BaseException: The error of the first collector that failed.
@@ -154,7 +164,8 @@ class _Places:
                 raise self._error
             self._filled[index] = 0
             collected, self._collected[index] = self._collected[index], []
-            return index, collected
+            marks, self._marks[index] = self._marks[index], {}
+            return index, collected, marks
 
     def give_back(self) -> None:
         """Says that the slab that was taken may be written to again."""
@@ -191,8 +202,9 @@ class _Places:
         return Place(slab % self._slabs, place * self._lane_size)
 
 
-def _keep_collecting(parts: Parts, collector: Collects, places: _Places) -> None:
+def _keep_collecting(parts: Parts, number: int, places: _Places) -> None:
     """The life of a collector."""
+    collector, wake = parts.collectors[number], parts.wake
     mine: deque[list[Place]] = deque()  # of the unroll under way, and of those after it
     try:
         while True:
@@ -206,8 +218,8 @@ def _keep_collecting(parts: Parts, collector: Collects, places: _Places) -> None
             if not mine:
                 break
             try:
-                places.fill(mine[0], collector.collect(mine[0], list(mine)[1:]))
-                mine.popleft()
+                collected = collector.collect(mine[0], list(mine)[1:])
+                places.fill(mine.popleft(), collected, wake.marks(number) if wake else ())
             except Away:
                 while mine:
                     places.release(mine.popleft())

@@ -13,6 +13,7 @@ from slipstream.collector import Collected, Collects, Stopped, home
 from slipstream.crew import Crew, Pending
 from slipstream.learner import Learns
 from slipstream.nets.policy import Policy
+from slipstream.schedules.wake import Wake
 from slipstream.tape import Tape
 from slipstream.types import Report, Trajectory, Weights
 from slipstream.weights import Bulletin, copy_into
@@ -54,6 +55,7 @@ class Parts:
         stale: What happens to rows that would be older (`async`).
         tapes: For each slab, who acts there and what is kept of it, if the algorithm reuses the forwards of acting.
         barrier: Set before every report; what a run that goes on begins with.
+        wake: Follows what has been learned from, if a run is to go on from there (`async`).
         staff: What those who collect tell of themselves, as metrics.
     """
 
@@ -69,6 +71,7 @@ class Parts:
     stale: Stale = "wait"
     tapes: Sequence[Tape] = ()
     barrier: Barrier = field(default_factory=Barrier)
+    wake: Wake | None = None
     staff: Callable[[], Mapping[str, float]] = dict
 
 
@@ -186,6 +189,7 @@ def report(
             "lag/max": float(lag.max()) if len(lag) else 0.0,
             "wait/env": env / max(env + infer, 1e-9),
             "wait/learner": collect / max(collect + learn, 1e-9),
+            "wait/loader": float(metrics.get("wait/loader_seconds", 0.0)) / max(learn, 1e-9),
             **parts.staff(),
             "faults/mended_rows": float(sum(part.mended for part in collected)),
         },
