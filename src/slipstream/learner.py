@@ -18,6 +18,7 @@ from slipstream.crew import Crew
 from slipstream.descent import Descent, Gradient, gradients, under
 from slipstream.loader import Loader, mapped
 from slipstream.minibatches import Pick, SlabRows
+from slipstream.nets.autoencoder import Decoder
 from slipstream.nets.policy import ActorCriticPolicy, Policy
 from slipstream.objective import Hire, SlabObjective, alone, differentiated
 from slipstream.reconstruction import Reconstruction
@@ -64,6 +65,11 @@ class Learns(Protocol):
     @property
     def windows(self) -> Windows | None:
         """The replay; None where there is none."""
+        ...
+
+    @property
+    def decoder(self) -> Decoder | None:
+        """Of the auto-encoder; None where there is none."""
         ...
 
     def weights(self) -> Weights:
@@ -172,6 +178,11 @@ class Learner:
         """The replay; None where there is none."""
         return None if self._mixer is None else self._mixer.windows
 
+    @property
+    def decoder(self) -> Decoder | None:
+        """Of the auto-encoder; None where there is none."""
+        return None if self._reconstruction is None else self._reconstruction.decoder
+
     def weights(self) -> Weights:
         """A snapshot of the policy, for collectors that do not share its memory."""
         return snapshot(self.policy, self.version)
@@ -199,7 +210,7 @@ class Learner:
         Args:
             trajectory: The slab.
             behaviour: As in `Learns`.
-            fresh: As in `Learns`; the scale of rewards and the replay see the other columns too.
+            fresh: As in `Learns`; the scale of rewards sees the other columns too. None with a mixer.
 
         Returns:
             `train/*` metrics, averaged over the minibatches.
@@ -217,8 +228,9 @@ class Learner:
         self._reward.observe(trajectory)
         whole, valid = trajectory, trajectory.valid if fresh is None else trajectory.valid & fresh
         if self._mixer is not None:
+            assert fresh is None, "nothing is dropped beside a replay"
             whole = self._mixer.mix(trajectory, self.version)
-            valid = torch.cat([valid, whole.valid[:, trajectory.columns :]], dim=1)
+            valid = whole.valid
         seen, reward = replace(whole, valid=valid), self._reward(whole.reward)
         prepared = algorithm.prepare(seen, reward, partial(self._evaluate, whole))
         rows = SlabRows(whole, valid, prepared.columns, self.policy.recurrent, algorithm.bootstraps)
@@ -324,6 +336,8 @@ class Learner:
         parts = self._shards(trajectory)
         for number, picks in enumerate(zip(*self._minibatches(trajectory.rows, trajectory.columns), strict=True)):
             yield partial(self._gather, number, [Pick(rows, *both) for both in zip(parts, picks, strict=True)])
+        if self._mixer is not None:  # behind those that are waited for
+            self._mixer.look_ahead(self.version + 1)
 
     def _gather(self, number: int, picks: Sequence[Pick]) -> Sequence[Batch]:
         """The parts of minibatch `number`, with weights that sum to 1."""

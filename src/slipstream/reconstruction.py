@@ -45,9 +45,9 @@ class Reconstruction:
         count, leading = batch.weight.numel(), batch.weight.dim()
         encoded = Encoded(*(part[:count] for part in out.encoded))
         obs = tree.map(lambda leaf: leaf.flatten(0, 1)[:count] if leading == 2 else leaf, batch.obs)
-        rows = self.decoder.loss(encoded, obs, batch.columns.get(_DICE))
-        loss = (rows * batch.weight.flatten()).sum()
-        return loss, {"reconstruction_loss": loss.detach()}
+        rows, parts = self.decoder.loss(encoded, obs, batch.columns.get(_DICE))
+        weight = batch.weight.flatten()
+        return (rows * weight).sum(), {name: (part * weight).sum() for name, part in parts.items()}
 
 
 _DICE = "latent_dice"

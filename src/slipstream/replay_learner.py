@@ -117,6 +117,10 @@ class ReplayLearner:
         """The replay."""
         return self._windows
 
+    @property
+    def decoder(self) -> None:
+        """There is none."""
+
     def weights(self) -> Weights:
         """A snapshot of the policy, for collectors that do not share its memory."""
         return snapshot(self.policy, self.version)
@@ -167,7 +171,8 @@ class ReplayLearner:
         return means | {
             "train/gradient_steps": float(self._gradient_steps),
             "train/exploration_rate": float(self.policy.exploration.mean()),
-            "replay/rows": float(self._windows.count),
+            "replay/rows": float((self._windows.rows.head - self._windows.rows.oldest).sum()),
+            "replay/windows": float(self._windows.count),
             "faults/skipped_gradients": float(self.rejects.count),
             **self._team.metrics(),
             **self._windows.rows.metrics(),

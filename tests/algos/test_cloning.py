@@ -66,13 +66,15 @@ def remembered(policy: ActorCritic, seed: int) -> Trajectory:
     return filled
 
 
-def student(algorithm: APPO | IMPALA, policy: ActorCritic, shards: int = 1) -> tuple[Learner, Crew]:
+def student(
+    algorithm: APPO | IMPALA, policy: ActorCritic, shards: int = 1, loader: Loader | None = None
+) -> tuple[Learner, Crew]:
     like = slab.layout(rows.spec(), policy, rows.ROWS)
     extras = tuple(like["extras"])
     names = ("log_prob", "version", "state0", *extras)
     memory = storage.allocate(storage.layout(like, algorithm.replay.capacity, 1, names))
     windows = Windows(storage.Rows(memory, rows.ROWS, like["obs"]), rows.ROWS, rows.ROWS)
-    crew, loader = Crew(1), Loader(0, torch.device("cpu"))
+    crew, loader = Crew(1), loader or Loader(0, torch.device("cpu"))
     made = Learner(
         algorithm,
         policy,
@@ -83,9 +85,7 @@ def student(algorithm: APPO | IMPALA, policy: ActorCritic, shards: int = 1) -> t
         total_steps=10_000,
         seed=1,
         reward=TrainingReward("raw", rows.COLUMNS, algorithm.gamma),
-        mixer=Mixer(
-            windows, rows.COLUMNS, algorithm.replay.proportion, extras, Loader(0, torch.device("cpu")).begin, 1
-        ),
+        mixer=Mixer(windows, rows.COLUMNS, algorithm.replay.proportion, extras, loader.begin, 1),
     )
     return made, crew
 

@@ -29,16 +29,20 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "CartPole-v1",
         {**SMALL, "schedule": "concurrent", "algo.burn_in": 3, "algo.length": 16, "net.core_size": 8},
     ),
+    "c51, concurrent": ("c51", "CartPole-v1", {**SMALL, "schedule": "concurrent"}),
+    "qrdqn, concurrent": ("qrdqn", "CartPole-v1", {**SMALL, "schedule": "concurrent"}),
+    "ddpg, concurrent": ("ddpg", "Pendulum-v1", {**SMALL, "schedule": "concurrent"}),
     "sac, concurrent": ("sac", "Pendulum-v1", {**SMALL, "schedule": "concurrent", "reward": "scale"}),
     "td3, concurrent": ("td3", "Pendulum-v1", {**SMALL, "schedule": "concurrent"}),
 }
 
 # Every collector process imports torch, so that some wait for the slow tests.
+_SLOW = ("c51", "ddpg", "dqn", "qrdqn", "r2d2", "td3")
 PROCESSES = [
     ("rainbow, concurrent", 2),
     ("sac, concurrent", 2),
     ("r2d2, concurrent", 1),
-    *(pytest.param(f"{algo}, concurrent", 2, marks=pytest.mark.slow) for algo in ("dqn", "r2d2", "td3")),
+    *(pytest.param(f"{algo}, concurrent", 2, marks=pytest.mark.slow) for algo in _SLOW),
 ]
 
 

@@ -48,8 +48,11 @@ def test_the_loss_is_the_mean_squared_error_of_what_is_drawn(
         wanted = wanted.transpose(0, 3, 1, 2)
     wanted = wanted[:, -channels:]
     assert drawn.shape == wanted.shape
-    expected = 0.3 * ((drawn - wanted) ** 2).mean(axis=(1, 2, 3))
-    np.testing.assert_allclose(net.loss(code, obs, None).detach().numpy(), expected, rtol=1e-5)
+    error = ((drawn - wanted) ** 2).mean(axis=(1, 2, 3))
+    loss, parts = net.loss(code, obs, None)
+    assert parts.keys() == {"reconstruction_loss"}
+    np.testing.assert_allclose(parts["reconstruction_loss"], error, rtol=1e-5)
+    np.testing.assert_allclose(loss.detach().numpy(), 0.3 * error, rtol=1e-5)
 
 
 def test_every_image_of_an_observation_is_drawn() -> None:
@@ -60,7 +63,7 @@ def test_every_image_of_an_observation_is_drawn() -> None:
     assert {path: tuple(value.shape) for path, value in drawn.items()} == {"a": (3, 3, 36, 40), "c": (3, 4, 42, 45)}
     one = (drawn["a"] - obs["a"].permute(0, 3, 1, 2) / 255).square().flatten(1)
     other = (drawn["c"] - obs["c"] / 255).square().flatten(1)
-    torch.testing.assert_close(net.loss(encoded(), obs, None), torch.cat([one, other], 1).mean(1))
+    torch.testing.assert_close(net.loss(encoded(), obs, None)[0], torch.cat([one, other], 1).mean(1))
 
 
 def test_without_images_it_is_refused() -> None:
@@ -79,7 +82,9 @@ def test_variational_draws_around_the_latent_and_pays_the_divergence() -> None:
     normal = torch.distributions.Normal(code.latent, log_variance.exp().sqrt())
     divergence = torch.distributions.kl_divergence(normal, torch.distributions.Normal(0.0, 1.0)).sum(1)
     expected = 2.0 * (error + 3.0 * divergence / (42 * 45))
-    torch.testing.assert_close(net.loss(code, obs, uniform), expected, rtol=1e-4, atol=1e-6)
+    loss, parts = net.loss(code, obs, uniform)
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(parts["latent_kl"], divergence.detach(), rtol=1e-4, atol=1e-6)
     assert net.dice_width == 6
 
 
@@ -87,7 +92,7 @@ def test_variational_draws_around_the_latent_and_pays_the_divergence() -> None:
 def test_the_gradient_reaches_the_encoder_only_if_it_may(shapes: bool) -> None:
     net = decoder(AutoEncoder(weight=1.0, shapes_encoder=shapes))
     code = Encoded(*(part.requires_grad_() for part in encoded()))
-    net.loss(code, pictures(STACK), None).sum().backward()
+    net.loss(code, pictures(STACK), None)[0].sum().backward()
     assert (code.latent.grad is not None) == shapes
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in net.parameters())
 
@@ -100,7 +105,7 @@ def test_in_bfloat16_it_draws_about_the_same_in_float32() -> None:
     assert drawn.dtype == torch.float32
     assert not torch.equal(drawn, exact(code.latent)[""])
     torch.testing.assert_close(drawn, exact(code.latent)[""], rtol=0.0, atol=0.01)
-    losses = [net.loss(code, obs, uniform).sum() for net in (exact, quick)]
+    losses = [net.loss(code, obs, uniform)[0].sum() for net in (exact, quick)]
     torch.testing.assert_close(losses[1], losses[0], rtol=1e-3, atol=0.0)
     ones, others = (
         torch.autograd.grad(loss, [*net.parameters()]) for loss, net in zip(losses, (exact, quick), strict=True)

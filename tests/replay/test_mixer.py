@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -23,6 +25,13 @@ UNROLL = 3
 def mixer(proportion: float, columns: int = 4, unrolls: int = 8, seed: int = 1, loader: Loader | None = None) -> Mixer:
     windows = Windows(made(columns, UNROLL, columns * UNROLL * unrolls), UNROLL, UNROLL)
     return Mixer(windows, columns, proportion, ("value",), (loader or Loader(0, torch.device("cpu"))).begin, seed)
+
+
+def ahead(mixed: Mixer, fresh: Trajectory, version: int) -> Trajectory:
+    """As a learner does: the next update's draw begins once this one's minibatches are gathered."""
+    found = mixed.mix(fresh, version)
+    mixed.look_ahead(version + 1)
+    return found
 
 
 def column(trajectory: Trajectory, number: int) -> tuple[object, ...]:
@@ -101,7 +110,7 @@ def test_draws_are_a_function_of_seed_and_version_wherever_they_are_gathered() -
         loader = Loader(threads, torch.device("cpu"))
         try:
             mixed, streams = mixer(2.0, seed=seed, loader=loader), [Stream(slot, 7) for slot in range(4)]
-            found.append([mixed.mix(slab(streams, UNROLL), version).version for version in range(8)])
+            found.append([ahead(mixed, slab(streams, UNROLL), version).version for version in range(8)])
         finally:
             loader.close()
     assert all(map(torch.equal, found[0], found[1]))
@@ -113,7 +122,7 @@ def test_a_draw_for_another_version_is_drawn_anew() -> None:
     found: list[Trajectory] = []
     for versions in (range(6), (0, 1, 2, 3, 9, 5)):
         mixed, streams = mixer(2.0), [Stream(slot, 7) for slot in range(4)]
-        found.append([mixed.mix(slab(streams, UNROLL), version) for version in versions][-1])
+        found.append([ahead(mixed, slab(streams, UNROLL), version) for version in versions][-1])
     assert torch.equal(found[0].version, found[1].version)
 
 
@@ -122,18 +131,19 @@ def test_what_is_stored_or_restarted_meanwhile_is_drawn_from(threads: int) -> No
     """What was gathered before is forgotten, and nothing moves under those who gather it."""
     loader = Loader(threads, torch.device("cpu"))
     try:
-        ahead, streams = mixer(1.0, unrolls=3, loader=loader), [Stream(slot, 7) for slot in range(4)]
+        mixed, streams = mixer(1.0, unrolls=3, loader=loader), [Stream(slot, 7) for slot in range(4)]
         slabs = [slab(streams, UNROLL) for _ in range(8)]
         for version, fresh in enumerate(slabs[:3]):
-            ahead.mix(fresh, version)
+            ahead(mixed, fresh, version)
         for fresh in slabs[3:7]:
-            ahead.store(fresh)
-        ahead.restart()
+            mixed.store(fresh)
+            mixed.look_ahead(3)
+        mixed.restart()
         anew = mixer(1.0, unrolls=3, loader=loader)
         for fresh in slabs[:7]:
             anew.store(fresh)
         anew.restart()
-        got, wanted = (each.mix(slabs[7], 3) for each in (ahead, anew))
+        got, wanted = (each.mix(slabs[7], 3) for each in (mixed, anew))
     finally:
         loader.close()
     assert [column(got, b) for b in range(8)] == [column(wanted, b) for b in range(8)]
@@ -168,32 +178,44 @@ def test_a_slab_is_not_changed() -> None:
 REPLAY = UnrollReplay(proportion=1.0, capacity=2_000)
 
 
+class Noting(Loader):
+    """Notes what it is asked to do, which it does in the thread that asks."""
+
+    def __init__(self) -> None:
+        super().__init__(0, torch.device("cpu"))
+        self.notes: list[str] = []
+
+    def load(self, gathers: Iterator[Callable[[], Sequence[Any]]]) -> Generator[Sequence[Any]]:
+        def noted() -> Iterator[Callable[[], Sequence[Any]]]:
+            for gather in gathers:
+                self.notes.append("minibatch")
+                yield gather
+
+        return super().load(noted())
+
+    def begin(self, task: Callable[[], Any]) -> Callable[[], Any]:
+        self.notes.append("replay")
+        return super().begin(task)
+
+
 @pytest.mark.parametrize(
-    "algorithm",
-    [IMPALA(replay=REPLAY), APPO(replay=REPLAY, batch_size=rows.ROWS * 3, target_period=2)],
+    ("algorithm", "minibatches"),
+    [(IMPALA(replay=REPLAY), 1), (APPO(replay=REPLAY, batch_size=rows.ROWS * 6, epochs=2, target_period=2), 4)],
     ids=["impala", "appo"],
 )
-def test_columns_that_are_not_fresh_are_kept_for_later_and_replayed_ones_count(algorithm: IMPALA | APPO) -> None:
-    """Whatever they hold, their own update is the same; that of a later slab, which replays them, is another one."""
-    fresh = torch.arange(rows.COLUMNS) % 2 == 0
-    found: dict[str, list[torch.Tensor]] = {}
-    for changed in ("nothing", "stale", "stored"):
-        policy = actor()
-        learner, crew = student(algorithm, policy)
-        stored, mixed, later = (remembered(policy, seed) for seed in range(3))
-        if changed == "stored":
-            stored.reward.add_(5.0)
-        if changed == "stale":
-            mixed.reward[:, ~fresh] += 5.0
-            mixed.log_prob[:, ~fresh] -= 0.5
+def test_an_update_replays_what_was_stored_and_the_next_draw_waits_for_its_minibatches(
+    algorithm: IMPALA | APPO, minibatches: int
+) -> None:
+    found: list[torch.Tensor] = []
+    for bonus in (0.0, 5.0):
+        policy, loader = actor(), Noting()
+        learner, crew = student(algorithm, policy, loader=loader)
+        stored, fresh = (remembered(policy, seed) for seed in range(2))
+        stored.reward.add_(bonus)
         learner.skip(stored)
-        after: list[torch.Tensor] = []
-        for each, columns in ((mixed, fresh), (later, None)):
-            learner.step(each, fresh=columns)
-            after.append(torch.cat([parameter.detach().flatten() for parameter in policy.parameters()]))
+        learner.step(fresh)
         crew.close()
-        assert learner.steps == sum(int(each.valid.sum()) for each in (stored, mixed, later))
-        found[changed] = after
-    assert torch.equal(found["nothing"][0], found["stale"][0])
-    assert not torch.equal(found["nothing"][0], found["stored"][0])
-    assert not torch.equal(found["nothing"][1], found["stale"][1])
+        assert learner.steps == sum(int(each.valid.sum()) for each in (stored, fresh))
+        assert loader.notes == ["minibatch"] * minibatches + ["replay"]
+        found.append(torch.cat([parameter.detach().flatten() for parameter in policy.parameters()]))
+    assert not torch.equal(*found)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from slipstream.replay import rows
 from slipstream.replay.rows import Rows
-from tests.replay.streams import STACK, Stream, head, like, slab
+from tests.replay.streams import STACK, Row, Stream, head, like, slab
 
 NAMES = ("log_prob", "version", "value", "state0")
 
@@ -61,6 +61,29 @@ def test_oldest_rows_go_early_where_stacks_begin_often() -> None:
         stored.append(slab([stream], 2))
     check(stored, [stream])
     assert 150 < stored.head[0] - stored.oldest[0] < 500
+
+
+class Broken(Stream):
+    """A stream in which some rows, or all, begin a new stack."""
+
+    share = 1.0
+
+    def next(self) -> Row:
+        row = super().next()
+        if not self.dead and self.random.random() < self.share:
+            self.start()
+        return row
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_a_slab_with_more_frames_than_there_is_room_for_leaves_the_newest_rows_whole(share: float) -> None:
+    """Two unrolls of 100 rows have room for 227 frames, and one with a new stack in every row brings 300."""
+    stored, stream = made(1, 100, 200), Broken(0, 1)
+    stream.share = share
+    for _ in range(4):
+        stored.append(slab([stream], 100))
+        check(stored, [stream])
+        assert stored.head[0] - stored.oldest[0] > 50
 
 
 def test_a_million_atari_rows_fit_in_seven_and_a_half_gigabytes() -> None:

@@ -133,6 +133,17 @@ def test_paac_has_its_own_update_on_the_games_it_was_published_with() -> None:
     assert presets.configure("a2c", "CartPole-v1", {"system": "paac"}).num_envs == 8
 
 
+def test_the_epsilon_rainbow_of_accelerated_methods() -> None:
+    config = presets.configure("rainbow", "ALE/Pong-v5", {"system": "alternating"})
+    algo = config.algo
+    assert isinstance(algo, Rainbow)
+    assert (config.schedule, config.lanes) == ("sync", 2)
+    assert not algo.noisy
+    assert algo.optimizer_eps == pytest.approx(0.005 / 512)
+    assert algo.replay.ratio * algo.batch_size == 8
+    assert (algo.v_min, algo.v_max, algo.exploration.steps) == (-10.0, 10.0, 62_500)
+
+
 def test_impala_has_the_papers_update_by_the_name_of_the_system() -> None:
     """Espeholt et al., 2018: RMSProp with an epsilon of 0.01, sums over 32 unrolls of 20 rows, norm 40."""
     config = presets.configure("impala", "ALE/Pong-v5", {"system": "impala"})

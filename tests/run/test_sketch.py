@@ -39,6 +39,9 @@ def test_a_run_shows_what_its_auto_encoder_draws(tmp_path: Path) -> None:
     trained = runs.train(tmp_path, autoencoder__weight=0.1, **SMALL)
     loaded = agent.load(trained.run.path)
     assert loaded.decoder is not None
+    assert trained.decoder is not None
+    for one, other in zip(loaded.decoder.parameters(), trained.decoder.parameters(), strict=True):
+        assert torch.equal(one, other)
     assert loaded.spec.frame_stack == 4
     made = video.record(loaded, tmp_path / "a.gif", max_steps=3, reconstruct=True)
     plain = video.record(loaded, tmp_path / "b.gif", max_steps=3)

@@ -2,7 +2,7 @@
 
 Each of the six can be switched off; with all of them off it is C51. Without `noisy`, and with the epsilons that then
 explore, it is the epsilon-Rainbow of Accelerated Methods (Stooke and Abbeel, 2018), which has Adam's epsilon at 0.005
-over the batch (`eps=0.005`, `scale_eps`) and tolerates batches of 512.
+over the batch (`eps=0.005`, `scale_eps`) and tolerates batches of 512: `--system alternating` on Atari.
 
 With noisy layers nobody needs an epsilon; `exploration` is used while learning has not begun, and its rates are 0 from
 then on. The noise is drawn anew for every gradient step, whose rows share it, and for acting with every version of the

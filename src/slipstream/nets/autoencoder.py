@@ -94,16 +94,19 @@ class Decoder(nn.Module):
         """What is to be drawn of the leaf `[N, *O]` at `path`: float32 `[N, C, H, W]` in [0, 1]."""
         return dict(self._pairs())[path].pixels(leaf)
 
-    def loss(self, encoded: Encoded, obs: Tree, dice: Tensor | None) -> Tensor:
+    def loss(self, encoded: Encoded, obs: Tree, dice: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
         """Weighted squared error, the mean over pixels (and the divergence, if variational), float32 `[N]`.
 
         Args:
             encoded: Rows as the trunk sees them.
             obs: Tree `[N, *O]`.
             dice: float32 `[N, L]`, uniform in `[0, 1)`, if variational.
+
+        Returns:
+            The loss, and what it consists of without weights, for metrics: the squared error, and the divergence.
         """
         features, latent = encoded if self._options.shapes_encoder else (part.detach() for part in encoded)
-        divergence = torch.zeros_like(latent[:, 0])
+        divergence = None
         if self.log_variance is not None:
             assert dice is not None, "a variational auto-encoder draws"
             log_variance = self.log_variance(features)
@@ -111,8 +114,13 @@ class Decoder(nn.Module):
             latent = latent + (0.5 * log_variance).exp() * torch.special.ndtri(dice + 2.0**-24)
         found, drawn = dict(tree.items(obs)), self(latent)
         errors = [drawing.squared_error(drawn[path], found[path]) for path, drawing in self._pairs()]
-        pixels = sum(error.shape[1] for error in errors)
-        return self._options.weight * (torch.cat(errors, 1).mean(1) + self._options.beta / pixels * divergence)
+        error = torch.cat(errors, 1)
+        loss, pixels = error.mean(1), error.shape[1]
+        parts = {"reconstruction_loss": loss.detach()}
+        if divergence is not None:
+            loss = loss + self._options.beta / pixels * divergence
+            parts["latent_kl"] = divergence.detach()
+        return self._options.weight * loss, parts
 
     def _pairs(self) -> list[tuple[str, _Drawing]]:
         drawings = [drawing for drawing in self._drawings if isinstance(drawing, _Drawing)]

@@ -76,7 +76,10 @@ class Frames:
         numbers = self._written[slots] + np.where(linked, 1, stack).cumsum(axis=0) - 1  # of the newest frame of a row
         kept, flat = self._kept, self._frames.numpy()
         for back in range(stack):
-            row, column = (np.ones_like(linked) if back == 0 else ~linked).nonzero()
+            stays = (
+                numbers - back > numbers[-1] - kept
+            )  # others would be overwritten at once, if written in their order
+            row, column = (stays if back == 0 else stays & ~linked).nonzero()
             places = (numbers[row, column] - back) % kept
             flat[slots[column], places] = obs[row, column, stack - 1 - back]
         places = (rows + np.arange(count)[:, None]) % self._newest.shape[1]

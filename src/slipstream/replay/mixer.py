@@ -28,10 +28,11 @@ Begin = Callable[[Callable[[], Old]], Callable[[], Old]]
 class Mixer:
     """Widens a slab of B fresh columns by p B replayed ones, then stores the fresh ones.
 
-    The replayed columns are drawn uniformly, with replacement, from what earlier slabs brought, and gathered while the
-    update before is learned; should the rows change before they are wanted, they are drawn anew. So they are a function
-    of (seed, version) and of the windows there are when the fresh slab comes: a mixer goes on where its windows do.
-    Until p B unrolls are there, slabs stay as they are. A recurrent state is that with which the unroll was collected.
+    The replayed columns are drawn uniformly, with replacement, from what earlier slabs brought: while the update before
+    is learned, if `look_ahead` says when; should the rows change before they are wanted, they are drawn anew. So they
+    are a function of (seed, version) and of the windows there are when the fresh slab comes: a mixer goes on where its
+    windows do. Until p B unrolls are there, slabs stay as they are. A recurrent state is that with which the unroll was
+    collected.
 
     Who waits: `mix`, `store` and `restart` for what is being gathered.
 
@@ -94,8 +95,12 @@ class Mixer:
         if old is not None:
             mixed = self._whole = _beside(mixed, old, self._whole)
         self._windows.append(fresh)
-        self._ahead = version + 1, self._begin(partial(self._draw, version + 1))
         return mixed
+
+    def look_ahead(self, version: int) -> None:
+        """Has somebody draw what an update at `version` will replay, unless that is under way."""
+        if self._ahead is None:
+            self._ahead = version, self._begin(partial(self._draw, version))
 
     def ages(self, mixed: Trajectory, version: int) -> dict[str, Tensor | float]:
         """Ages of the replayed rows of a mixed slab at `version`, in updates: mean, greatest and shares.

@@ -136,7 +136,7 @@ class Rows:
 
     Rows of a slot are numbered from the start of the run; row r lies at place r modulo `kept`. Row `head` is the next
     to come: its observation, the successor of the last row, is known already. Dead rows are kept, since their
-    observation is that which truly followed; nobody draws them.
+    observation is that which truly followed; nobody learns from them.
 
     Args:
         memory: Tensors as `layout` has them.

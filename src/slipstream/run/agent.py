@@ -321,8 +321,8 @@ def _id_or_callable(env: str | EnvFactory | None) -> tuple[str | None, EnvFactor
 
 
 def _agent(trained: Trained, own: Own) -> Agent:
-    config = trained.run.config()
-    return Agent(trained.policy, trained.spec, config, trained.progress.steps, trained.run.path, own.env)
+    config, steps = trained.run.config(), trained.progress.steps
+    return Agent(trained.policy, trained.spec, config, steps, trained.run.path, own.env, trained.decoder)
 
 
 def _select(folder: RunDirectory, which: str) -> Checkpoint:

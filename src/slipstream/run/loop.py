@@ -26,6 +26,7 @@ from torch import nn
 
 from slipstream.envs import EnvError, make_envs
 from slipstream.envs.recorded import recorded
+from slipstream.nets.autoencoder import Decoder
 from slipstream.nets.policy import ActorCriticPolicy, Policy
 from slipstream.run import checkpoint, metrics
 from slipstream.run.checkpoint import Checkpoint
@@ -75,12 +76,14 @@ class Trained:
         spec: Spaces of its environments.
         policy: The trained policy.
         progress: Its counters and last episodes.
+        decoder: Its auto-encoder's, if it has one.
     """
 
     run: RunDirectory
     spec: EnvSpec
     policy: Policy
     progress: Progress
+    decoder: Decoder | None
 
 
 class Finished(ConfigError):  # noqa: N818 - nothing went wrong with the run
@@ -260,7 +263,7 @@ def _drive(this: _Run, saved: Checkpoint | None) -> Trained:
             raise
         if signals.received is not None and not progress.finished:
             raise Interrupted(signals.received, run.path, _what_is_saved(run))
-    return Trained(run, training.spec, training.policy, progress)
+    return Trained(run, training.spec, training.policy, progress, training.learner.decoder)
 
 
 def _require_same(config: Config, before: Mapping[str, Any], path: Path) -> None:

@@ -18,6 +18,8 @@ same rows but for these (under the schedule `async`, which is not deterministic,
     lag/share_*                                               of the rows learned from, by lag (async)
     queue/depth                                               slabs that are full and wait for the learner (async)
     wait/env, wait/learner                                    shares of time spent on waiting for environments, for rows
+    wait/loader                                               share of learning that is waiting for minibatches
+    replay/rows, replay/windows                               rows that are there, and what may be drawn of them
     wait/collectors_seconds, wait/loader_seconds              per update: collectors for places, the learner for batches
     faults/restarts                                           environments, processes brought back since start or resume
     faults/learner_restarts                                   how often learners beside the first have been replaced

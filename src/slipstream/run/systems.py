@@ -43,6 +43,27 @@ _UPDATES: dict[tuple[str, str, str], dict[str, Any]] = {
         "algo.loss_scale": 640.0,
         "algo.ent_coef": 0.01,
     },
+    # Stooke and Abbeel, 2018: the epsilon-Rainbow, every transition used eight times.
+    ("alternating", "rainbow", "atari"): {
+        "num_envs": 32,
+        "algo.noisy": False,
+        "algo.batch_size": 512,
+        "algo.n_step": 3,
+        "algo.v_min": -10.0,
+        "algo.v_max": 10.0,
+        "algo.lr": 6.25e-5,
+        "algo.eps": 0.005,
+        "algo.scale_eps": True,
+        "algo.max_grad_norm": 10.0,
+        "algo.target_every": 8_000,
+        "algo.exploration.steps": 62_500,
+        "algo.exploration.final": 0.01,
+        "algo.replay.capacity": 1_000_000,
+        "algo.replay.ratio": 8 / 512,
+        "algo.replay.learning_starts": 20_000,
+        "algo.replay.alpha": 0.5,
+        "algo.replay.beta": 0.4,
+    },
 }
 
 
