@@ -46,6 +46,11 @@ class Crew:
         for thread in self._threads:
             thread.start()
 
+    @property
+    def inline(self) -> bool:
+        """Whether tasks are run in the caller's thread."""
+        return not self._threads
+
     def run(self, tasks: Sequence[Callable[[], Result]]) -> list[Result]:
         """Runs all tasks and returns their results in the order of the tasks; errors as in `Pending.results`.
 

@@ -195,7 +195,11 @@ def asynchronous(placement: dict[str, Any], updates: int, saved: Saved | None = 
 
 @pytest.mark.parametrize(
     ("before", "after"),
-    [({"workers": 2}, {"workers": 1}), ({"workers": 1}, APART), pytest.param(APART, APART, marks=pytest.mark.slow)],
+    [
+        ({"workers": 2}, {"workers": 1}),
+        ({"collectors": "inline"}, APART),
+        pytest.param(APART, APART, marks=pytest.mark.slow),
+    ],
 )
 def test_under_async_episodes_go_on_after_what_was_learned_from(before: dict[str, Any], after: dict[str, Any]) -> None:
     rows, episodes, saved = asynchronous(before, 7)

@@ -336,8 +336,6 @@ def _covers(config: Config) -> None:
         )
     if not config.net.latent_from_rl and not config.net.share_torso:
         raise ConfigError("net.latent_from_rl=False would leave the values' own torso untrained: set net.share_torso")
-    if config.schedule == "async" and config.placement.collectors == "inline":
-        raise ConfigError("schedule=async needs collectors of their own: use --placement.collectors thread or process")
     if config.placement.learners > 1 and config.placement.collectors == "inline":
         raise ConfigError(
             "placement.learners: with --placement.collectors inline everything is done in one thread; use thread"

@@ -57,14 +57,17 @@ def asynchronous(parts: Parts) -> Generator[Report]:
     publish(parts)
     lanes = sum(len(collector.lanes) for collector in parts.collectors)
     places = _Places(len(parts.slabs), lanes, parts.lane_size)
-    pending = parts.actors.start(
-        [partial(_keep_collecting, parts, number, places) for number in range(len(parts.collectors))]
-    )
+    collectors = range(len(parts.collectors))
+    lives = [] if parts.actors.inline else [partial(_keep_collecting, parts, number, places) for number in collectors]
+    pending = parts.actors.start(lives)
     dropped, waited = 0, 0.0
     collected: list[Collected] = []
     try:
         while learner.steps < parts.total_steps or collected:  # what a dropped slab brought is reported with the next
             start = time.perf_counter()
+            if parts.actors.inline:  # whoever comes first: one after the other, for a debugger
+                for number in collectors:
+                    _collect(parts, number, places)
             index, brought, marks = places.take()
             slab = parts.slabs[index]
             waited += time.perf_counter() - start
@@ -200,6 +203,14 @@ class _Places:
     def _place(self, number: int) -> Place:
         slab, place = divmod(number, self._lanes)
         return Place(slab % self._slabs, place * self._lane_size)
+
+
+def _collect(parts: Parts, number: int, places: _Places) -> None:
+    """One unroll of a collector, in this thread."""
+    collector, wake = parts.collectors[number], parts.wake
+    mine = places.claim(len(collector.lanes))
+    assert mine is not None, "the run is over"
+    places.fill(mine, collector.collect(mine), wake.marks(number) if wake else ())
 
 
 def _keep_collecting(parts: Parts, number: int, places: _Places) -> None:
