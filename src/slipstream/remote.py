@@ -21,7 +21,7 @@ from slipstream.link import Medium
 from slipstream.outpost import Work
 from slipstream.process_link import Processes
 from slipstream.remote_collector import Fate, RemoteCollector
-from slipstream.standing import Mark, Standing, marks
+from slipstream.standing import Mark, Standing
 from slipstream.types import EnvSpec, Trajectory, Weights
 
 
@@ -99,9 +99,7 @@ class Remotes:
 
     def marks(self, number: int) -> list[Mark]:
         """Where the lanes of a collector stand; to be called in its thread, between two unrolls."""
-        collector = self.collectors[number]
-        standing = collector.state()
-        return marks(collector.lanes, standing.slots, standing.seen)
+        return self.collectors[number].marks()
 
     @property
     def restarted(self) -> int:

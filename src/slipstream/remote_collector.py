@@ -32,7 +32,7 @@ from slipstream.link import Answer, Link
 from slipstream.outpost import Work
 from slipstream.patience import Patience
 from slipstream.process import ChildDied, ChildFailed
-from slipstream.standing import Standing
+from slipstream.standing import Mark, Standing
 from slipstream.trail import Trail
 from slipstream.types import Place, Trajectory
 
@@ -140,6 +140,10 @@ class RemoteCollector:
         standing = self._trail.standing
         assert standing is not None, "nothing has been collected"
         return standing
+
+    def marks(self) -> list[Mark]:
+        """Where its lanes stand; to be called in the thread that collects, between two unrolls."""
+        return self._trail.marks(self.lanes)
 
     def arrive(self) -> None:
         """Waits until the outpost is where it is to go on, however long the cluster has no room for it.

@@ -10,7 +10,7 @@ import torch
 from slipstream.history import Past
 from slipstream.link import Link
 from slipstream.outpost import Unroll
-from slipstream.standing import SlotState, Standing
+from slipstream.standing import Mark, SlotState, Standing, marks
 from slipstream.types import EnvSpec, Place, Trajectory
 
 
@@ -39,6 +39,11 @@ class Trail:
         if standing is not None:
             self._past.load(standing.history)
             self._slots, self._seen = standing.slots, standing.seen
+
+    def marks(self, lanes: Sequence[int]) -> list[Mark]:
+        """Where its lanes, as the run numbers them, stand there; to be called after `add`."""
+        assert self._slots is not None, "nothing has been collected"
+        return marks(lanes, self._slots, self._seen)
 
     @property
     def standing(self) -> Standing | None:

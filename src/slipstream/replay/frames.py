@@ -78,7 +78,7 @@ class Frames:
         for back in range(stack):
             stays = (
                 numbers - back > numbers[-1] - kept
-            )  # others would be overwritten at once, if written in their order
+            )  # the others would make room at once, were they written in order
             row, column = (stays if back == 0 else stays & ~linked).nonzero()
             places = (numbers[row, column] - back) % kept
             flat[slots[column], places] = obs[row, column, stack - 1 - back]
