@@ -76,9 +76,8 @@ class Frames:
         numbers = self._written[slots] + np.where(linked, 1, stack).cumsum(axis=0) - 1  # of the newest frame of a row
         kept, flat = self._kept, self._frames.numpy()
         for back in range(stack):
-            stays = (
-                numbers - back > numbers[-1] - kept
-            )  # the others would make room at once, were they written in order
+            # The others would make room at once, were they written in their order.
+            stays = numbers - back > numbers[-1] - kept
             row, column = (stays if back == 0 else stays & ~linked).nonzero()
             places = (numbers[row, column] - back) % kept
             flat[slots[column], places] = obs[row, column, stack - 1 - back]

@@ -26,8 +26,8 @@ class Barrier:
     """What there is between two updates, when a report is yielded: what a checkpoint is made of, and goes on from.
 
     Attributes:
-        at_rest: Whether all collectors are at the end of an unroll, none of them failed; under `async`, whether the wake
-            is whole.
+        at_rest: Whether all collectors are at the end of an unroll, none of them failed; under `async`, whether
+            something of every lane has been learned from.
         ahead: Number of the slab that is filled and will be learned from next; None if there is none.
         collected: What filling it brought, by collector.
         behaviour: The weights that filled it, if the gradient will be evaluated there.
