@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -32,8 +32,8 @@ def training(env: Callable[[], Any], schedule: str, group: int, placement: dict[
     return Training(config, env, policy=Telling(env_spec(env, ENVS, LANES)))
 
 
-def played(run: Training, first: int) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Checks what three updates drew, the slots' first row being number `first`; returns what to go on from.
+def played(run: Training, first: Sequence[int]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Checks what three updates drew, the slots' first rows being `first`; returns what to go on from.
 
     Under `async` a fast lane has more columns than a slow one, but every lane has its unrolls in their order.
     """
@@ -41,7 +41,7 @@ def played(run: Training, first: int) -> tuple[dict[str, torch.Tensor], dict[str
     for count, report in enumerate(run, start=1):
         told, slots = report.trajectory.extras["dice"], report.trajectory.slot.tolist()
         for column, slot in enumerate(slots):
-            row = first + unrolls[slot] * ROWS
+            row = first[slot] + unrolls[slot] * ROWS
             assert torch.equal(told[:, column], drawn(SEED, [slot], row, ROWS)[:, 0]), (report.update, slot)
             unrolls[slot] += 1
         if count == UPDATES:
@@ -60,15 +60,19 @@ THREADS, PROCESSES = {"workers": 2}, {"collectors": "process", "workers": 2}
 )
 @pytest.mark.parametrize(
     ("schedule", "env"),
-    [("sync", Wide), ("sync", vector), ("concurrent", Wide), ("concurrent", vector), ("async", Wide)],
+    [(schedule, env) for schedule in ("sync", "concurrent", "async") for env in (Wide, vector)],
 )
 def test_every_draw_is_that_of_its_slot_and_row(
     schedule: str, env: Callable[[], Any], placement: dict[str, Any], group: int
 ) -> None:
     """Rows go on where they were if environments are brought back; where they start afresh, no row is drawn again."""
     with closing(training(env, schedule, group, THREADS)) as run:
-        tensors, facts = played(run, 0)
-        assert ("env_seed" in facts) == (schedule != "async" and env is Wide), "whether slots are brought back"
+        tensors, facts = played(run, [0] * ENVS)
+        assert ("env_seed" in facts) == (env is Wide), "whether slots are brought back"
+    rows = [UPDATES * (AFRESH if schedule == "async" else ROWS)] * ENVS
+    if schedule == "async" and env is Wide:
+        rows = tensors["standing.row"].tolist()
+        assert sum(rows) == UPDATES * ROWS * ENVS, "after those that were learned from"
     with closing(training(env, schedule, group, placement)) as run:
         run.load(tensors, facts)
-        played(run, UPDATES * (AFRESH if schedule == "async" else ROWS))
+        played(run, rows)
