@@ -24,6 +24,7 @@ from slipstream.jitter import Jitter
 from slipstream.process import NotPortable
 from slipstream.replay_learner import ReplayLearner
 from slipstream.run.config import Config, ConfigError, Placement
+from slipstream.run.limit import learning_at_once
 from slipstream.run.loop import Own
 from slipstream.run.training import Training
 from slipstream.types import Episode, Report, Trajectory
@@ -75,6 +76,8 @@ def verify(
 ) -> Iterator[Outcome]:
     """Runs the reference, then every placement against it; an outcome for each, the reference first, as they come.
 
+    A replay that would not be learned from in so many updates is learned from at once.
+
     Args:
         config: What to run; its own placement counts for what placements do not name (`env_workers`, `device`).
         updates: Updates of every run.
@@ -83,7 +86,7 @@ def verify(
         own: A user's own pieces.
 
     Raises:
-        ConfigError: The schedule does not promise the same bits, or a placement is none.
+        ConfigError: The schedule does not promise the same bits, or a placement is none; later, nothing was learned.
     """
     if config.schedule == "async":
         raise ConfigError(
@@ -96,6 +99,8 @@ def verify(
         )
     steps = updates * config.num_envs * config.unroll  # with dead rows the budget lasts a little longer
     config = replace(config, total_steps=max(config.total_steps, steps), stop_at_return=None)
+    if config.algo.replays is True and config.algo.replay.learning_starts >= steps:
+        config = learning_at_once(config)
     return _outcomes(config, updates, chosen, delay, own or Own())
 
 
@@ -103,11 +108,16 @@ def _outcomes(
     config: Config, updates: int, chosen: Sequence[tuple[str, Placement]], delay: float, own: Own
 ) -> Iterator[Outcome]:
     reference: list[Fingerprint] = []
-    inline = replace(config, placement=placement_of(REFERENCE, config.placement))
-    for print_ in _fingerprints(_training(inline, own, None)):
+    training = _training(replace(config, placement=placement_of(REFERENCE, config.placement)), own, None)
+    for print_ in _fingerprints(training):
         reference.append(print_)
         if len(reference) == updates:
             break
+    if not training.learner.state()[1].get("gradient_steps", 1):
+        raise ConfigError(
+            f"nothing was learned in {updates} updates ({training.learner.steps:,} steps): they bring no batch; "
+            "use more --updates, or a smaller --algo.batch-size"
+        )
     yield Outcome(REFERENCE, len(reference), digest=_digest(reference[-1]))
     for name, placement in chosen:
         try:
