@@ -39,12 +39,12 @@ ray: Any = pytest.importorskip("ray")
 LIMIT = 10.0
 
 
-def actors(job: Work, address: str = "", shares: Sequence[range] = SHARES, ahead: int = 0) -> Remotes:
-    return Remotes(job, shares, partial(_medium, address, ahead), ahead=ahead)
+def actors(job: Work, address: str = "", shares: Sequence[range] = SHARES) -> Remotes:
+    return Remotes(job, shares, partial(_medium, address))
 
 
-def _medium(address: str, ahead: int, job: Work, parts: Sequence[Work]) -> Actors:
-    return Actors(job, parts, address, 2, ahead=ahead)
+def _medium(address: str, job: Work, parts: Sequence[Work]) -> Actors:
+    return Actors(job, parts, address, 2)
 
 
 def kill(pid: int) -> None:
@@ -91,9 +91,9 @@ def test_a_private_cluster_gives_the_bits_of_this_process_and_leaves_nothing() -
 
 
 def test_unrolls_that_are_told_of_ahead_have_the_same_bits_also_after_a_death() -> None:
-    job = replace(work("CartPole-v1"), restarts=3)
+    job = replace(work("CartPole-v1"), restarts=3, ahead=2)
     versions = [0] * 6
-    remotes = actors(job, shares=[range(0, 3)], ahead=2)
+    remotes = actors(job, shares=[range(0, 3)])
     try:
         (collector,) = remotes.collectors
         remotes.begin(11, 0)

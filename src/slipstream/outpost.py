@@ -42,6 +42,7 @@ class Work:
         graphs: Whether forwards make graphs, as those that are kept do.
         delay: Longest random delay before a lane is stepped, in seconds.
         restarts: How often in a row a lane that has failed, or a process that has died, may be brought back.
+        ahead: Unrolls that a process may be told of before the one under way is done.
     """
 
     env: str | Callable[[], Any]
@@ -58,6 +59,7 @@ class Work:
     graphs: bool = False
     delay: float = 0.0
     restarts: int = 0
+    ahead: int = 0
 
 
 class Unroll(NamedTuple):

@@ -54,7 +54,6 @@ class Actors:
         others: Cores that actors of others than these take there.
         carried: Bytes that these have in its object store at the same time.
         elastic: Whether a run goes on with those that have room.
-        ahead: Unrolls that each may be told of before the one under way is done.
 
     Attributes:
         cluster: The cluster.
@@ -75,7 +74,6 @@ class Actors:
         carried: int = 0,
         *,
         elastic: bool = False,
-        ahead: int = 0,
     ) -> None:
         contents = [
             process.pickled(
@@ -89,7 +87,7 @@ class Actors:
         rows = sum(leaf.nbytes for leaf in tree.leaves(vars(self.slabs[0])))
         weights = sum(value.nbytes for value in work.policy.state_dict().values())
         # At the same time: the unrolls of every actor, and its weights, each of another version under `async`.
-        store = (2 + ahead) * rows + (len(parts) + 2) * weights + carried
+        store = (2 + work.ahead) * rows + (len(parts) + 2) * weights + carried
         needed = others + sum(map(_cpus, parts))
         self.cluster = Cluster(address, max(cpus, needed), store)
         if (cores := self.cluster.cores) < needed:
@@ -100,7 +98,7 @@ class Actors:
                 "collectors join it as nodes do" if elastic else "it waits until more nodes have joined",
             )
         self._published: tuple[int, Any] | None = None
-        self._offers = ahead > 0 or work.every_row
+        self._offers = work.ahead > 0 or work.every_row
         self.links: Sequence[RayLink] = [
             RayLink(self.cluster, content, part, self.slabs, self._newest)
             for content, part in zip(contents, parts, strict=True)
@@ -221,9 +219,12 @@ class RayLink(RayTie):
         self._expect("collect", partial(self._unroll, places), *self._newest())
 
     def offer(self, version: int, weights: Any) -> None:
-        """Lets it have newer weights, which it takes before its next unroll or row; does nothing if it is not there."""
+        """Lets it have newer weights, which it takes before its next unroll or row; does nothing if it is not there.
+
+        One that still waits for room would keep all of them in the store until it came.
+        """
         with self._changing:
-            if self._actor is not None and self._ray.is_initialized():
+            if self.host and self._actor is not None and self._ray.is_initialized():
                 self._actor.offer.options(concurrency_group=_WATCH).remote(self._task, version, weights)
 
     def stop(self, wanted: bool) -> None:

@@ -34,7 +34,6 @@ class Remotes:
         medium: What carries it.
         elastic: Whether those that are there collect while others are not, under `async` in a cluster that may grow
             and shrink; all have as many lanes.
-        ahead: Unrolls that each may be told of before the one under way is done, if the medium can carry that.
 
     Attributes:
         collectors: One per outpost, in the order of `shares`.
@@ -53,7 +52,6 @@ class Remotes:
         shares: Sequence[range],
         medium: Callable[[Work, Sequence[Work]], Medium] = Processes,
         elastic: bool = False,
-        ahead: int = 0,
     ) -> None:
         workers = max(work.workers // len(shares), 1) if work.workers else 0
         parts = [replace(work, spec=_share(work.spec, lanes), workers=workers) for lanes in shares]
@@ -63,7 +61,7 @@ class Remotes:
         self.collectors: list[RemoteCollector] = []
         try:
             for link, part, lanes in zip(self._medium.links, parts, shares, strict=True):
-                self.collectors.append(RemoteCollector(link, part, lanes, self.slabs, self._fate, elastic, ahead))
+                self.collectors.append(RemoteCollector(link, part, lanes, self.slabs, self._fate, elastic))
             for collector in () if elastic else self.collectors:
                 collector.ready()
         except BaseException:

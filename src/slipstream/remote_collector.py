@@ -60,7 +60,6 @@ class RemoteCollector:
         slabs: What it fills.
         fate: What it shares with the others.
         elastic: Whether others go on without it while there is no room for it.
-        ahead: Unrolls that it may be told of before the one under way is done.
     """
 
     def __init__(
@@ -71,9 +70,8 @@ class RemoteCollector:
         slabs: Sequence[Trajectory],
         fate: Fate,
         elastic: bool = False,
-        ahead: int = 0,
     ) -> None:
-        self.lanes, self.ahead = tuple(lanes), ahead
+        self.lanes, self.ahead = tuple(lanes), work.ahead
         self._link, self._work, self._spec, self._slabs, self._fate = link, work, work.spec, slabs, fate
         self._limits = _Limits.of(work)
         self._trail = Trail(self._spec, slabs, 0, 0)

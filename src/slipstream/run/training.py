@@ -139,8 +139,7 @@ class Training:
             if remote:
                 linked = self.learner.windows is not None or config.reward == "scale"
                 self._grows = sizes.grows(config, self._lanes) and not linked  # these want unrolls in their order
-                job, ahead = self._work(given, jitter), sizes.ahead(config)
-                self._remotes = Remotes(job, self._lanes, self._medium, self._grows, ahead)
+                self._remotes = Remotes(self._work(given, jitter), self._lanes, self._medium, self._grows)
                 self.slabs = self._remotes.slabs
             else:
                 pin, count = self.device.type == "cuda", sizes.slabs(config)
@@ -363,6 +362,7 @@ class Training:
             graphs=config.reuses_forward,
             delay=0.0 if jitter is None else jitter.seconds,
             restarts=config.placement.restarts,
+            ahead=sizes.ahead(config),
         )
 
     def _medium(self, work: Work, parts: Sequence[Work]) -> Medium:
@@ -372,9 +372,7 @@ class Training:
         place, shards = self._config.placement, self._shards
         carried = 0 if shards is None else min(shards.bytes, SEGMENT)
         others = self._learners.cpus + place.replay_shards
-        actors = Actors(
-            work, parts, place.address, cores(), others, carried, elastic=self._grows, ahead=sizes.ahead(self._config)
-        )
+        actors = Actors(work, parts, place.address, cores(), others, carried, elastic=self._grows)
         self._cluster = actors.cluster
         self._learners.start(actors.cluster)  # these first: without them nothing is learned, whoever collects
         if shards is not None:

@@ -67,7 +67,9 @@ def asynchronous(parts: Parts) -> Generator[Report]:
             start = time.perf_counter()
             if parts.actors.inline:  # whoever comes first: one after the other, for a debugger
                 for number in collectors:
-                    _collect(parts, number, places)
+                    mine = places.claim(len(parts.collectors[number].lanes))
+                    assert mine is not None, "the run is over"
+                    _fill(parts, number, places, [mine])
             index, brought, marks = places.take()
             slab = parts.slabs[index]
             waited += time.perf_counter() - start
@@ -205,17 +207,15 @@ class _Places:
         return Place(slab % self._slabs, place * self._lane_size)
 
 
-def _collect(parts: Parts, number: int, places: _Places) -> None:
-    """One unroll of a collector, in this thread."""
-    collector, wake = parts.collectors[number], parts.wake
-    mine = places.claim(len(collector.lanes))
-    assert mine is not None, "the run is over"
-    places.fill(mine, collector.collect(mine), wake.marks(number) if wake else ())
+def _fill(parts: Parts, number: int, places: _Places, mine: Sequence[list[Place]]) -> None:
+    """One unroll of a collector, in the first of the places that it holds."""
+    collected = parts.collectors[number].collect(mine[0], mine[1:])
+    places.fill(mine[0], collected, () if parts.wake is None else parts.wake.marks(number))
 
 
 def _keep_collecting(parts: Parts, number: int, places: _Places) -> None:
     """The life of a collector."""
-    collector, wake = parts.collectors[number], parts.wake
+    collector = parts.collectors[number]
     mine: deque[list[Place]] = deque()  # of the unroll under way, and of those after it
     try:
         while True:
@@ -229,8 +229,8 @@ def _keep_collecting(parts: Parts, number: int, places: _Places) -> None:
             if not mine:
                 break
             try:
-                collected = collector.collect(mine[0], list(mine)[1:])
-                places.fill(mine.popleft(), collected, wake.marks(number) if wake else ())
+                _fill(parts, number, places, list(mine))
+                mine.popleft()
             except Away:
                 while mine:
                     places.release(mine.popleft())
