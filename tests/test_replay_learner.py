@@ -145,11 +145,17 @@ def test_a_metric_is_the_mean_over_the_gradient_steps_that_had_it(
     assert compared >= 3
 
 
-def test_nothing_is_drawn_before_a_batch_is_there_and_all_of_it_later(learner: Callable[..., ReplayLearner]) -> None:
+def test_learning_begins_when_a_batch_is_there_if_that_is_later(learner: Callable[..., ReplayLearner]) -> None:
+    """And not with all at once that were due before."""
     student = learner(DQN(batch_size=32, replay=replace(SMALL, ratio=1.0, learning_starts=0)))
-    taken = [student.step(each)["train/gradient_steps"] for each in slabs(student, 4)]
-    assert taken[:2] == [0, 0]
-    assert taken[2:] == [sum(int(each.valid.sum()) for each in slabs(student, n)) for n in (3, 4)]
+    steps, taken = 0, list[float]()
+    begins = student.due_at - 1
+    assert begins == student.windows.steps_to(32) - SLOTS * UNROLL == 2 * SLOTS * UNROLL
+    for each in slabs(student, 8):
+        steps += int(each.valid.sum())
+        taken.append(student.step(each)["train/gradient_steps"])
+        assert taken[-1] == max(steps - begins, 0)
+    assert taken[1] == 0 < taken[2] < SLOTS * UNROLL < taken[-1]
 
 
 def test_a_slab_that_is_skipped_is_stored_and_counted(learner: Callable[..., ReplayLearner]) -> None:

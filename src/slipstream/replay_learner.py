@@ -33,11 +33,11 @@ from slipstream.types import Trajectory, Weights
 class ReplayLearner:
     """Puts slabs into a replay and learns from draws.
 
-    After `s` collected steps `floor((s - learning_starts) * ratio)` gradient steps have been taken, whatever the slabs
-    that brought them; what a slab has due is taken when it has gone in, so every schedule keeps the ratio. (Where the
-    replay does not hold a batch of windows yet, they are taken when it does. The steps that `load` makes a learner
-    collect first don't count.) The draws of an update are a function of (seed, version) and of what the slabs up to it
-    brought.
+    After `s` collected steps `floor((s - begins) * ratio)` gradient steps have been taken, whatever the slabs that
+    brought them; what a slab has due is taken when it has gone in, so every schedule keeps the ratio. It begins after
+    `learning_starts` steps, or with the slab that makes a batch of windows whole if that is later. (The steps that
+    `load` makes a learner collect first don't count.) The draws of an update are a function of (seed, version) and of
+    what the slabs up to it brought.
 
     Each gradient is the sum, in shard order, of one gradient per shard: equal parts of the batch. The learner waits for
     its crew and its loader only.
@@ -95,7 +95,9 @@ class ReplayLearner:
         self._ratio = Fraction(algorithm.replay.ratio).limit_denominator(round(1 / LEAST_RATIO))
         self.rejects = rejects or Rejects()
         self._gradient_steps = 0
-        self._begins = Fraction(algorithm.replay.learning_starts)  # steps that gradient steps are counted from
+        filling = windows.steps_to(algorithm.batch_size) - windows.rows.unroll * windows.rows.slots
+        self._first = max(algorithm.replay.learning_starts, filling)
+        self._begins = Fraction(self._first)  # steps that gradient steps are counted from
         eps = algorithm.optimizer_eps
         self._objective = ReplayObjective(algorithm, networks, self._target)
         self._descents = {part: Descent(algorithm, by, eps) for part, by in self._objective.parts.items()}
@@ -229,11 +231,14 @@ class ReplayLearner:
         if self._windows.rows.head.any():
             self._begins = Fraction(facts["begins"])
             return
-        # As if all gradient steps so far had been due, and the next `learning_starts` steps were the first of all.
-        self._begins = self.steps + self._algorithm.replay.learning_starts - self._gradient_steps / self._ratio
+        # As if all gradient steps so far had been due, and the next steps were the first of all.
+        self._begins = self.steps + self._first - self._gradient_steps / self._ratio
 
     def _due(self) -> int:
-        """Gradient steps that have not been taken yet; none while there is not a batch of windows."""
+        """Gradient steps that have not been taken yet; none while there is not a batch of windows.
+
+        Slots that are slower than others bring it later than `steps_to` has it.
+        """
         if self._windows.count < self._algorithm.batch_size:
             return 0
         return max(int((self.steps - self._begins) * self._ratio) - self._gradient_steps, 0)

@@ -8,7 +8,7 @@ import torch
 
 from slipstream import slab
 from slipstream.algos import APPO, IMPALA
-from slipstream.algos.cloning import cloning_loss, within_region
+from slipstream.algos.cloning import cloning_loss, outside_region, within_region
 from slipstream.crew import Crew
 from slipstream.learner import Learner
 from slipstream.loader import Loader
@@ -32,6 +32,10 @@ def test_the_terms_are_those_of_clear_on_replayed_rows_only() -> None:
     assert loss.tolist() == pytest.approx([0.3 * 0.2 + 0.7 * 1.0, 0.3 * 0.5 + 0.7 * 4.0, 0.0])
     plain = replace(CLONING, clone_policy=0.0)
     assert cloning_loss(plain, None, value, old, torch.ones(3)).tolist() == pytest.approx([0.7, 2.8, 25.2])
+
+
+def test_rows_outside_of_the_trust_region_are_counted() -> None:
+    assert outside_region(torch.tensor([0.2, 0.1, 0.05]), 0.1).tolist() == [1.0, 0.0, 0.0]
 
 
 def test_rows_outside_of_the_trust_region_give_no_target_and_no_gradient() -> None:
@@ -109,6 +113,12 @@ def test_cloning_and_region_are_in_the_loss(algorithm: type[APPO] | type[IMPALA]
         metrics = learner.step(remembered(policy, 1))
         second = torch.cat([parameter.detach().flatten() for parameter in policy.parameters()])
         crew.close()
+        assert ("train/clone_loss" in metrics) == replay.clones
+        assert ("train/outside_region" in metrics) == (replay.trust_region > 0)
+        if replay.clones:
+            assert metrics["train/clone_loss"] > 0.0
+        if replay.trust_region:
+            assert 0.0 < metrics["train/outside_region"] < 1.0 + 1e-6
         assert metrics["lag/replayed_mean"] == 2.0, "version -1 is two updates older than version 1"
         assert metrics["lag/replayed_from_2"] == 1.0
         found[name] = (first, second)

@@ -246,6 +246,12 @@ def test_an_error_bound_of_nothing_is_refused() -> None:
         DQN(huber_delta=0.0)
 
 
+LEAST = "algo.exploration.final=0.01 is the epsilon of the first slot and algo.exploration.least="
+TOO_GREAT = (
+    "that of the last, which must be above 0 and at most as great; set least as well (none: final for all slots)"
+)
+
+
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
@@ -253,8 +259,8 @@ def test_an_error_bound_of_nothing_is_refused() -> None:
         ("final", -0.1, "algo.exploration.final must be between 0 and 1, got -0.1"),
         ("evaluation", math.nan, "algo.exploration.evaluation must be between 0 and 1, got nan"),
         ("steps", -1, "algo.exploration.steps must be at least 0, got -1"),
-        ("least", 0.0, "algo.exploration.least must be above 0 and at most final=0.01, got 0.0"),
-        ("least", 0.02, "algo.exploration.least must be above 0 and at most final=0.01, got 0.02"),
+        ("least", 0.0, f"{LEAST}0 {TOO_GREAT}"),
+        ("least", 0.02, f"{LEAST}0.02 {TOO_GREAT}"),
     ],
 )
 def test_ranges_of_exploration(name: str, value: float, message: str) -> None:

@@ -239,7 +239,7 @@ def learned(
     """
     made = networks(algorithm, spec, network)
     shown = past(spec, made.policy)
-    options = ReplayOptions(ratio=gradient_steps / int(shown.valid.sum()), learning_starts=0)
+    options = ReplayOptions(ratio=gradient_steps, learning_starts=int(shown.valid.sum()) - 1)
     with closing(Crew(1)) as crew, closing(Loader(0, torch.device("cpu"))) as loader:
         learner = ReplayLearner(
             replace(algorithm, replay=options),

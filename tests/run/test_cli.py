@@ -78,6 +78,7 @@ def _run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, list[str
         ("train ppo --env CartPole-v1 --algo.size 3", 2, "unknown flag --algo.size. Did you mean --algo.batch-size?"),
         ("train ppo --env CartPole-v1 --steps 3", 2, "unknown flag --steps. Did you mean --total-steps?"),
         ("presets ppo zzz", 2, "no preset for 'zzz'. `slipstream presets` lists all."),
+        ("presets dqn HalfCheetah-v5", 2, "no preset for dqn on HalfCheetah-v5: `slipstream presets` lists all"),
         ("algos ppo", 2, "unexpected argument 'ppo': type slipstream algos"),
         ("envs cart pole", 2, "unexpected argument 'pole'; see slipstream envs --help"),
         ("envs --wrd cart", 2, "unknown flag --wrd. Did you mean --word?"),
@@ -256,6 +257,13 @@ def test_lists(capsys: pytest.CaptureFixture[str]) -> None:
     assert "  CartPole-v1" in _run(capsys, "envs", "cartpole")[1]
     assert [line.split()[0] for line in _run(capsys, "algos")[1]] == list(ALGORITHMS)
     assert _run(capsys, "presets", "a2c", "classic")[1][0] == "# a2c on classic"
+
+    def titles(*words: str) -> list[str]:
+        return [line for line in _run(capsys, "presets", *words)[1] if line.startswith("#")]
+
+    assert titles("sac", "Pendulum-v1") == ["# sac on classic"]
+    assert titles("dqn", "PongNoFrameskip-v4") == ["# dqn on atari", "# dqn on ALE/Pong-v5"]
+    assert {"# ppo on classic", "# c51 on CartPole-v1"} < set(titles("CartPole-v1"))
     assert _run(capsys)[1][0].startswith("slipstream: fast parallel")
 
 
@@ -376,7 +384,7 @@ def test_watch(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (run,) = tmp_path.iterdir()
     code, out, _ = _run(capsys, "watch", str(run), "--format", "gif", "--episodes", "2", "--max-steps", "7")
     assert code == 0
-    files = [run / "videos" / f"20-{episode}.gif" for episode in range(2)]
+    files = [run / "videos" / f"20-{episode}-max7.gif" for episode in range(2)]
     assert out == [f"{file}  (return 0, 7 steps, cut there: --max-steps)" for file in files]
     assert all(file.read_bytes().startswith(b"GIF89a") for file in files)
 

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 import pytest
 
 from slipstream.run import flags
-from slipstream.run.config import aliases, known_settings
+from slipstream.run.config import known_settings
+from slipstream.run.names import aliases
+from slipstream.run.presets import configure
 from slipstream.run.settings import ConfigError
 
 
@@ -106,6 +108,40 @@ def test_unknown_flag_names_the_nearest(flag: str, nearest: str) -> None:
     with pytest.raises(ConfigError) as caught:
         flags.split([flag, "1"], (known := known_settings("ppo")), aliases(known))
     assert str(caught.value) == f"unknown flag {flag}. Did you mean {nearest}?"
+
+
+@pytest.mark.parametrize(
+    ("algo", "key"), [("ppo", "unroll"), ("a2c", "unroll"), ("dqn", "algo.n_step"), ("sac", "algo.n_step")]
+)
+def test_n_steps_is_what_stable_baselines_calls_so(algo: str, key: str) -> None:
+    known = known_settings(algo)
+    assert flags.split(["--n-steps", "3"], known, aliases(known))[1] == {key: "3"}
+
+
+@pytest.mark.parametrize(
+    ("algo", "flag", "key"),
+    [
+        ("dqn", "--gradient-steps", "algo.replay.ratio"),
+        ("td3", "--train-freq", "algo.replay.ratio"),
+        ("dqn", "--algo.exploration-fraction", "algo.exploration.steps"),
+        ("sac", "--ent-coef", "algo.alpha"),
+        ("ppo", "--num-minibatches", "algo.batch_size"),
+    ],
+)
+def test_what_is_counted_otherwise_is_explained(algo: str, flag: str, key: str) -> None:
+    known = known_settings(algo)
+    assert key in known
+    with pytest.raises(ConfigError) as caught:
+        flags.split([flag, "1"], known, aliases(known))
+    assert str(caught.value).startswith(f"unknown flag {flag}. {key} is ")
+    with pytest.raises(ConfigError, match=rf"unknown setting {flag.strip('-').replace('-', '_')}\. {key} is "):
+        configure(algo, "CartPole-v1", {flag.strip("-"): 1})
+
+
+def test_nothing_is_explained_by_what_an_algorithm_lacks() -> None:
+    known = known_settings("ppo")
+    with pytest.raises(ConfigError, match=r"unknown flag --gradient-steps\.(?! algo)"):
+        flags.split(["--gradient-steps", "1"], known, aliases(known))
 
 
 def test_a_flag_of_another_algorithm_is_unknown() -> None:

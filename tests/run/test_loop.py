@@ -334,7 +334,7 @@ def test_numbers_of_environments_that_are_not_finite_are_mended_and_counted(tmp_
 
 
 def test_a_run_says_how_it_resumes_and_checkpoints_say_how_it_was(tmp_path: Path) -> None:
-    replay = {"algo": "dqn", "num_envs": 2, "unroll": 4, "algo__replay__learning_starts": 50}
+    replay = {"algo": "dqn", "num_envs": 2, "unroll": 4, "algo__replay__learning_starts": 50, "algo__batch_size": 8}
     told = {
         "exact; environments are played back to where they were": {},
         "with an empty replay, so that bits will differ (--log.save-replay saves it)": {

@@ -15,7 +15,7 @@ from slipstream.run.directory import RunDirectory
 from slipstream.run.loop import Own, Trained
 from slipstream.run.preset_table import PRESETS
 from slipstream.run.presets import configure
-from slipstream.run.unused import warn_unused
+from slipstream.run.unused import warn_slow_target, warn_unused
 from slipstream.types import EnvSpec
 
 IMAGE, VECTOR = spaces.Box(0, 255, (4, 84, 84), np.uint8), spaces.Box(-1.0, 1.0, (3,))
@@ -224,6 +224,37 @@ def test_a_run_that_ends_before_its_first_gradient_step_is_said(tmp_path: Path) 
     (line,) = resume(trained.run, 90)
     assert line.startswith("nothing will be learned up to total_steps=90: the next gradient step is due at step 11")
     assert resume(trained.run, 150) == []
+    lines, trained = train(6, **{"algo.batch_size": 14})
+    assert lines == [
+        "the first gradient step waits until step 18, for a batch of algo.batch_size=14, while exploration fades from "
+        "algo.replay.learning_starts=6 on; set that to 18"
+    ]
+    assert metrics.read(trained.run.metrics)[-1]["train/gradient_steps"] > 0
+    (line,) = train(6, **{"algo.batch_size": 64, "algo.replay.capacity": 200})[0]
+    assert line.endswith(
+        "by algo.batch_size=64 and algo.replay.ratio=0.25; raise total_steps, or lower algo.batch_size"
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "warned"),
+    [
+        ({}, False),
+        ({"target_update_interval": 500}, True),
+        ({"target_update_interval": 500, "tau": 1.0}, False),
+        ({"tau": 0.005}, False),
+    ],
+)
+def test_a_target_that_would_hardly_move_is_said(changes: dict[str, Any], warned: bool) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        warn_slow_target(configure("dqn", "CartPole-v1", changes))
+        warn_slow_target(configure("dqn", "ALE/Pong-v5", changes))  # its preset copies
+    line = (
+        "every algo.target_every=500 steps the target takes in algo.tau=0.01 of the network, by the preset: "
+        "--algo.tau 1 copies it"
+    )
+    assert [str(each.message) for each in caught] == [line] * warned
 
 
 def test_a_file_for_another_environment_is_one_line() -> None:

@@ -50,7 +50,6 @@ from slipstream.nets.trunk import Network
 from slipstream.ops import losses
 from slipstream.ops.returns import VTraceOptions, vtrace
 from slipstream.optimizers import OptimizerKind
-from slipstream.replay.mixer import REPLAYED
 from slipstream.replay.options import UnrollReplay
 from slipstream.types import EnvSpec, Trajectory
 
@@ -147,6 +146,9 @@ class APPO:
             "rho_mean": losses.weighted_mean(rho, valid),
             "rho_clipped": losses.weighted_mean(losses.truncated(log_ratio, self.rho_bar), valid),
         }
+        if target.kl is not None and self.replay.trust_region:
+            outside = cloning.outside_region(target.kl, self.replay.trust_region)
+            metrics["outside_region"] = losses.weighted_mean(outside, valid)
         if self.normalize_advantage:
             weight = losses.truncated_ratio(log_ratio, self.rho_pg_bar)
             advantage = losses.normalize_advantage(advantage, valid & (weight > 0), weight)
@@ -179,12 +181,11 @@ class APPO:
         kl_target = batch.columns["rho"] * losses.approx_kl(log_prob - batch.columns["target_log_prob"])
 
         loss = batch.mean(policy_loss + self.vf_coef * value_loss - self.ent_coef * entropy)
-        if self.replay.proportion:
-            kl = None
-            if self.replay.clone_policy:
-                kl = out.distribution.like(batch.columns["params"]).kl(out.distribution)
-            old_value, replayed = batch.columns["old_value"], batch.columns[REPLAYED]
-            loss = loss + batch.mean(cloning.cloning_loss(self.replay, kl, out.value, old_value, replayed))
+        kl = None
+        if self.replay.clone_policy:
+            kl = out.distribution.like(batch.columns["params"]).kl(out.distribution)
+        clone_loss, cloned = cloning.cloned(self.replay, batch, kl, out.value)
+        loss = loss + clone_loss
         if self.kl_coef > 0:
             loss = loss + self.kl_coef * batch.mean(kl_target)
         with torch.no_grad():
@@ -195,6 +196,7 @@ class APPO:
                 "approx_kl": batch.mean(losses.approx_kl(log_prob - batch.log_prob)),
                 "kl_target": batch.mean(kl_target),
                 "clip_fraction": batch.mean(losses.clip_fraction(log_prob - reference, self.clip_range)),
+                **cloned,
             }
         return batch.with_auxiliary(out, loss, metrics)
 

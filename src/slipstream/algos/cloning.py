@@ -16,6 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from slipstream.algos.algorithm import Batch
 from slipstream.replay.mixer import REPLAYED
 from slipstream.replay.options import UnrollReplay
 from slipstream.types import Trajectory
@@ -26,7 +27,7 @@ def stored(options: UnrollReplay, trajectory: Trajectory) -> dict[str, Tensor]:
     columns: dict[str, Tensor] = {}
     if options.remembers:
         columns["params"] = trajectory.extras["params"][:-1]
-    if options.proportion:
+    if options.clones:
         columns |= {"old_value": trajectory.extras["value"][:-1], REPLAYED: trajectory.extras[REPLAYED][:-1]}
     return columns
 
@@ -49,6 +50,24 @@ def cloning_loss(
     return replayed * loss
 
 
+def cloned(
+    options: UnrollReplay, batch: Batch, kl: Tensor | None, value: Tensor
+) -> tuple[Tensor | float, dict[str, Tensor]]:
+    """A shard's part of `cloning_loss`, of the columns that `stored` gave a batch, and the same as metric `clone_loss`.
+
+    It is 0, and no metric, where `options` want none.
+    """
+    if not options.clones:
+        return 0.0, {}
+    loss = batch.mean(cloning_loss(options, kl, value, batch.columns["old_value"], batch.columns[REPLAYED]))
+    return loss, {"clone_loss": loss.detach()}
+
+
 def within_region(log_ratio: Tensor, kl: Tensor | None, bound: float) -> Tensor:
     """The log-ratio of rows within the trust region, minus infinity outside; `bound` 0 is none."""
     return log_ratio if not bound or kl is None else torch.where(kl <= bound, log_ratio, -torch.inf)
+
+
+def outside_region(kl: Tensor, bound: float) -> Tensor:
+    """1.0 on rows outside of the trust region, 0.0 within it; their mean is the metric `outside_region`."""
+    return (kl > bound).float()

@@ -40,7 +40,11 @@ class Exploration:
         ranges.between(self, "algo.exploration.", 0, 1, "initial", "final", "evaluation")
         ranges.at_least(self, "algo.exploration.", 0, "steps")
         if self.least is not None and not 0 < self.least <= self.final:
-            raise ValueError(f"algo.exploration.least must be above 0 and at most final={self.final}, got {self.least}")
+            raise ValueError(
+                f"algo.exploration.final={self.final:g} is the epsilon of the first slot and algo.exploration.least="
+                f"{self.least:g} that of the last, which must be above 0 and at most as great; set least as well "
+                "(none: final for all slots)"
+            )
 
     def rates(self, steps: int, num_envs: int) -> NDArray[np.float32]:
         """Epsilon of every slot, float32 `[num_envs]`, `steps` collected steps after the first gradient step."""

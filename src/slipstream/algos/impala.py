@@ -34,7 +34,6 @@ from slipstream.nets.trunk import Network
 from slipstream.ops import losses
 from slipstream.ops.returns import VTraceOptions, vtrace
 from slipstream.optimizers import OptimizerKind
-from slipstream.replay.mixer import REPLAYED
 from slipstream.replay.options import UnrollReplay
 from slipstream.types import EnvSpec, Trajectory
 
@@ -134,10 +133,8 @@ class IMPALA:
         policy_loss = losses.policy_gradient_loss(log_prob, target.pg_advantage)
         value_loss = losses.value_loss(out.value[:-1], target.vs)
         rows = policy_loss + self.vf_coef * value_loss - self.ent_coef * entropy
-        if self.replay.proportion:
-            old_value, replayed = batch.columns["old_value"], batch.columns[REPLAYED]
-            rows = rows + cloning.cloning_loss(self.replay, kl, out.value[:-1], old_value, replayed)
-        loss = batch.mean(rows)
+        clone_loss, cloned = cloning.cloned(self.replay, batch, kl, out.value[:-1])
+        loss = batch.mean(rows) + clone_loss
         with torch.no_grad():
             metrics = {
                 "policy_loss": batch.mean(policy_loss),
@@ -146,7 +143,10 @@ class IMPALA:
                 "approx_kl": batch.mean(moved),
                 "rho_mean": batch.mean(losses.truncated_ratio(log_ratio, self.rho_bar)),
                 "rho_clipped": batch.mean(losses.truncated(log_ratio, self.rho_bar)),
+                **cloned,
             }
+            if kl is not None and self.replay.trust_region:
+                metrics["outside_region"] = batch.mean(cloning.outside_region(kl, self.replay.trust_region))
         loss, metrics = batch.with_auxiliary(out, loss, metrics)
         return self.loss_scale * loss, metrics
 

@@ -65,10 +65,15 @@ class UnrollReplay:
         ranges.at_least(self, "algo.replay.", 0, "proportion", "clone_policy", "clone_value", "trust_region")
         ranges.finite(self, "algo.replay.", "proportion", "clone_policy", "clone_value")
         ranges.at_least(self, "algo.replay.", 1, "capacity")
-        if (self.clone_policy or self.clone_value) and not self.proportion:
+        if self.clones and not self.proportion:
             raise ValueError(
                 "algo.replay.clone_policy and clone_value are for replayed rows: set algo.replay.proportion"
             )
+
+    @property
+    def clones(self) -> bool:
+        """Whether the loss has a term of cloning."""
+        return self.clone_policy > 0 or self.clone_value > 0
 
     @property
     def remembers(self) -> bool:

@@ -128,6 +128,11 @@ class Windows:
         """Windows that are there, those that begin with a dead row included."""
         return int(np.maximum(self._end - self._begin, 0).sum())
 
+    def steps_to(self, count: int) -> int:
+        """Steps after which an empty replay holds that many windows, if all slots bring as many."""
+        rows = (-(-count // self.rows.slots) - 1) * self._stride + self._span
+        return -(-rows // self.rows.unroll) * self.rows.unroll * self.rows.slots
+
     def draw(self, generator: np.random.Generator, batches: int, size: int, beta: float) -> Drawn:
         """Draws K batches of N windows, with replacement.
 

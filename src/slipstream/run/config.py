@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -21,37 +20,6 @@ from slipstream.team import Reduction
 
 CALLABLE = "callable:"
 """What `Config.env` starts with where the environment is a Python callable."""
-
-# Other libraries' names for what is called otherwise here.
-_ALIASES = {
-    "env_id": "env",
-    "total_timesteps": "total_steps",
-    "timesteps": "total_steps",
-    "n_envs": "num_envs",
-    "n_steps": "unroll",
-    "num_steps": "unroll",
-    "learners": "placement.learners",
-    "num_learners": "placement.learners",
-}
-_HYPERPARAMETERS = {
-    "learning_rate": "lr",
-    "n_epochs": "epochs",
-    "update_epochs": "epochs",
-    "clip_coef": "clip_range",
-    "norm_adv": "normalize_advantage",
-    "buffer_size": "replay.capacity",
-    "learning_starts": "replay.learning_starts",
-    "start_e": "exploration.initial",
-    "exploration_initial_eps": "exploration.initial",
-    "end_e": "exploration.final",
-    "exploration_final_eps": "exploration.final",
-    "target_update_interval": "target_every",
-    "target_network_frequency": "target_every",
-    "policy_frequency": "policy_delay",
-    "policy_noise": "target_noise",
-    "target_policy_noise": "target_noise",
-    "noise_clip": "target_noise_clip",
-}
 
 
 @dataclass(frozen=True)
@@ -247,23 +215,6 @@ def known_settings(algo: str) -> dict[str, Any]:
     return settings.keys(Config, algo=algorithm(algo))
 
 
-def aliases(known: Iterable[str]) -> dict[str, str]:
-    """Other names of dotted keys: those of other libraries, and hyperparameters without `algo.`."""
-    names = set(known)
-    own = {name.removeprefix("algo."): name for name in names}
-    others = {name: f"algo.{field}" for name, field in _HYPERPARAMETERS.items()}
-    found = {**own, **others, **{f"algo.{name}": key for name, key in others.items()}, **_ALIASES}
-    return {name: key for name, key in found.items() if key in names and name not in names}
-
-
-def alias_lines() -> str:
-    """What to tell users about the names in `aliases`, in lines of 100 characters."""
-    pairs = [*_ALIASES.items(), *((name, f"algo.{field}") for name, field in _HYPERPARAMETERS.items())]
-    names = ", ".join(f"{_dashed(name)} ({_dashed(key)})" for name, key in pairs)
-    own = "Hyperparameters may be typed without `algo.` (--lr 3e-4), and other libraries' names are understood:"
-    return textwrap.fill(f"{own} {names}.", 100, break_on_hyphens=False)
-
-
 def from_plain(values: Mapping[str, Any]) -> Config:
     """A configuration from the nested mapping that `plain` and config.yaml have; `algo.name` chooses the algorithm.
 
@@ -285,10 +236,6 @@ def override(config: Config, changes: Mapping[str, Any]) -> Config:
     """
     values = settings.flatten(settings.plain(config)) | settings.flatten(changes)
     return from_plain(settings.nest(values))
-
-
-def _dashed(key: str) -> str:
-    return "--" + key.replace("_", "-")
 
 
 def _at_least(owner: object, least: int, *names: str, prefix: str = "") -> None:
@@ -372,8 +319,6 @@ __all__ = [
     "Log",
     "Placement",
     "algorithm",
-    "alias_lines",
-    "aliases",
     "from_plain",
     "known_settings",
     "override",

@@ -30,6 +30,7 @@ from slipstream.nets.autoencoder import Decoder
 from slipstream.nets.policy import ActorCriticPolicy, Policy
 from slipstream.run import checkpoint, metrics
 from slipstream.run.checkpoint import Checkpoint
+from slipstream.run.concerns import Concerns
 from slipstream.run.config import CALLABLE, Config, override
 from slipstream.run.console import Display
 from slipstream.run.directory import RunDirectory, create
@@ -46,7 +47,7 @@ from slipstream.run.settings import ConfigError, flatten, plain
 from slipstream.run.signals import Interrupted, Signals
 from slipstream.run.stall import StallWatch
 from slipstream.run.training import Training
-from slipstream.run.unused import warn_unlearned, warn_unused
+from slipstream.run.unused import warn_slow_target, warn_unlearned, warn_unused
 from slipstream.types import Envs, EnvSpec
 
 EnvFactory = Callable[[], gymnasium.Env[Any, Any]]
@@ -122,6 +123,7 @@ def train(config: Config, own: Own, command: Sequence[str], console: Console) ->
         stack.callback(training.close)
         warn_unused(config, training.spec, own.torso is not None, own.policy is not None)
         warn_unlearned(config, training.learner)
+        warn_slow_target(config)
         run = create(config, command)
         stack.enter_context(run.lock())
         return _drive(_Run(config, own, training, run, _progress(config, training), console), None)
@@ -239,7 +241,8 @@ def _drive(this: _Run, saved: Checkpoint | None) -> Trained:
         stack.callback(watch.close)
         progress.start()
         try:
-            _loop(training, [progress, *evaluators, rows, checkpoints, display, watch], progress, signals)
+            concerns = Concerns(display.say)
+            _loop(training, [progress, *evaluators, rows, checkpoints, display, concerns, watch], progress, signals)
             if progress.finished or not training.starts_anew:
                 checkpoints.save()
             checkpoints.close()

@@ -196,6 +196,16 @@ class WatchOptions:
         """Refuses numbers that mean nothing."""
         _refuse(self, "episodes", "max_steps")
 
+    def stem(self, steps: int, episode: int) -> str:
+        """Name of an episode's file without its ending: what is recorded otherwise does not take another's place."""
+        manner = {
+            "greedy": self.greedy,
+            f"seed{self.seed}": self.seed is not None,
+            f"max{self.max_steps}": self.max_steps != WatchOptions.max_steps,
+            "reconstructed": self.reconstruct,
+        }
+        return "-".join([str(steps), str(episode), *(word for word, told in manner.items() if told)])
+
 
 @dataclass(frozen=True)
 class EnvsOptions:

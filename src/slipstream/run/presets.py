@@ -7,15 +7,17 @@ over both. `slipstream presets` prints them; `slipstream train ... --print-confi
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
+from slipstream.algos import ALGORITHMS
 from slipstream.envs.make import VECTOR, env_family
-from slipstream.run.config import CALLABLE, Config, algorithm, aliases, from_plain, known_settings
+from slipstream.run.config import CALLABLE, Config, algorithm, from_plain, known_settings
 from slipstream.run.machine import quick_precision
+from slipstream.run.names import aliases
 from slipstream.run.preset_table import PRESETS
-from slipstream.run.settings import ConfigError, flatten, nest, plain
+from slipstream.run.settings import ConfigError, flatten, nearest, nest, plain
 from slipstream.run.systems import published
 
 _NEAREST, _FARTHEST = 1_000, 50_000
@@ -32,15 +34,49 @@ def family(env: str) -> str:
     return "other" if env.startswith(CALLABLE) else env_family(env)
 
 
-def preset(algo: str, env: str) -> dict[str, Any]:
-    """What the presets say for this algorithm and environment, the exact id over its family.
+def kinds(env: str) -> tuple[str, str]:
+    """The names that presets may have `env` under: its family, and its id over that.
 
     An Atari game is the same game under all of its ids, and a vector environment is many of one kind.
+
+    Raises:
+        ValueError: As `family`.
+        ImportError: As `family`.
     """
     kind, game = family(env), env.removeprefix(VECTOR)
     if kind == "atari":
         game = re.sub(r"^(envpool:)?(\w+?)(NoFrameskip)?-v\d$", r"ALE/\2-v5", game)
+    return kind, game
+
+
+def preset(algo: str, env: str) -> dict[str, Any]:
+    """What the presets say for this algorithm and environment, the exact id over its family."""
+    kind, game = kinds(env)
     return {**PRESETS.get((algo, kind), {}), **PRESETS.get((algo, game), {})}
+
+
+def listed(words: Sequence[str]) -> dict[tuple[str, str], Mapping[str, Any]]:
+    """The presets for an algorithm, a family or an environment, or for two of them.
+
+    Raises:
+        ConfigError: There are none.
+    """
+    wanted = [_parts(word) for word in words]
+    found = {key: values for key, values in PRESETS.items() if all(each & {*key} for each in wanted)}
+    if not found:
+        raise ConfigError(f"no preset for {' on '.join(words)}: `slipstream presets` lists all")
+    return found
+
+
+def _parts(word: str) -> set[str]:
+    """What a preset may be filed under, if it is to be for `word`."""
+    known = {part for key in PRESETS for part in key}
+    try:
+        return {word} if word in ALGORITHMS else {*kinds(word)}
+    except (ValueError, ImportError):
+        if word in known:
+            return {word}
+        raise ConfigError(f"no preset for {word!r}.{nearest(word, known, 'slipstream presets')}") from None
 
 
 def by_key(algo: str, changes: Mapping[str, Any]) -> dict[str, Any]:

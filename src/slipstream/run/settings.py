@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import yaml
 
+from slipstream.run.names import elsewhere
+
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
@@ -42,6 +44,8 @@ def nearest(
 ) -> str:
     """What to type instead of an unknown name: ` Did you mean X?`, or all names, or the few nearest ones.
 
+    Where another library's setting has no like here, what to set in its place.
+
     Args:
         name: What was typed.
         known: What may be.
@@ -49,6 +53,8 @@ def nearest(
         also: Other names that are understood, for who has mistyped one of them.
     """
     names = sorted(known)
+    if hint := elsewhere(name, names):
+        return f" {hint}."
     by_leaf = {_leaf(candidate): candidate for candidate in reversed(names)}
 
     def close(cutoff: float, count: int) -> list[str]:

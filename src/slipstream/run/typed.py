@@ -8,8 +8,9 @@ from typing import Any, TypeVar
 
 from slipstream.algos import ALGORITHMS
 from slipstream.run import flags, presets, settings
-from slipstream.run.config import Config, aliases, known_settings
+from slipstream.run.config import Config, known_settings
 from slipstream.run.directory import RunDirectory, read_yaml
+from slipstream.run.names import aliases
 from slipstream.run.options import BenchFlags, DoctorFlags, ResumeOptions, TrainFlags, VerifyFlags
 from slipstream.run.settings import ConfigError
 from slipstream.run.systems import published

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from gymnasium import spaces
 
 from slipstream import tree
-from slipstream.algos import APPO, PPO, R2D2, SAC, Rainbow
+from slipstream.algos import APPO, C51, DQN, PPO, QRDQN, R2D2, SAC, Rainbow
 from slipstream.envs.make import native_threads
 from slipstream.learner import Learner
 from slipstream.ops.spaces import feature_space, is_image
@@ -63,18 +63,46 @@ def warn_unused(config: Config, spec: EnvSpec, own_torso: bool, own_policy: bool
 
 
 def warn_unlearned(config: Config, learner: Learner | ReplayLearner) -> None:
-    """Warns of a run with a replay that ends before its next gradient step.
+    """Warns of a run with a replay that ends before its next gradient step, or has to wait for its first batch.
 
     Args:
         config: The run's settings.
         learner: Its learner, as it starts or resumes.
     """
     algo = config.algo
-    if algo.replays is True and isinstance(learner, ReplayLearner) and learner.due_at > config.total_steps:
+    if algo.replays is not True or not isinstance(learner, ReplayLearner):
+        return
+    starts, batch = algo.replay.learning_starts, learner.windows.steps_to(algo.batch_size)
+    if learner.due_at > config.total_steps:
+        waits = f"algo.batch_size={algo.batch_size:,}" if batch > starts else f"algo.replay.learning_starts={starts:,}"
         warnings.warn(
             f"nothing will be learned up to total_steps={config.total_steps:,}: the next gradient step is due at step "
-            f"{learner.due_at:,}, by algo.replay.learning_starts={algo.replay.learning_starts:,} and "
-            f"algo.replay.ratio={algo.replay.ratio:g}; raise total_steps, or lower algo.replay.learning_starts",
+            f"{learner.due_at:,}, by {waits} and algo.replay.ratio={algo.replay.ratio:g}; raise total_steps, or lower "
+            f"{waits.partition('=')[0]}",
+            stacklevel=3,
+        )
+    elif batch > starts and not learner.steps:
+        first = max(learner.due_at, batch)
+        warnings.warn(
+            f"the first gradient step waits until step {first:,}, for a batch of algo.batch_size={algo.batch_size:,}, "
+            f"while exploration fades from algo.replay.learning_starts={starts:,} on; set that to {first}",
+            stacklevel=3,
+        )
+
+
+def warn_slow_target(config: Config) -> None:
+    """Warns of a distance between moves of the target that was typed for a copy, where the preset moves it by a part.
+
+    Other libraries copy the target unless told otherwise, and with 0.01 of it every 1,000 steps hardly anything moves.
+    """
+    algo, usual = config.algo, configure(config.algo.name, config.env).algo
+    learners = (DQN, C51, QRDQN, Rainbow, R2D2)
+    if not isinstance(algo, learners) or not isinstance(usual, learners):
+        return
+    if algo.target_every > usual.target_every and algo.tau == usual.tau < 1:
+        warnings.warn(
+            f"every algo.target_every={algo.target_every:,} steps the target takes in algo.tau={algo.tau:g} of the "
+            "network, by the preset: --algo.tau 1 copies it",
             stacklevel=3,
         )
 

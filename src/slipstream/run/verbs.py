@@ -22,14 +22,15 @@ from slipstream.algos import ALGORITHMS
 from slipstream.envs import EnvError, check_env, list_envs
 from slipstream.envs.toy import settings_line
 from slipstream.replay.sharded import ShardLostError
-from slipstream.run import flags, loop, settings, video
+from slipstream.run import flags, loop, presets, settings, video
 from slipstream.run.agent import load
-from slipstream.run.config import Config, alias_lines
+from slipstream.run.config import Config
 from slipstream.run.console import Lasting, clock, return_text
 from slipstream.run.directory import latest, to_yaml
 from slipstream.run.files import CheckpointError
 from slipstream.run.loop import Own, Trained
 from slipstream.run.measuring import bench_verb, doctor_verb, refuse_callable, verify_verb
+from slipstream.run.names import alias_lines
 from slipstream.run.options import (
     BenchFlags,
     CheckOptions,
@@ -41,7 +42,6 @@ from slipstream.run.options import (
     VerifyFlags,
     WatchOptions,
 )
-from slipstream.run.preset_table import PRESETS
 from slipstream.run.settings import ConfigError
 from slipstream.run.signals import Interrupted
 from slipstream.run.systems import SYSTEMS
@@ -58,7 +58,7 @@ slipstream: fast parallel deep reinforcement learning
   slipstream watch RUN                          video of an episode
   slipstream envs [WORD]                        environments, by family
   slipstream algos                              algorithms
-  slipstream presets [ALGO] [FAMILY]            tuned settings
+  slipstream presets [ALGO] [FAMILY|ENV]        tuned settings
   slipstream check-env ENV                      test an environment for the contract
   slipstream doctor ENV [--algo ppo]            what a step costs here, the bottleneck, a faster placement
   slipstream bench ALGO... --env ENV ...        steps per second by schedule and placement, and the limit
@@ -290,13 +290,8 @@ def _algos(words: list[str]) -> int:
 
 
 def _presets(words: list[str]) -> int:
-    unknown = [word for word in words if word not in {part for key in PRESETS for part in key}]
-    if unknown:
-        names = sorted({part for key in PRESETS for part in key})
-        raise ConfigError(f"no preset for {unknown[0]!r}.{settings.nearest(unknown[0], names, 'slipstream presets')}")
-    for key, values in PRESETS.items():
-        if set(words) <= set(key):
-            _out.print(f"# {key[0]} on {key[1]}\n{yaml.safe_dump(dict(values), sort_keys=False)}")
+    for (algo, kind), values in presets.listed(words).items():
+        _out.print(f"# {algo} on {kind}\n{yaml.safe_dump(dict(values), sort_keys=False)}")
     return 0
 
 
@@ -318,7 +313,7 @@ def _watch(words: list[str]) -> int:
     loop.require_callable(agent.config, None, agent.run)
     suffix = video.suffix(options.format)
     for episode in range(options.episodes):
-        path = agent.run / "videos" / f"{agent.steps}-{episode}{suffix}"
+        path = agent.run / "videos" / f"{options.stem(agent.steps, episode)}{suffix}"
         made = video.record(agent, path, episode, options.greedy, options.seed, options.max_steps, options.reconstruct)
         cut = "" if made.ended else ", cut there: --max-steps"
         _out.print(f"{made.path}  (return {made.reward:.4g}, {made.steps:,} steps{cut})")
