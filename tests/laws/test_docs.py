@@ -6,12 +6,15 @@ import ast
 import inspect
 import re
 import shlex
+from fnmatch import fnmatch
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import slipstream
+from slipstream.algos import ALGORITHMS
 from slipstream.algos.algorithm import Algorithm
 from slipstream.envs import football
 from slipstream.run import cli, flags, measuring, verbs
@@ -19,6 +22,7 @@ from slipstream.run.agent import Agent
 from slipstream.run.config import known_settings
 from slipstream.run.directory import to_yaml
 from slipstream.run.presets import configure
+from slipstream.run.training import Training
 from slipstream.run.typed import resumed
 
 ROOT = Path(__file__).parents[2]
@@ -153,3 +157,44 @@ def test_contributing_names_all_that_an_algorithm_must_have() -> None:
     members = {name for name in vars(Algorithm) | Algorithm.__annotations__ if not name.startswith("_")}
     hyperparameters = {"lr", "eps", "gamma", "optimizer", "max_grad_norm"}
     assert not [name for name in members - hyperparameters if f"`{name}`" not in text and f"`{name}:" not in text]
+
+
+METRICS = re.findall(r"`([a-z]+/[a-zA-Z_*/]+)`", (ROOT / "docs/metrics.md").read_text())
+_TINY = {"num_envs": 4, "lanes": 2, "unroll": 4, "net.hidden": (8,), "placement.workers": 1, "total_steps": 10_000}
+
+
+def _metrics_of(algo: str, env: str, **changes: Any) -> set[str]:
+    """Names of what some updates report."""
+    config = configure(algo, env, _TINY)
+    sizes: dict[str, Any] = {"algo.batch_size": 8} if hasattr(config.algo, "batch_size") else {}
+    if config.algo.replays:
+        sizes |= {"algo.replay.learning_starts": 0, "algo.replay.capacity": 400, "algo.replay.ratio": 0.5}
+    training = Training(configure(algo, env, {**_TINY, **sizes, **changes}))
+    try:
+        return {name for report in islice(training, 12) for name in report.metrics}
+    finally:
+        training.close()
+
+
+@pytest.mark.parametrize("algo", sorted(ALGORITHMS))
+def test_every_metric_is_documented(algo: str) -> None:
+    env = "Pendulum-v1" if algo in ("sac", "td3", "ddpg") else "CartPole-v1"
+    names = _metrics_of(algo, env, schedule="sync" if algo in ("a2c", "ppo") else "async")
+    assert any(name.startswith("train/") and name.endswith("loss") for name in names)
+    assert {name for name in names if not any(fnmatch(name, known) for known in METRICS)} == set()
+
+
+def test_every_metric_of_replayed_unrolls_and_pictures_is_documented() -> None:
+    replay = {"algo.replay.proportion": 1.0, "algo.replay.trust_region": 1.0, "algo.replay.clone_policy": 0.1}
+    pictures = {"autoencoder.weight": 1.0, "autoencoder.variational": True, "net.latent": 4}
+    names = _metrics_of("appo", "ALE/Pong-v5", **replay, **pictures)
+    assert {"train/clone_loss", "train/outside_region", "train/latent_kl", "lag/replayed_mean"} < names
+    assert {name for name in names if not any(fnmatch(name, known) for known in METRICS)} == set()
+
+
+def test_every_documented_metric_of_learning_exists() -> None:
+    """Its last part is a name in the sources."""
+    sources = "\n".join(path.read_text() for path in (ROOT / "src").rglob("*.py"))
+    leaves = {name.split("/")[1].strip("*") for name in METRICS if name.startswith(("train/", "replay/", "lag/"))}
+    assert len(leaves) > 30
+    assert {leaf for leaf in leaves if not re.search(rf'["/]{leaf}', sources)} == set()

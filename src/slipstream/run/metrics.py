@@ -1,41 +1,7 @@
 """Metrics on disk: one JSON object per row in metrics.jsonl, keyed by step, and the same numbers for TensorBoard.
 
-Names follow Stable-Baselines3 where it has one. A *step* is one agent decision, a *frame* one emulator frame. The clock
-enters into `time/*`, `wait/*`, `limit/*`, `faults/*` and `cluster/*` and nothing else: two runs with one seed have the
-same rows but for these (under the schedule `async`, which is not deterministic, all differ).
-
-    time/steps, time/frames, time/updates, time/episodes      counters
-    time/seconds                                              wall-clock of training, summed over resumed parts
-    time/steps_per_second, time/frames_per_second             since the row before
-    time/{collect,learn,env,infer}_seconds                    since the row before (env, infer: summed over workers)
-    rollout/ep_rew_mean, ep_rew_std, ep_len_mean              raw return and length in steps of the last 100 episodes
-    rollout/ep_shaped_rew_mean                                what they were paid, where a score is reported instead
-    train/*                                                   means over the updates since the row before
-    train/gradient_steps, lag/dropped_steps                   counters
-    lag/mean, lag/max                                         versions between acting and learning (sync: 0); mean, max
-    lag/replayed_mean, lag/replayed_max, lag/replayed_from_*  the same of replayed rows, and their shares by age
-    lag/gradients_mean, lag/gradients_max                     gradients applied while one was taken (several learners)
-    lag/share_*                                               of the rows learned from, by lag (async)
-    queue/depth                                               slabs that are full and wait for the learner (async)
-    wait/env, wait/learner                                    shares of time spent on waiting for environments, for rows
-    wait/loader                                               share of learning that is waiting for minibatches
-    replay/rows, replay/windows                               rows that are there, and what may be drawn of them
-    wait/collectors_seconds, wait/loader_seconds              per update: collectors for places, the learner for batches
-    faults/restarts                                           environments, processes brought back since start or resume
-    faults/learner_restarts                                   how often learners beside the first have been replaced
-    faults/lost_shards, faults/replaced_windows               of a replay in shards, with its rows; drawn from them
-    faults/skipped_gradients                                  those that were not finite, since the start or resume
-    faults/mended_rows                                        rows that were not finite, since the row before
-    cluster/actors, cluster/nodes                             collectors in place on a Ray cluster, nodes that have some
-    cluster/megabytes, cluster/steps_*                        rows that came from all of them, steps from each
-    cluster/store_*_megabytes                                 of the driver's object store: used, size; spilled so far
-    limit/cpu_seconds_per_step                                of all threads and processes; a GPU's work does not count
-    limit/steps_per_second                                    cores / that: the speed if no core ever waited
-    limit/efficiency                                          speed over that limit: the share of the cores kept busy
-    eval/*                                                    the evaluation at this step
-
-With `env_options.decorrelate_steps` the first training episode of every slot begins in its middle, so `rollout/*` has
-one shortened episode per slot; `eval/*` counts whole ones only.
+Names, units and meanings are in docs/metrics.md. The clock enters into those of `CLOCK` and nothing else: two runs with
+one seed have the same rows but for these (under the schedule `async`, which is not deterministic, all differ).
 """
 
 from __future__ import annotations
