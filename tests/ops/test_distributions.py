@@ -10,7 +10,14 @@ from torch import Tensor
 from torch import distributions as oracle
 
 from slipstream import dice
-from slipstream.ops.distributions import Categorical, DiagGaussian, MultiCategorical, distribution_of
+from slipstream.ops.distributions import (
+    Categorical,
+    DiagGaussian,
+    MultiCategorical,
+    distribution_of,
+    drawn,
+    drawn_there,
+)
 
 T, B = 5, 3
 LAST = 1.0 - 2.0**-23
@@ -46,6 +53,19 @@ def test_categorical_draw_over_every_possible_number_is_exact(seed: int):
     u = torch.arange(2**23, dtype=torch.float32).unsqueeze(1) * 2.0**-23
     counts = distribution.sample(u).bincount(minlength=4)
     assert (counts - distribution.log_probs.double().exp() * 2**23).abs().max() <= 4
+
+
+def test_draws_on_a_device_are_those_of_numpy() -> None:
+    """But where the number falls between two roundings of one sum."""
+    for seed, actions in enumerate((1, 2, 7, 300)):
+        logits = normal(seed, 997, actions) * 3
+        logits[::3, : actions // 2] = -1e30  # impossible
+        log_probs, u = logits.log_softmax(-1), uniforms(997, 1)
+        here, there = drawn(log_probs.numpy(), u.numpy()), drawn_there(log_probs, u).numpy()
+        assert here.dtype == there.dtype == np.int64
+        assert (here != there).mean() < 0.002
+        assert torch.isfinite(log_probs.gather(-1, torch.from_numpy(here).unsqueeze(-1))).all()
+        assert (log_probs.exp().gather(-1, torch.from_numpy(here).unsqueeze(-1)) > 0).all()
 
 
 @pytest.mark.parametrize("u", [0.0, 2.0**-23, 0.5, 1 - 2.0**-22, LAST])

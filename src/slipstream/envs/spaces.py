@@ -211,7 +211,8 @@ class Actions:
             if np.isnan(action).any():
                 raise ValueError(f"{self.name}: the policy chose an action that is not a number (NaN)")
             return np.clip(action, self._low, self._high).astype(self.dtype, copy=False)
-        if (action < 0).any() or (action >= self._counts).any():
+        allowed = (action >= 0) & (action < self._counts)
+        if np.count_nonzero(allowed) < allowed.size:
             raise ValueError(f"{self.name}: expected actions in [0, {self._counts}), got {action.tolist()}")
         return action + self._start if self._shifted else action.astype(np.int64)
 

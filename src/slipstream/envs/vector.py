@@ -170,10 +170,10 @@ class _Lane:
             raise EnvError(f"{self._place()}: step raised {error_line(error)}") from error
         self._show(obs)
         rows.reward[:], rows.terminated[:], rows.truncated[:] = reward, terminated, truncated
-        if dead.any():
+        if np.count_nonzero(dead):
             self._bury(dead)
-        rows.ended[:] = rows.terminated | rows.truncated
-        if rows.ended.any():
+        np.logical_or(rows.terminated, rows.truncated, out=rows.ended)
+        if np.count_nonzero(rows.ended):
             self._end(info)
 
     def row(self) -> EnvStep:
@@ -181,7 +181,6 @@ class _Lane:
 
     def _end(self, info: dict[str, Any]) -> None:
         """Shows the last observations of episodes, and has their slots reset where nobody else does."""
-        ended = self._rows.ended.copy()
         final = info.get("final_obs")
         if (final is not None) != (self._mode is AutoresetMode.SAME_STEP):
             is_there = "are" if final is not None else "are not"
@@ -190,16 +189,16 @@ class _Lane:
                 f"observations {is_there} in info['final_obs'], as only SAME_STEP has them; is it another mode?"
             )
         if self._mode is AutoresetMode.SAME_STEP:
-            self._fill([int(column) for column in np.flatnonzero(ended)], final)
+            self._fill([int(column) for column in np.flatnonzero(self._rows.ended)], final)
         elif self._mode is AutoresetMode.DISABLED:
-            self._call_reset(ended)
+            self._call_reset(self._rows.ended.copy())
 
     def _bury(self, dead: BoolArray) -> None:
         """Makes the rows of slots whose episode had ended dead ones, which hold the reset observation."""
         rows = self._rows
         if self._mode is AutoresetMode.NEXT_STEP:
             flagged = dead & (rows.terminated | rows.truncated | (rows.reward != 0))
-            if flagged.any():
+            if np.count_nonzero(flagged):
                 slot = self._first_slot + int(np.flatnonzero(flagged)[0])
                 raise EnvError(
                     f"{self._place()}: autoreset_mode says NEXT_STEP, but slot {slot} has a reward or an end on the "

@@ -29,6 +29,7 @@ class ActorCritic(nn.Module):
     Attributes:
         dice_width: D, uniform numbers that `act` needs per slot.
         recurrent: Whether rows must be unrolled in order, from a state.
+        remember: Whether `act` says the whole distribution.
         moments: Statistics of the observations, if they are normalised.
 
     Args:
@@ -41,7 +42,7 @@ class ActorCritic(nn.Module):
 
     def __init__(self, spec: EnvSpec, network: Network, torso: nn.Module | None = None, remember: bool = False) -> None:
         super().__init__()
-        self._remember = remember
+        self.remember = remember
         self._head = distribution_of(spec.action_space)
         self._rows = ObservedRows(spec, self._head)
         self.dice_width: int = self._head.num_uniforms
@@ -65,6 +66,11 @@ class ActorCritic(nn.Module):
         if self.value_trunk is None or not self.recurrent:
             return state
         return state, self.value_trunk.initial_state(batch)
+
+    @property
+    def plain(self) -> bool:
+        """Whether it chooses one action out of A, by the observation of the row alone, as it comes and unmasked."""
+        return self._head.family == "categorical" and not (self.recurrent or self.moments or self._rows.masked)
 
     @torch.no_grad()
     def act(self, obs: Tree, state: Tree, dice: Tensor, greedy: bool = False, slot: Tensor | None = None) -> Act:
@@ -97,7 +103,7 @@ class ActorCritic(nn.Module):
         """The actions that `act` draws from what `judge` said, with the state as it is; no other gradient."""
         distribution, value = said.distribution, said.value.detach()
         action = distribution.mode() if greedy else distribution.sample(dice)
-        extras = {"value": value, "params": distribution.params()} if self._remember else {"value": value}
+        extras = {"value": value, "params": distribution.params()} if self.remember else {"value": value}
         return Act(action, distribution.log_prob(action), state, extras)
 
     def unroll(self, obs: Tree, state0: Tree = (), first: Tensor | None = None) -> Outputs:

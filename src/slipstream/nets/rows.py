@@ -17,6 +17,9 @@ from slipstream.types import EnvSpec
 class ObservedRows:
     """What rows `[T, B, *O]`, flat samples `[N, *O]` and the slots of a lane `[B, *O]` have in common.
 
+    Attributes:
+        masked: Whether observations carry an action mask.
+
     Args:
         spec: What the environments show and want.
         head: How actions are parameterised; a mask has P entries, one per choice.
@@ -26,7 +29,7 @@ class ObservedRows:
     """
 
     def __init__(self, spec: EnvSpec, head: ActionHead) -> None:
-        self._masked = _has_mask(spec, head)
+        self.masked = _has_mask(spec, head)
         self._leaf, space = tree.items(feature_space(spec.observation_space))[0]
         self._leaf_dims = len(space.shape or ())
 
@@ -37,14 +40,14 @@ class ObservedRows:
 
     def mask(self, obs: Tree) -> Tensor | None:
         """The mask's leaves side by side, bool `[..., P]`, True where allowed; None where observations carry none."""
-        if not self._masked:
+        if not self.masked:
             return None
         leading = len(self._leading(obs))
         return torch.cat([leaf.flatten(leading) for leaf in tree.leaves(obs[ACTION_MASK])], dim=-1) != 0
 
     def _leading(self, obs: Tree) -> tuple[int, ...]:
         """The dimensions that the observation has beyond its space."""
-        leaf = dict(tree.items(obs))[self._leaf]
+        leaf = dict(tree.items(obs))[self._leaf] if self._leaf else obs
         return tuple(leaf.shape[: leaf.dim() - self._leaf_dims])
 
 

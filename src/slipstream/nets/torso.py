@@ -199,6 +199,12 @@ class Torso(nn.Module):
         self.images = nn.ModuleList(ImageEncoder(spaces_[path], networks[path]) for path in self._images)
         vectors = [spaces_[path] for path in self._vectors]
         self.vectors = VectorEncoder(vectors, hidden, activation) if vectors else None
+        self._plain = isinstance(space, spaces.Box) and space.dtype.kind == "f" and len(space.shape) == 1
+
+    @property
+    def perceptron(self) -> nn.Sequential | None:
+        """The whole torso, linear layers with an activation after each, if observations are one vector of floats."""
+        return self.vectors.network if self.vectors is not None and self._plain else None
 
     def cut(self) -> None:
         """Takes away the last linear layer of every encoder and its activation, for heads that bring their own."""
@@ -208,7 +214,7 @@ class Torso(nn.Module):
 
     def forward(self, obs: Tree) -> Tensor:
         """Tree `[N, *O]` to float32 `[N, F]`."""
-        found = dict(tree.items(obs))
+        found = dict(tree.items(obs)) if isinstance(obs, dict | tuple) else {"": obs}
         features = [encoder(found[path]) for path, encoder in zip(self._images, self.images, strict=True)]
         if self.vectors is not None:
             features.append(self.vectors([found[path] for path in self._vectors]))

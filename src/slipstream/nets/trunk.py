@@ -155,6 +155,13 @@ class Trunk(Packs):
             self.cut = True
             self.features = check_torso(own, space)
 
+    @property
+    def perceptron(self) -> nn.Sequential | None:
+        """All that there is, in float32, if it is a perceptron over one vector of floats."""
+        torso = self.torso
+        whole = not (self._bfloat16 or self.latent or self.core)
+        return torso.perceptron if whole and isinstance(torso, Torso) else None
+
     def initial_state(self, columns: int) -> State:
         """State of the core, or an empty tuple."""
         return () if self.core is None else self.core.initial_state(columns)

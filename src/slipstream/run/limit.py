@@ -12,11 +12,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
 
 from slipstream import tree
+from slipstream.nets.small import small_actor
 from slipstream.run.config import Config, override
 from slipstream.run.machine import cores
 from slipstream.run.training import Training
@@ -103,18 +105,21 @@ def measure(config: Config, seconds: float = 3.0) -> Stages:
                 envs.recv(lane)
             return spec.num_envs * share
 
-        device = training.device
+        device, policy = training.device, training.policy
         obs = tree.map(lambda leaf: leaf[0, :size].to(device), slab.obs)
-        state = tree.map(lambda leaf: leaf.to(device), training.policy.initial_state(size))
-        uniform = torch.full((size, training.policy.dice_width), 0.5, device=device)
+        state = tree.map(lambda leaf: leaf.to(device), policy.initial_state(size))
+        uniform = torch.full((size, policy.dice_width), 0.5, device=device)
 
         rows = slab.rows
         forwards = rows + bool(slab.extras)
 
+        small = None if config.reuses_forward else small_actor(policy, size, device)
+        act = partial(small.act, obs.numpy(), uniform.numpy()) if small else partial(policy.act, obs, state, uniform)
+
         def infer() -> float:
             with torch.no_grad():
                 for _ in range(forwards):
-                    training.policy.act(obs, state, uniform)
+                    act()
             return size * rows * share
 
         def learn() -> int:
