@@ -11,6 +11,7 @@ from slipstream import dice, slab
 from slipstream.collector import Assignment, Collected, Collector, Stopped, home
 from slipstream.envs import EnvOptions, make_envs
 from slipstream.nets.actor_critic import ActorCritic, make_actor_critic
+from slipstream.nets.small import SmallActor, acting
 from slipstream.nets.trunk import Network
 from slipstream.run.presets import configure
 from slipstream.run.training import Training
@@ -193,6 +194,31 @@ def test_versions_are_kept_by_row_where_weights_are_refreshed_by_row() -> None:
     collector = Collector(Assignment(envs, range(2), policy, [trajectory], 5, lambda: next(versions), every_row=True))
     fill(collector, 2)
     assert trajectory.version.tolist() == [[row] * COLUMNS for row in range(ROWS)]
+
+
+def test_weights_that_are_refreshed_by_row_act_at_once() -> None:
+    """Those of a perceptron, in whose place NumPy acts, too: every row's values are those of its weights."""
+    envs = make_envs("CartPole-v1", COLUMNS, 1, EnvOptions())
+    envs.reset(5)
+    policy = make_actor_critic(envs.spec, Network(hidden=(8,)))
+    assert isinstance(acting(policy, COLUMNS, torch.device("cpu")), SmallActor)
+    trajectory = slab.allocate(envs.spec, policy, ROWS)
+    weights: list[dict[str, torch.Tensor]] = []
+
+    def refresh() -> int:
+        with torch.no_grad():
+            for parameter in policy.parameters():
+                parameter.mul_(1.25)
+        weights.append({name: value.clone() for name, value in policy.state_dict().items()})
+        return len(weights)
+
+    fill(Collector(Assignment(envs, [0], policy, [trajectory], 5, refresh, every_row=True)), 1)
+    assert len(weights) == ROWS
+    for t, each in enumerate(weights):
+        policy.load_state_dict(each)
+        value = policy.unroll(trajectory.obs[t]).value
+        torch.testing.assert_close(trajectory.extras["value"][t], value.detach(), rtol=1e-5, atol=1e-6)
+    assert trajectory.extras["value"][:ROWS].abs().min() > 1e-4
 
 
 def test_a_stopped_collector_collects_no_more() -> None:

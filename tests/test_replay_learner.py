@@ -150,7 +150,7 @@ def test_learning_begins_when_a_batch_is_there_if_that_is_later(learner: Callabl
     student = learner(DQN(batch_size=32, replay=replace(SMALL, ratio=1.0, learning_starts=0)))
     steps, taken = 0, list[float]()
     begins = student.due_at - 1
-    assert begins == student.windows.steps_to(32) - SLOTS * UNROLL == 2 * SLOTS * UNROLL
+    assert begins == student.windows.rows_to(32) - SLOTS * UNROLL == 2 * SLOTS * UNROLL
     for each in slabs(student, 8):
         steps += int(each.valid.sum())
         taken.append(student.step(each)["train/gradient_steps"])

@@ -16,7 +16,7 @@ from slipstream import dice, slab, tree
 from slipstream.episodes import Episodes
 from slipstream.nets.actor_critic import ActorCritic
 from slipstream.nets.policy import Outputs, Policy
-from slipstream.nets.small import SmallActor, small_actor
+from slipstream.nets.small import Acts, acting
 from slipstream.standing import SlotState
 from slipstream.tape import Tape
 from slipstream.tree import Tree
@@ -235,7 +235,7 @@ class _Lane:
         self._slabs, self._tapes = given.slabs, given.tapes
         self._graphs = given.graphs
         self._tape: list[Outputs] | None = None
-        self._small: SmallActor | None = None
+        self._actor: Acts = given.policy
         self._views = views
         self._keys = dice.keys(given.seed, "act", range(part.start, part.stop))
         self._row = given.row
@@ -259,16 +259,14 @@ class _Lane:
             self._views[place] = _View.of(slab.columns(self._slabs[place.slab], columns))
         self._view, self._array = self._views[place].tensors, self._views[place].arrays
         rows = self._view.rows
-        self._uniform = dice.uniform(self._keys, self._row, rows + 1, self._policy.dice_width)
-        self._dice = torch.from_numpy(self._uniform)
+        self._dice = torch.from_numpy(dice.uniform(self._keys, self._row, rows + 1, self._policy.dice_width))
         self.episodes.open()
         if self._tapes:
             tape = self._tapes[place.slab]
             self._policy, self._tape = tape.policy, tape.lanes[self._lane]
             self._tape.clear()
             self._state = _detached(self._state)
-        if not self._graphs:
-            self._small = small_actor(self._policy, len(self._keys), self._device)
+        self._actor = self._policy if self._graphs else acting(self._policy, len(self._keys), self._device)
         if self._step is None:
             self._step = self._envs.recv(self._lane)
             self.episodes.dead[:] = self._step.ended
@@ -317,11 +315,9 @@ class _Lane:
         for name, value in self._act(last).extras.items():
             _record(self._view.extras[name], self._array.extras[name], last, value)
 
+    @torch.no_grad()
     def _act(self, t: int) -> Act:
-        if self._small is not None:
-            return self._small.act(self._array.obs[t], self._uniform[t])
-        with torch.no_grad():
-            return self._policy.act(self._obs(t), self._state, self._drawn(t), slot=self._slot)
+        return self._actor.act(self._obs(t), self._state, self._drawn(t), slot=self._slot)
 
     def _act_with_graph(self, t: int) -> Act:
         """As `_act`, and the forward is kept if there is a tape."""

@@ -32,6 +32,7 @@ from slipstream.episodes import Episodes
 from slipstream.nets.check import dummy_observations
 from slipstream.nets.independence import rows_are_independent
 from slipstream.nets.policy import Policy
+from slipstream.nets.small import acting
 from slipstream.standing import SlotState
 from slipstream.tree import Tree
 from slipstream.types import Act, EnvSpec, EnvStep, Place, Trajectory
@@ -150,6 +151,7 @@ class ReadyCollector:
         self._column = np.concatenate([np.arange(place.column, place.column + size) for place in places])
         self._t = np.zeros(len(self._slots), np.int64)
         self._dice = dice.uniform(self._keys, self._row, self._rows + 1, self._policy.dice_width)
+        self._actor = acting(self._policy, len(self._own[0]), self._device)
         self._episodes.open()
         if not self._started:
             self._started = True
@@ -226,7 +228,7 @@ class ReadyCollector:
         obs = tree.map(lambda leaf: leaf.to(self._device, non_blocking=True), self._shown[number])
         drawn = self._drawn[number]
         drawn.numpy()[...] = self._dice[self._t[self._groups[number]], self._own[number]]
-        return self._policy.act(obs, self._states[number], drawn.to(self._device), slot=self._named[number])
+        return self._actor.act(obs, self._states[number], drawn.to(self._device), slot=self._named[number])
 
     def _following(self, number: int, state: Tree, rows: Slots) -> Tree:
         """The group's next state: new in `rows`, but zero where the row that was acted on is dead."""

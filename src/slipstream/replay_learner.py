@@ -35,9 +35,9 @@ class ReplayLearner:
 
     After `s` collected steps `floor((s - begins) * ratio)` gradient steps have been taken, whatever the slabs that
     brought them; what a slab has due is taken when it has gone in, so every schedule keeps the ratio. It begins after
-    `learning_starts` steps, or with the slab that makes a batch of windows whole if that is later. (The steps that
-    `load` makes a learner collect first don't count.) The draws of an update are a function of (seed, version) and of
-    what the slabs up to it brought.
+    `learning_starts` steps, or after as many as there are rows before the slab that makes a batch of windows whole, if
+    they are more. (The steps that `load` makes a learner collect first don't count.) The draws of an update are a
+    function of (seed, version) and of what the slabs up to it brought.
 
     Each gradient is the sum, in shard order, of one gradient per shard: equal parts of the batch. The learner waits for
     its crew and its loader only.
@@ -95,7 +95,7 @@ class ReplayLearner:
         self._ratio = Fraction(algorithm.replay.ratio).limit_denominator(round(1 / LEAST_RATIO))
         self.rejects = rejects or Rejects()
         self._gradient_steps = 0
-        filling = windows.steps_to(algorithm.batch_size) - windows.rows.unroll * windows.rows.slots
+        filling = windows.rows_to(algorithm.batch_size) - windows.rows.unroll * windows.rows.slots
         self._first = max(algorithm.replay.learning_starts, filling)
         self._begins = Fraction(self._first)  # steps that gradient steps are counted from
         eps = algorithm.optimizer_eps
@@ -108,6 +108,11 @@ class ReplayLearner:
     def shards(self) -> int:
         """Parts whose gradients are summed in order."""
         return self._shards
+
+    @property
+    def waits_for_batch(self) -> bool:
+        """Whether the first gradient step comes later than `learning_starts` has it, for want of a batch."""
+        return self._first > self._algorithm.replay.learning_starts
 
     @property
     def due_at(self) -> int:
@@ -237,7 +242,7 @@ class ReplayLearner:
     def _due(self) -> int:
         """Gradient steps that have not been taken yet; none while there is not a batch of windows.
 
-        Slots that are slower than others bring it later than `steps_to` has it.
+        That happens where a shard of the replay was lost, and in runs of older versions, which began sooner.
         """
         if self._windows.count < self._algorithm.batch_size:
             return 0

@@ -17,7 +17,7 @@ import slipstream
 from slipstream.algos import ALGORITHMS
 from slipstream.algos.algorithm import Algorithm
 from slipstream.envs import football
-from slipstream.run import cli, flags, measuring, verbs
+from slipstream.run import cli, flags, measuring, metrics, verbs
 from slipstream.run.agent import Agent
 from slipstream.run.config import known_settings
 from slipstream.run.directory import to_yaml
@@ -159,7 +159,8 @@ def test_contributing_names_all_that_an_algorithm_must_have() -> None:
     assert not [name for name in members - hyperparameters if f"`{name}`" not in text and f"`{name}:" not in text]
 
 
-METRICS = re.findall(r"`([a-z]+/[a-zA-Z_*/]+)`", (ROOT / "docs/metrics.md").read_text())
+TABLES = "\n".join(line for line in (ROOT / "docs/metrics.md").read_text().splitlines() if line.startswith("|"))
+METRICS = re.findall(r"`([a-z]+/[a-zA-Z_*/]+)`", TABLES)
 _TINY = {"num_envs": 4, "lanes": 2, "unroll": 4, "net.hidden": (8,), "placement.workers": 1, "total_steps": 10_000}
 
 
@@ -192,9 +193,26 @@ def test_every_metric_of_replayed_unrolls_and_pictures_is_documented() -> None:
     assert {name for name in names if not any(fnmatch(name, known) for known in METRICS)} == set()
 
 
+def test_every_metric_of_a_run_is_documented(tmp_path: Path) -> None:
+    """What is written down beside what updates report, too."""
+    config = {
+        **_TINY,
+        "log.dir": str(tmp_path),
+        "algo.batch_size": 8,
+        "total_steps": 400,
+        "log.eval_every": 200,
+        "log.eval_episodes": 1,
+    }
+    slipstream.train("ppo", "CartPole-v1", config=config, quiet=True)
+    (path,) = tmp_path.glob("*/metrics.jsonl")
+    names = {name for row in metrics.read(path) for name in row}
+    assert {"eval/mean_reward", "time/steps_per_second", "rollout/ep_rew_mean", "limit/efficiency"} <= names
+    assert {name for name in names if not any(fnmatch(name, known) for known in METRICS)} == set()
+
+
 def test_every_documented_metric_of_learning_exists() -> None:
     """Its last part is a name in the sources."""
     sources = "\n".join(path.read_text() for path in (ROOT / "src").rglob("*.py"))
     leaves = {name.split("/")[1].strip("*") for name in METRICS if name.startswith(("train/", "replay/", "lag/"))}
     assert len(leaves) > 30
-    assert {leaf for leaf in leaves if not re.search(rf'["/]{leaf}', sources)} == set()
+    assert {leaf for leaf in leaves if not re.search(rf'["/]{leaf}["{{/]', sources)} == set()

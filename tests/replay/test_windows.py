@@ -57,7 +57,7 @@ def test_the_most_windows_are_those_of_a_full_replay(stride: int, span: int) -> 
 
 
 @pytest.mark.parametrize(("stride", "span"), [(1, 1), (1, 3), (2, 4)])
-def test_a_replay_holds_so_many_windows_after_the_steps_that_they_take(stride: int, span: int) -> None:
+def test_a_replay_holds_so_many_windows_after_the_rows_that_they_take(stride: int, span: int) -> None:
     """And not a slab before, if all slots bring as many rows."""
     streams = [Stream(slot, 1) for slot in range(3)]
     windows = Windows(made(3, 2, 36), stride, span)
@@ -66,7 +66,7 @@ def test_a_replay_holds_so_many_windows_after_the_steps_that_they_take(stride: i
         windows.append(slab(streams, 2))
         counts[windows.rows.slots * int(windows.rows.head[0])] = windows.count
     for count in range(1, windows.most + 1):
-        assert windows.steps_to(count) == min(steps for steps, there in counts.items() if there >= count)
+        assert windows.rows_to(count) == min(steps for steps, there in counts.items() if there >= count)
 
 
 def test_draws_follow_the_errors_that_windows_were_given() -> None:

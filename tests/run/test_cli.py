@@ -19,6 +19,7 @@ from slipstream.envs import AtariOptions
 from slipstream.envs.options import PROTOCOLS
 from slipstream.run import checkpoint, cli, measuring, metrics, verbs
 from slipstream.run.config import from_plain
+from slipstream.run.options import WatchOptions
 from slipstream.run.progress import Progress
 from slipstream.run.saving import Checkpoints
 from slipstream.run.verify import Outcome
@@ -387,6 +388,14 @@ def test_watch(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     files = [run / "videos" / f"20-{episode}-max7.gif" for episode in range(2)]
     assert out == [f"{file}  (return 0, 7 steps, cut there: --max-steps)" for file in files]
     assert all(file.read_bytes().startswith(b"GIF89a") for file in files)
+
+
+def test_recordings_that_differ_have_files_of_their_own() -> None:
+    manners = [{}, {"greedy": True}, {"seed": 3}, {"seed": 4}, {"max_steps": 9}, {"reconstruct": True}]
+    names = [WatchOptions("run", **manner).stem(20, 1) for manner in manners]
+    assert names == ["20-1", "20-1-greedy", "20-1-seed3", "20-1-seed4", "20-1-max9", "20-1-reconstructed"]
+    assert WatchOptions("run", greedy=True, seed=0, reconstruct=True).stem(5, 0) == "5-0-greedy-seed0-reconstructed"
+    assert WatchOptions("run", checkpoint="best", format="gif", episodes=2).stem(20, 1) == "20-1", "as those say anyway"
 
 
 def test_a_checkpoint_of_another_environment_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

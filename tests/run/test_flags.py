@@ -7,8 +7,10 @@ import pytest
 from slipstream.run import flags
 from slipstream.run.config import known_settings
 from slipstream.run.names import aliases
+from slipstream.run.options import BenchFlags
 from slipstream.run.presets import configure
 from slipstream.run.settings import ConfigError
+from slipstream.run.typed import settings_and
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,17 @@ def test_n_steps_is_what_stable_baselines_calls_so(algo: str, key: str) -> None:
     assert flags.split(["--n-steps", "3"], known, aliases(known))[1] == {key: "3"}
 
 
+def test_one_name_for_two_settings_of_several_algorithms_is_refused() -> None:
+    for flag in ("--n-steps", "--n_steps=3"):
+        with pytest.raises(ConfigError) as caught:
+            settings_and(BenchFlags, "bench", ["ppo", "dqn"], [flag, "3"])
+        assert str(caught.value) == (
+            f"{flag.partition('=')[0]} is --unroll of ppo and --algo.n-step of dqn; type which of them you mean, or "
+            "the algorithms apart"
+        )
+    assert settings_and(BenchFlags, "bench", ["ppo", "a2c"], ["--n-steps", "3"])[1] == {"unroll": "3"}
+
+
 @pytest.mark.parametrize(
     ("algo", "flag", "key"),
     [
@@ -139,9 +152,10 @@ def test_what_is_counted_otherwise_is_explained(algo: str, flag: str, key: str) 
 
 
 def test_nothing_is_explained_by_what_an_algorithm_lacks() -> None:
-    known = known_settings("ppo")
-    with pytest.raises(ConfigError, match=r"unknown flag --gradient-steps\.(?! algo)"):
-        flags.split(["--gradient-steps", "1"], known, aliases(known))
+    for algo, flag in (("ppo", "--gradient-steps"), ("dqn", "--num-minibatches"), ("a2c", "--num-minibatches")):
+        known = known_settings(algo)
+        with pytest.raises(ConfigError, match=rf"unknown flag {flag}\.(?! algo)"):
+            flags.split([flag, "1"], known, aliases(known))
 
 
 def test_a_flag_of_another_algorithm_is_unknown() -> None:

@@ -224,10 +224,12 @@ def test_a_run_that_ends_before_its_first_gradient_step_is_said(tmp_path: Path) 
     (line,) = resume(trained.run, 90)
     assert line.startswith("nothing will be learned up to total_steps=90: the next gradient step is due at step 11")
     assert resume(trained.run, 150) == []
+    assert train(0, **{"algo.batch_size": 1})[0] == [], "nobody waits for more than the slab"
+    assert train(12, **{"algo.batch_size": 14})[0] == []
     lines, trained = train(6, **{"algo.batch_size": 14})
     assert lines == [
-        "the first gradient step waits until step 18, for a batch of algo.batch_size=14, while exploration fades from "
-        "algo.replay.learning_starts=6 on; set that to 18"
+        "the first gradient step waits until step 16, for a batch of algo.batch_size=14, while actions are random up "
+        "to algo.replay.learning_starts=6 only; set that to 16"
     ]
     assert metrics.read(trained.run.metrics)[-1]["train/gradient_steps"] > 0
     (line,) = train(6, **{"algo.batch_size": 64, "algo.replay.capacity": 200})[0]

@@ -70,4 +70,4 @@ def within_region(log_ratio: Tensor, kl: Tensor | None, bound: float) -> Tensor:
 
 def outside_region(kl: Tensor, bound: float) -> Tensor:
     """1.0 on rows outside of the trust region, 0.0 within it; their mean is the metric `outside_region`."""
-    return (kl > bound).float()
+    return (~(kl <= bound)).float()

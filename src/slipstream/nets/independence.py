@@ -14,9 +14,10 @@ from torch import Tensor
 from slipstream import dice, tree
 from slipstream.nets.check import dummy_observations
 from slipstream.nets.policy import Policy
+from slipstream.nets.small import Acts, acting
 from slipstream.ops.spaces import space_tree
 from slipstream.tree import Tree
-from slipstream.types import Act, EnvSpec
+from slipstream.types import EnvSpec
 
 
 @torch.no_grad()
@@ -35,11 +36,12 @@ def rows_are_independent(policy: Policy, spec: EnvSpec, rows: int, device: torch
     """
     policy = copy.deepcopy(policy)  # layers with statistics over the batch would learn from what is made up here
     batches = [_random_rows(policy, spec, rows, device, number) for number in (0, 1)]
-    alone = [_answer(policy, *batch) for batch in batches]
+    actor = acting(policy, rows, device)
+    alone = [_answer(actor, *batch) for batch in batches]
     for bit in range(max(1, (rows - 1).bit_length())):
         first = torch.from_numpy((np.arange(rows) >> bit) % 2 == 0).to(device)
         mixed: Tree = tree.map(_Mix(first), batches[0], batches[1])
-        answers = _answer(policy, *mixed)
+        answers = _answer(actor, *mixed)
         for leaf, one, other in zip(answers, *alone, strict=True):
             if not _same_bits(leaf, _Mix(first)(one, other)):
                 return False
@@ -56,8 +58,8 @@ class _Mix:
         return torch.where(self._first.view(-1, *(1,) * (one.dim() - 1)), one, other)
 
 
-def _answer(policy: Policy, obs: Tree, state: Tree, uniform: Tensor) -> list[Tensor]:
-    act: Act = policy.act(obs, state, uniform)
+def _answer(actor: Acts, obs: Tree, state: Tree, uniform: Tensor) -> list[Tensor]:
+    act = actor.act(obs, state, uniform)
     extras = [act.extras[name] for name in sorted(act.extras)]
     return [leaf.clone() for leaf in (act.action, act.log_prob, *tree.leaves(act.state), *extras)]
 

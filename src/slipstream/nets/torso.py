@@ -203,8 +203,13 @@ class Torso(nn.Module):
 
     @property
     def perceptron(self) -> nn.Sequential | None:
-        """The whole torso, linear layers with an activation after each, if observations are one vector of floats."""
-        return self.vectors.network if self.vectors is not None and self._plain else None
+        """The whole torso, if observations are one vector of floats and its layers are as `mlp` makes them."""
+        if self.vectors is None or not self._plain:
+            return None
+        layers = list(self.vectors.network)
+        linear, activations = {type(layer) for layer in layers[::2]}, {type(layer) for layer in layers[1::2]}
+        as_made = linear <= {nn.Linear} and len(layers) % 2 == 0 and len(activations) <= 1
+        return self.vectors.network if as_made else None
 
     def cut(self) -> None:
         """Takes away the last linear layer of every encoder and its activation, for heads that bring their own."""

@@ -160,7 +160,7 @@ class Trunk(Packs):
         """All that there is, in float32, if it is a perceptron over one vector of floats."""
         torso = self.torso
         whole = not (self._bfloat16 or self.latent or self.core)
-        return torso.perceptron if whole and isinstance(torso, Torso) else None
+        return torso.perceptron if whole and type(torso) is Torso else None  # a subclass may see otherwise
 
     def initial_state(self, columns: int) -> State:
         """State of the core, or an empty tuple."""

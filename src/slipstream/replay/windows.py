@@ -128,8 +128,8 @@ class Windows:
         """Windows that are there, those that begin with a dead row included."""
         return int(np.maximum(self._end - self._begin, 0).sum())
 
-    def steps_to(self, count: int) -> int:
-        """Steps after which an empty replay holds that many windows, if all slots bring as many."""
+    def rows_to(self, count: int) -> int:
+        """Rows of whole slabs after which an empty replay holds that many windows, if all slots bring as many."""
         rows = (-(-count // self.rows.slots) - 1) * self._stride + self._span
         return -(-rows // self.rows.unroll) * self.rows.unroll * self.rows.slots
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
 from typing import NamedTuple
 
 import torch
@@ -38,14 +38,9 @@ _UPDATES = 100
 
 
 class Concerns:
-    """Observer that says, once each, what the mean of a metric over 100 updates that have it gives cause for.
+    """Observer that warns, once each, of what the mean of a metric over 100 updates that have it gives cause for."""
 
-    Args:
-        say: Prints a line.
-    """
-
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self._say = say
+    def __init__(self) -> None:
         self._means = {concern: (torch.zeros(()), 0) for concern in CONCERNS}
 
     def __call__(self, report: Report) -> None:
@@ -60,7 +55,7 @@ class Concerns:
                 self._means[concern] = torch.zeros(()), 0
             else:
                 del self._means[concern]
-                self._say(f"warning: {concern.words.format(share=share)}")
+                warnings.warn(concern.words.format(share=share), stacklevel=2)
 
     def close(self) -> None:
         """There is nothing to close."""

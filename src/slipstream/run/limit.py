@@ -12,13 +12,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 import torch
 
 from slipstream import tree
-from slipstream.nets.small import small_actor
+from slipstream.nets.small import acting
 from slipstream.run.config import Config, override
 from slipstream.run.machine import cores
 from slipstream.run.training import Training
@@ -36,8 +35,8 @@ class Stages:
 
     Attributes:
         env: Stepping the environments with random actions.
-        infer: The forwards that acting takes, at the shape of one lane: T+1 per T rows where the policy has extras
-            (values), whose last row is the bootstrap.
+        infer: The forwards that acting takes, at the shape of one lane, or group of lanes: T+1 per T rows where the
+            policy has extras (values), whose last row is the bootstrap.
         learn: All gradients, the sum over shards, the optimiser; and the forward of the target policy, if the schedule
             has rows of older ones and the algorithm asks for it. With a replay: taking rows in, drawing, gathering too.
         cores: Cores that the process may use.
@@ -88,7 +87,7 @@ def measure(config: Config, seconds: float = 3.0) -> Stages:
     try:
         reports = iter(training)
         next(reports)  # warms up, and fills the slab
-        spec, size = training.spec, training.spec.lane_size
+        spec, size = training.spec, training.spec.lane_size * config.group
         slab, learner = training.slabs[0], training.learner
         valid = int(slab.valid.sum())
         share = valid / slab.valid.numel()  # of the rows are steps; the others only end an episode
@@ -113,13 +112,12 @@ def measure(config: Config, seconds: float = 3.0) -> Stages:
         rows = slab.rows
         forwards = rows + bool(slab.extras)
 
-        small = None if config.reuses_forward else small_actor(policy, size, device)
-        act = partial(small.act, obs.numpy(), uniform.numpy()) if small else partial(policy.act, obs, state, uniform)
+        actor = policy if config.reuses_forward else acting(policy, size, device)
 
         def infer() -> float:
             with torch.no_grad():
                 for _ in range(forwards):
-                    act()
+                    actor.act(obs, state, uniform)
             return size * rows * share
 
         def learn() -> int:

@@ -241,8 +241,8 @@ def _drive(this: _Run, saved: Checkpoint | None) -> Trained:
         stack.callback(watch.close)
         progress.start()
         try:
-            concerns = Concerns(display.say)
-            _loop(training, [progress, *evaluators, rows, checkpoints, display, concerns, watch], progress, signals)
+            observers = [progress, *evaluators, rows, checkpoints, display, Concerns(), watch]
+            _loop(training, observers, progress, signals)
             if progress.finished or not training.starts_anew:
                 checkpoints.save()
             checkpoints.close()

@@ -34,29 +34,27 @@ _HYPERPARAMETERS = {
     "noise_clip": "target_noise_clip",
     "n_steps": "n_step",
 }
-_WITHOUT_REPLAY = {"n_steps": "unroll"}  # Stable-Baselines3 has one name for what is collected and for what is summed
+_OF_ACTOR_CRITICS = {"n_steps": "unroll"}  # Stable-Baselines3 has one name for what is collected and for what is summed
 
-# What is counted otherwise here: a name, the key that answers for it, and how.
+# What is counted otherwise here: a name, a key that an algorithm has if this is for it, and what to set.
+_RATIO = "algo.replay.ratio is the number of gradient steps per collected step: "
+_MINIBATCHES = "algo.batch_size is the rows of a minibatch: num_envs x unroll / "
 _ELSEWHERE = (
-    (
-        "gradient_steps",
-        "algo.replay.ratio",
-        "is the number of gradient steps per collected step: gradient_steps / (train_freq x n_envs)",
-    ),
-    (
-        "train_freq",
-        "algo.replay.ratio",
-        "is the number of gradient steps per collected step: gradient_steps / (train_freq x n_envs)",
-    ),
-    ("train_frequency", "algo.replay.ratio", "is the number of gradient steps per collected step: 1 / train_frequency"),
+    ("gradient_steps", "algo.replay.ratio", f"{_RATIO}gradient_steps / (train_freq x n_envs)"),
+    ("train_freq", "algo.replay.ratio", f"{_RATIO}gradient_steps / (train_freq x n_envs)"),
+    ("train_frequency", "algo.replay.ratio", f"{_RATIO}1 / train_frequency"),
     (
         "exploration_fraction",
         "algo.exploration.steps",
-        "is the length of the decay in steps: exploration_fraction x total_steps",
+        "algo.exploration.steps is the length of the decay in steps: exploration_fraction x total_steps",
     ),
-    ("num_minibatches", "algo.batch_size", "is the rows of a minibatch: num_envs x unroll / num_minibatches"),
-    ("nminibatches", "algo.batch_size", "is the rows of a minibatch: num_envs x unroll / nminibatches"),
-    ("ent_coef", "algo.alpha", "is the weight of the entropy, where it starts; --algo.adapt-alpha adapts it (auto)"),
+    ("num_minibatches", "algo.epochs", f"{_MINIBATCHES}num_minibatches"),
+    ("nminibatches", "algo.epochs", f"{_MINIBATCHES}nminibatches"),
+    (
+        "ent_coef",
+        "algo.alpha",
+        "algo.alpha is the weight of the entropy, where it starts; --algo.adapt-alpha adapts it (auto)",
+    ),
 )
 
 
@@ -67,7 +65,7 @@ def aliases(known: Iterable[str]) -> dict[str, str]:
     others = {name: f"algo.{field}" for name, field in _HYPERPARAMETERS.items()}
     # The later of two counts, if there is such a key.
     pairs = [
-        *_WITHOUT_REPLAY.items(),
+        *_OF_ACTOR_CRITICS.items(),
         *own.items(),
         *others.items(),
         *((f"algo.{name}", key) for name, key in others.items()),
@@ -80,9 +78,9 @@ def alias_lines() -> str:
     """What to tell users about the names in `aliases`, in lines of 100 characters."""
     pairs = [*_ALIASES.items(), *((name, f"algo.{field}") for name, field in _HYPERPARAMETERS.items())]
     names = ", ".join(f"{_dashed(name)} ({_dashed(key)})" for name, key in pairs)
-    without = ", ".join(f"{_dashed(name)} is {_dashed(key)}" for name, key in _WITHOUT_REPLAY.items())
+    theirs = ", ".join(f"{_dashed(name)} is {_dashed(key)}" for name, key in _OF_ACTOR_CRITICS.items())
     own = "Hyperparameters may be typed without `algo.` (--lr 3e-4), and other libraries' names are understood:"
-    return textwrap.fill(f"{own} {names}. Without a replay {without}.", 100, break_on_hyphens=False)
+    return textwrap.fill(f"{own} {names}. Of actor-critics {theirs}.", 100, break_on_hyphens=False)
 
 
 def elsewhere(name: str, known: Iterable[str]) -> str:
@@ -94,8 +92,7 @@ def elsewhere(name: str, known: Iterable[str]) -> str:
     """
     names = {_dotted(each) for each in known}
     leaf = _dotted(name).removeprefix("algo.")
-    found = (f"{key} {what}" for other, key, what in _ELSEWHERE if other == leaf and key in names)
-    return next(found, "")
+    return next((what for other, key, what in _ELSEWHERE if other == leaf and key in names), "")
 
 
 def _dashed(key: str) -> str:

@@ -40,6 +40,7 @@ def settings_and(
     if not all(algos):
         raise ConfigError(f"ALGO is missing: slipstream {verb} {'|'.join(sorted(ALGORITHMS))} --env ENV")
     known = {algo: known_settings(algo) for algo in algos}
+    _refuse_ambiguous(known, words)
     positional, mine, values = _apart(kind, _merged(known.values()), words)
     if positional:
         raise ConfigError(f"unexpected argument {positional[0]!r}; see slipstream {verb} {algos[0]} --help")
@@ -53,6 +54,18 @@ def settings_and(
                 f"{flag} {values[key]}, and {', '.join(lacking)} apart"
             )
     return settings.build(kind, mine), values
+
+
+def _refuse_ambiguous(known: Mapping[str, Mapping[str, Any]], words: Sequence[str]) -> None:
+    """Refuses a name that is one setting of one algorithm and another of the next."""
+    meant = {algo: aliases(own) for algo, own in known.items()}
+    for word in words:
+        flag = word.partition("=")[0]
+        name = flag.removeprefix("--").replace("-", "_")
+        keys = {algo: names[name] for algo, names in meant.items() if name in names}
+        if word.startswith("--") and len({*keys.values()}) > 1:
+            each = " and ".join(f"--{key.replace('_', '-')} of {algo}" for algo, key in keys.items())
+            raise ConfigError(f"{flag} is {each}; type which of them you mean, or the algorithms apart")
 
 
 def resumed(words: Sequence[str]) -> tuple[ResumeOptions, dict[str, Any]]:

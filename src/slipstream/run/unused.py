@@ -72,20 +72,20 @@ def warn_unlearned(config: Config, learner: Learner | ReplayLearner) -> None:
     algo = config.algo
     if algo.replays is not True or not isinstance(learner, ReplayLearner):
         return
-    starts, batch = algo.replay.learning_starts, learner.windows.steps_to(algo.batch_size)
-    if learner.due_at > config.total_steps:
-        waits = f"algo.batch_size={algo.batch_size:,}" if batch > starts else f"algo.replay.learning_starts={starts:,}"
+    starts, due = algo.replay.learning_starts, learner.due_at
+    if due > config.total_steps:
+        batch = f"algo.batch_size={algo.batch_size:,}"
+        waits = batch if learner.waits_for_batch else f"algo.replay.learning_starts={starts:,}"
         warnings.warn(
             f"nothing will be learned up to total_steps={config.total_steps:,}: the next gradient step is due at step "
-            f"{learner.due_at:,}, by {waits} and algo.replay.ratio={algo.replay.ratio:g}; raise total_steps, or lower "
+            f"{due:,}, by {waits} and algo.replay.ratio={algo.replay.ratio:g}; raise total_steps, or lower "
             f"{waits.partition('=')[0]}",
             stacklevel=3,
         )
-    elif batch > starts and not learner.steps:
-        first = max(learner.due_at, batch)
+    elif learner.waits_for_batch and not learner.steps:
         warnings.warn(
-            f"the first gradient step waits until step {first:,}, for a batch of algo.batch_size={algo.batch_size:,}, "
-            f"while exploration fades from algo.replay.learning_starts={starts:,} on; set that to {first}",
+            f"the first gradient step waits until step {due:,}, for a batch of algo.batch_size={algo.batch_size:,}, "
+            f"while actions are random up to algo.replay.learning_starts={starts:,} only; set that to {due}",
             stacklevel=3,
         )
 
