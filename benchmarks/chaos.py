@@ -5,12 +5,13 @@
 A run is killed in its start, while it collects, learns or writes a checkpoint (one every few updates), resumed, killed
 again, and so on; after the last kill it trains to its end. Then weights, optimiser, replay, counters and metrics.jsonl
 must be those of the run that was left alone, but for the clock. After every kill no process and nothing in /dev/shm may
-be left within two seconds. Ends with 1 if anything differs.
+be left within two seconds. Ends with 1 if anything differs. Results are added to the file case by case.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import random
 import shutil
@@ -130,14 +131,16 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1, help="of the moments")
     parser.add_argument("--output", type=Path, default=None, help="JSON file for the result")
     args = parser.parse_args()
+    known = args.output is not None and args.output.exists()
+    there: dict[str, Any] = json.loads(args.output.read_text())["cases"] if known else {}
     found: dict[str, Any] = {}
     for name in args.cases or CASES:
         with tempfile.TemporaryDirectory() as root:
-            found[name] = case(name, args.kills, random.Random(f"{args.seed} {name}"), Path(root))
+            found[name] = case(name, args.kills, random.Random(f"{args.seed} {name}"), Path(root)) | conditions("cpu")
         told = "identical" if found[name]["identical"] else "DIFFERENT: " + "; ".join(found[name]["problems"][:3])
         print(f"{name}: {found[name]['kills']} kills, {told}", flush=True)
         if args.output:
-            save({**conditions("cpu"), "cases": found}, args.output)
+            save({"cases": there | found}, args.output)
     return int(not all(result["identical"] for result in found.values()))
 
 
