@@ -131,16 +131,16 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1, help="of the moments")
     parser.add_argument("--output", type=Path, default=None, help="JSON file for the result")
     args = parser.parse_args()
-    known = args.output is not None and args.output.exists()
-    there: dict[str, Any] = json.loads(args.output.read_text())["cases"] if known else {}
+    output: Path | None = args.output
+    there: dict[str, Any] = json.loads(output.read_text())["cases"] if output and output.exists() else {}
     found: dict[str, Any] = {}
     for name in args.cases or CASES:
         with tempfile.TemporaryDirectory() as root:
             found[name] = case(name, args.kills, random.Random(f"{args.seed} {name}"), Path(root)) | conditions("cpu")
         told = "identical" if found[name]["identical"] else "DIFFERENT: " + "; ".join(found[name]["problems"][:3])
         print(f"{name}: {found[name]['kills']} kills, {told}", flush=True)
-        if args.output:
-            save({"cases": there | found}, args.output)
+        if output:
+            save({"cases": there | found}, output)
     return int(not all(result["identical"] for result in found.values()))
 
 
