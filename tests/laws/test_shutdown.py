@@ -19,7 +19,7 @@ from tests.laws.forge import Forge, Outcome
 
 WORDS = (
     "ppo --env CartPole-v1 --num-envs 4 --lanes 2 --unroll 8 --algo.batch-size 16 --algo.epochs 1 --net.hidden 8 "
-    "--schedule concurrent --placement.env-workers 1 --placement.workers 1 --total-steps 250 --log.checkpoint-every 96 "
+    "--schedule concurrent --placement.env-workers 1 --placement.workers 1 --total-steps 450 --log.checkpoint-every 96 "
     "--log.metrics-every 40 --log.no-tensorboard --seed 3"
 )
 LIMIT = 3.0
@@ -53,7 +53,7 @@ def stopped(
     except CheckpointError:
         saved = None
     if saved is not None:
-        if saved.steps < 250:
+        if saved.steps < 450:
             resumed = made.run(["resume", str(runs[0])], folder)
             assert (resumed.code, resumed.left) == (0, []), resumed.said
         assert list(differences(whole[0], runs[0])) == []

@@ -30,10 +30,12 @@ from slipstream.run.directory import RunDirectory
 from slipstream.run.evaluate import Evaluation
 from slipstream.run.files import CheckpointError
 from slipstream.run.loop import Own
+from slipstream.run.presets import preset
 from slipstream.run.progress import Progress
-from slipstream.run.remains import timeless
+from slipstream.run.remains import differences, timeless
 from slipstream.run.settings import ConfigError
 from slipstream.run.signals import Interrupted
+from slipstream.run.training import Training
 from tests.run.runs import configuration, resume, stop_after, train
 
 
@@ -498,6 +500,45 @@ def test_a_callable_must_be_given_again(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"trained on the Python callable _make.*slipstream\.resume\("):
         resume(run.path, 40)
     assert resume(run.path, 40, Own(env=_make)).progress.steps >= 40
+
+
+def test_a_run_on_a_callable_goes_on_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"env": f"{CALLABLE}_make", "total_steps": 100, "log__checkpoint_every": 20}
+    whole = train(tmp_path / "whole", Own(env=_make), **settings).run
+    with monkeypatch.context() as patch:
+        patch.setattr(Progress, "__call__", stop_after(3, SystemExit))
+        with pytest.raises(SystemExit):
+            train(tmp_path / "part", Own(env=_make), **settings)
+    (path,) = (tmp_path / "part").iterdir()
+    assert 0 < checkpoint.newest(path / "checkpoints").steps < 100
+    resume(path, own=Own(env=_make))
+    assert list(differences(whole.path, path)) == []
+
+
+def test_a_users_modules_stay_as_they_are(tmp_path: Path) -> None:
+    torso = torch.nn.Linear(4, 8)
+    before = torso.weight.detach().clone()
+    given: dict[str, Any] = {"total_steps": 60, "net__hidden": preset("ppo", "CartPole-v1").get("net.hidden", (64, 64))}
+    agents = [train(tmp_path / str(number), Own(torso=torso), **given).policy for number in range(2)]
+    assert torch.equal(torso.weight, before)
+    one, other = (agent.state_dict() for agent in agents)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_checkpoint_that_a_run_goes_on_from_is_not_written_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An environment that fails before the first update would leave an inexact one in its place."""
+    run = train(tmp_path, total_steps=60).run
+    saved = checkpoint.newest(run.checkpoints)
+
+    def failing(self: Training) -> Any:
+        raise EnvError("made up")
+
+    monkeypatch.setattr(Training, "__iter__", failing)
+    with pytest.raises(EnvError, match="made up"):
+        resume(run.path, 120)
+    assert checkpoint.newest(run.checkpoints).manifest == saved.manifest
 
 
 def test_a_run_ends_when_its_return_is_reached_and_goes_on_only_when_told_to(tmp_path: Path) -> None:

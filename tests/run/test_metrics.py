@@ -232,3 +232,14 @@ def test_the_budget_is_that_since_it_was_last_asked_for(monkeypatch: pytest.Monk
         taken = progress.steps - progress.before
         assert budget == (busy / taken, 4 * taken / busy, busy / (4 * passed))
         assert budget.limit * budget.efficiency == pytest.approx(taken / passed)
+
+
+def test_counters_are_exact(tmp_path: Path) -> None:
+    progress = Progress(1, 1)
+    rows = Metrics(tmp_path / "metrics.jsonl", None, progress, 1)
+    told = report(1, 1, train__gradient_steps=25_000_001.0, train__learning_rate=2.5e-4)
+    progress(told)
+    rows(told)
+    rows.close()
+    (row,) = metrics.read(tmp_path / "metrics.jsonl")
+    assert (row["train/gradient_steps"], row["train/learning_rate"]) == (25_000_001, 2.5e-4)

@@ -10,6 +10,7 @@ run ends. A second signal ends it at once, and the last periodic checkpoint is w
 
 from __future__ import annotations
 
+import copy
 import shlex
 import traceback
 import warnings
@@ -160,9 +161,6 @@ def resume(path: Path, own: Own, changes: Mapping[str, Any], console: Console) -
         if "training" not in facts:
             raise ConfigError(f"{path} holds a saved agent, not a run: there is no optimiser state to train on with")
         _require_same(config, facts.get("config") or plain(before), path)  # older checkpoints have none
-        if config.env != saved.manifest["env"]:
-            console.print(f"trained on {saved.manifest['env']} so far, on {config.env} from here on")
-            facts["training"].pop("env_seed", None)  # it can't be played back on another
         _require_unsolved(config, facts["progress"], path)
         if "total_steps" in changes and saved.steps >= config.total_steps:
             raise Finished(
@@ -176,6 +174,9 @@ def resume(path: Path, own: Own, changes: Mapping[str, Any], console: Console) -
             )
         training = _training(config, own, console)
         stack.callback(training.close)
+        if training.spec.id != saved.manifest["env"]:
+            console.print(f"trained on {saved.manifest['env']} so far, on {training.spec.id} from here on")
+            facts["training"].pop("env_seed", None)  # it can't be played back on another
         saved.require(training.spec)
         with saved.fitting():
             training.load(tensors, facts["training"], saved.replay() if saved.segments else None)
@@ -226,7 +227,8 @@ def _drive(this: _Run, saved: Checkpoint | None) -> Trained:
         if windows is not None and config.log.save_replay:
             segments = Segments(run.checkpoints, windows, saved.segments if saved else ())
         then = training.restart if training.starts_anew else None
-        checkpoints = Checkpoints(run, config.log, progress, training.spec, state, segments, then)
+        there = saved.steps if saved else -1
+        checkpoints = Checkpoints(run, config.log, progress, training.spec, state, segments, then, there)
         evaluators = _evaluators(this)
         stack.callback(lambda: [evaluator.close() for evaluator in evaluators])
         display = Display(progress, _title(config, run, saved), config.log.console_every, this.console)
@@ -318,7 +320,8 @@ def _training(config: Config, own: Own, console: Console) -> Training:
     slow = {"process": "collector processes", "ray": "Ray actors"}.get(config.placement.collectors)
     if slow is not None:
         console.print(f"starting {slow}, which takes some seconds")
-    return Training(config, own.env, own.torso, own.policy)
+    # The user's modules stay as they are: a second run with them starts as the first one did.
+    return Training(config, own.env, copy.deepcopy(own.torso), copy.deepcopy(own.policy))
 
 
 def _progress(config: Config, training: Training) -> Progress:

@@ -69,7 +69,8 @@ class Metrics:
     def __call__(self, report: Report) -> None:
         """Adds one update and writes a row if one is due."""
         for name, value in report.metrics.items():
-            number = torch.as_tensor(value).detach().double()
+            kept = value.detach().double() if isinstance(value, Tensor) else None
+            number = torch.tensor(value, dtype=torch.float64) if kept is None else kept
             known = self._sums.get(name)
             if known is None:
                 self._sums[name] = number

@@ -53,6 +53,7 @@ class Checkpoints:
         state: Everything that must be saved but the replay: tensors and facts.
         segments: Saves the replay; None if there is none, or it is not to be saved.
         then: Called when the state of a checkpoint has been copied; None for nothing.
+        saved: Steps of the one that the run goes on from, which is on the disk; -1 for none.
     """
 
     def __init__(
@@ -64,12 +65,13 @@ class Checkpoints:
         state: State,
         segments: Segments | None = None,
         then: Callable[[], None] | None = None,
+        saved: int = -1,
     ) -> None:
         self._root, self._log, self._segments, self._then = run.checkpoints, log, segments, then
         self._progress, self._spec, self._state = progress, spec, state
         self._failures = 0
         self._writing: _Writing | None = None
-        self._saved = -1  # steps of the last that is on the disk
+        self._saved = saved  # steps of the last that is on the disk
 
     def __call__(self, report: Report) -> None:
         """Begins to save if it is time to.

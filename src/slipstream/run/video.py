@@ -165,13 +165,15 @@ def record(
         branch = dice.env_seed(agent.config.seed if seed is None else seed, "watch", episode)
         playback = Playback(agent, stage, branch, greedy, max_steps, reconstruct)
         write = _write_mp4 if path.suffix == ".mp4" else _write_gif
-        with writing(path), adopted():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write(path, iter(playback), stage.fps)
+        part = path.with_stem(f".{path.stem}")  # until it is whole
+        try:
+            with writing(path), adopted():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write(part, iter(playback), stage.fps)
+                part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
         return Recording(path, playback.reward, playback.steps, playback.ended)
-    except BaseException:
-        path.unlink(missing_ok=True)  # half a video
-        raise
     finally:
         stage.close()
 
@@ -221,7 +223,8 @@ def make_stage(config: Config, env: Callable[[], gymnasium.Env[Any, Any]] | None
         made.append(factory())
         return made[-1]
 
-    envs = make_envs(make, 1, 1, EnvOptions(score_key=score_key(env or config.env, options)))
+    watched = EnvOptions(score_key=score_key(env or config.env, options), non_finite=options.non_finite)
+    envs = make_envs(make, 1, 1, watched)
     fps = float(made[-1].metadata.get("render_fps") or _DEFAULT_FPS)
     if made[-1].render_mode != "rgb_array":
         return _observation_stage(config.env, envs, fps)
