@@ -69,8 +69,7 @@ class Metrics:
     def __call__(self, report: Report) -> None:
         """Adds one update and writes a row if one is due."""
         for name, value in report.metrics.items():
-            kept = value.detach().double() if isinstance(value, Tensor) else None
-            number = torch.tensor(value, dtype=torch.float64) if kept is None else kept
+            number = torch.as_tensor(value, dtype=torch.float64).detach()  # exact for counters above 2**24
             known = self._sums.get(name)
             if known is None:
                 self._sums[name] = number
