@@ -76,9 +76,9 @@ class Past:
         self._start = np.zeros(slots, np.int64)
 
     @property
-    def last(self) -> NDArray[Any] | None:
-        """The actions sent last, `[B, *A]`; None if there are none."""
-        return self._action[self._sent - 1] if self._sent else None
+    def last(self) -> NDArray[Any]:
+        """The actions sent last, `[B, *A]`; call after the first."""
+        return self._action[self._sent - 1]
 
     def sent(self, action: NDArray[Any]) -> None:
         """Takes in a row of actions, `[B, *A]`."""

@@ -174,6 +174,28 @@ def test_a_failure_in_reset_changes_no_row(workers: int, monkeypatch: pytest.Mon
     failing.close()
 
 
+@pytest.mark.parametrize("at", [0, 2])
+@pytest.mark.parametrize(("fault", "workers"), [("raise", 0), ("raise", 1), ("kill", 1)])
+def test_a_failure_while_slots_begin_or_are_brought_back_changes_no_row(
+    fault: str, workers: int, at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patience, "_FIRST_PAUSE", 0.0)
+    played = Play(maker("toy:chaos", 4, 2, EnvOptions(kwargs={"fault": "none"})))
+    failing = RecordedEnvs(make_envs(lambda: Once(str(tmp_path), fault, at), 4, 2, workers=workers), restarts=2)
+    if at == 0:
+        failing.reset(SEED)
+    else:
+        played.steps(15)  # of its third episode, three
+        assert bring_back(failing, SEED, played.envs.history(), played.envs.seen()) == []
+    for lane in range(2):
+        assert_same(failing.recv(lane), played.envs.recv(lane))
+    for _ in range(20):
+        played.step(failing)
+    assert failing.restarted >= 1
+    assert failing.history().count.tolist() == played.envs.history().count.tolist()
+    failing.close()
+
+
 @pytest.mark.parametrize("refusals", [3, 99])
 def test_a_system_that_refuses_to_start_workers_is_asked_again(
     refusals: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

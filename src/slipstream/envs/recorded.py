@@ -28,7 +28,8 @@ class RecordedEnvs:
     """Environments whose actions are kept, slot by slot, since the slot's last keyed start; `Envs` in everything else.
 
     Where an environment raises, or its process dies or hangs, its lane is played back to where it was and the step is
-    tried again, so that nothing is lost and no bit changes, as long as there is `Patience` with the lane.
+    tried again, so that nothing is lost and no bit changes, as long as there is `Patience` with the lane. That is done
+    in `recv`, where the lane is waited for anyway, whatever has failed.
 
     Args:
         envs: The environments; their `spec.seeded_every` is positive.
@@ -54,13 +55,21 @@ class RecordedEnvs:
         """Starts every slot, its history empty."""
         self._seed = seed
         self._lanes = [_Lane(self.spec, self._restarts) for _ in range(self.spec.lanes)]
-        self._envs.reset(seed)
+        try:
+            self._envs.reset(seed)
+        except EnvFailure as failure:
+            for record in self._lanes:  # one slot of one of them has failed, and which others were reset is not known
+                record.failure = failure
 
     def restore(self, lane: int, seed: int, history: History) -> None:
         """Brings a lane to where its histories lead."""
         self._seed = seed
-        self._lanes[lane].load(history)
-        self._envs.restore(lane, seed, history)
+        record = self._lanes[lane]
+        record.load(history)
+        try:
+            self._envs.restore(lane, seed, history)
+        except EnvFailure as failure:
+            record.failure = failure
 
     def send(self, action: NDArray[Any], lane: int) -> None:
         """Steps a lane."""
@@ -69,7 +78,7 @@ class RecordedEnvs:
         try:
             self._envs.send(action, lane)
         except EnvFailure as failure:
-            record.failure = failure  # for `recv` to mend, where the lane is waited for anyway
+            record.failure = failure
 
     def wait(self, lanes: Sequence[int]) -> list[int]:
         """Waits for any of several lanes."""
@@ -143,7 +152,8 @@ class _Lane:
         self._size = spec.lane_size
         self.past = Past(spec.lane_size, spec.action_space, spec.seeded_every)
         self._dead: BoolArray = np.zeros(spec.lane_size, np.bool_)
-        self._step: EnvStep | None = None
+        self._step: EnvStep | None = None  # the one that was received last
+        self._due = False  # whether that of the actions sent last is yet to come
         self.failure: EnvFailure | None = None
         self.patience = Patience[EnvFailure](restarts)
         self.rows = 0
@@ -151,26 +161,25 @@ class _Lane:
     def sent(self, action: NDArray[Any]) -> None:
         self.past.sent(action)
         self.rows += 1
-        self._step = None
+        self._due, self._step = True, None
 
     def received(self, step: EnvStep) -> None:
         if self._step is not None:
             return  # once more
         self.past.reset(self._dead)
         self._dead = step.ended.copy()
-        self._step = step
+        self._due, self._step = False, step
 
     def before(self) -> tuple[History, NDArray[Any] | None]:
         """The history before what was sent last, and that; all of it and None if its answer has come."""
-        last = self.past.last
-        if self._step is not None or last is None:
+        if not self._due:
             return self.past.history(), None
-        return self.past.history(but=1), last
+        return self.past.history(but=1), self.past.last
 
     def load(self, history: History) -> None:
         self.past.load(history)
         self._dead[:] = False
-        self._step = None
+        self._due, self._step = False, None
 
     def seen(self) -> Sums:
         assert self._step is not None, "nothing has been received"
