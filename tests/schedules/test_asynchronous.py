@@ -16,7 +16,7 @@ from torch import Tensor
 
 from slipstream import slab, tree
 from slipstream.algos import IMPALA
-from slipstream.collector import Away, Collected, Collects, Stopped
+from slipstream.collector import Away, Collected, Collector, Collects, Stopped
 from slipstream.crew import Crew
 from slipstream.run.presets import configure
 from slipstream.run.training import Training
@@ -391,3 +391,30 @@ def test_what_is_told_of_lag_adds_up(stale: str, refresh: str) -> None:
             assert max(lag for lag, share in enumerate(shares) if share) == report.metrics["lag/max"]
             assert depth in range(len(run.slabs))  # the one that was learned from does not wait
             assert waited >= 0.0
+
+
+def test_episodes_are_reported_with_the_slab_that_has_their_last_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the lanes of a collector lie in two slabs, as when lanes are shared out unevenly."""
+    settings = {"num_envs": 6, "lanes": 3, "unroll": 20, "schedule": "async", "max_lag": MAX_LAG, "total_steps": 900}
+    second, split, collect = Event(), Event(), Collector.collect
+
+    def arrive(collector: Collector) -> None:
+        """That of two lanes claims its first places when the other one has the first two of three."""
+        assert len(collector.lanes) == 1 or second.wait(SECONDS)
+
+    def collect_and_tell(collector: Collector, places: Sequence[Place], *more: Any) -> Collected:
+        if places[0].slab != places[-1].slab:
+            split.set()
+        if len(collector.lanes) == 1 and places[0].column > 0:
+            second.set()
+            assert split.wait(SECONDS)
+        return collect(collector, places, *more)
+
+    monkeypatch.setattr(Collector, "arrive", arrive)
+    monkeypatch.setattr(Collector, "collect", collect_and_tell)
+    with closing(Training(configure("impala", "toy:catch", {**settings, "placement.workers": 2}))) as run:
+        for report in run:
+            told = report.trajectory
+            _, columns = torch.nonzero((told.terminated | told.truncated) & told.valid, as_tuple=True)
+            assert Counter(episode.slot for episode in report.episodes) == Counter(told.slot[columns].tolist())
+    assert split.is_set()

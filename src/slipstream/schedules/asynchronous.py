@@ -28,6 +28,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Generator, Sequence
+from dataclasses import replace
 from functools import partial
 from threading import Condition
 
@@ -142,13 +143,18 @@ class _Places:
             self._released.append(places)
             self._changed.notify_all()
 
-    def fill(self, places: list[Place], collected: Collected, marks: Sequence[Mark]) -> None:
-        """Says that the unrolls are written, and where they ended, if that is asked for.
+    def fill(self, lanes: Sequence[int], places: list[Place], collected: Collected, marks: Sequence[Mark]) -> None:
+        """Says that the unrolls of some lanes are written, and where they ended, if that is asked for.
 
-        What they brought is reported with the first of their slabs.
+        Episodes are reported with the slab that has their last rows, so that none is counted again by a run that goes
+        on from between two slabs; seconds and the like with the first.
         """
+        slabs = dict(zip(lanes, (place.slab for place in places), strict=True))
         with self._changed:
-            self._collected[places[0].slab].append(collected)
+            for slab in set(slabs.values()):
+                ended = tuple(e for e in collected.episodes if slabs[e.slot // self._lane_size] == slab)
+                first = collected if slab == places[0].slab else Collected(0, (), 0.0, 0.0)
+                self._collected[slab].append(replace(first, episodes=ended))
             for place, mark in zip(places, marks, strict=False):  # all or none
                 self._marks[place.slab][place.column] = mark
             for place in places:
@@ -209,8 +215,9 @@ class _Places:
 
 def _fill(parts: Parts, number: int, places: _Places, mine: Sequence[list[Place]]) -> None:
     """One unroll of a collector, in the first of the places that it holds."""
-    collected = parts.collectors[number].collect(mine[0], mine[1:])
-    places.fill(mine[0], collected, () if parts.wake is None else parts.wake.marks(number))
+    collector = parts.collectors[number]
+    collected = collector.collect(mine[0], mine[1:])
+    places.fill(collector.lanes, mine[0], collected, () if parts.wake is None else parts.wake.marks(number))
 
 
 def _keep_collecting(parts: Parts, number: int, places: _Places) -> None:
