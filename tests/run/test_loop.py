@@ -579,3 +579,27 @@ def test_what_was_learned_before_an_environment_failed_is_kept(tmp_path: Path) -
     (steps,) = _steps(run)
     assert steps == 3 * 35
     assert f"resume:     slipstream resume {path}" in caught.value.__notes__
+
+
+def test_a_run_goes_on_exactly_from_before_an_evaluation_that_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings: dict[str, Any] = {"total_steps": 200, "log__checkpoint_every": 40, "log__eval_every": 100}
+    whole = train(tmp_path / "whole", **settings).run
+    evaluated = evaluate.evaluate
+
+    def failing(*arguments: Any, index: int, **more: Any) -> Evaluation:
+        result = evaluated(*arguments, index=index, **more)
+        if index > 4:
+            raise EnvError("made up")
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate, "evaluate", failing)
+        with pytest.raises(EnvError, match="made up") as caught:
+            train(tmp_path / "part", **settings)
+    (path,) = (tmp_path / "part").iterdir()
+    assert f"resume:     slipstream resume {path}" in caught.value.__notes__
+    assert checkpoint.newest(path / "checkpoints").manifest["resumes"].startswith("exact")
+    resume(path)
+    assert list(differences(whole.path, path)) == []

@@ -182,9 +182,12 @@ def test_replays_that_cannot_be_copied_to_the_disk_count_as_failures(tmp_path: P
 
     full: Any = Full()
     something.checkpoints._segments = full
+    anew: list[int] = []
+    something.checkpoints._then = lambda: anew.append(something.progress.steps)
     for steps in (10, 20):
         with pytest.warns(UserWarning, match="no room; training goes on"):
             something.step(steps)
+    assert anew == [10, 20], "as in a run whose checkpoints did not fail"
     with pytest.raises(CheckpointError, match="no room"):
         something.step(30)
 

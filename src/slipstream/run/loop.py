@@ -251,7 +251,8 @@ def _drive(this: _Run, saved: Checkpoint | None) -> Trained:
         except Exception as error:
             _keep_traceback(error, run)  # first, however long the disk takes for what comes now
             # Environments fail while acting, when the learner is between two updates: what it has learned is whole.
-            if isinstance(error, EnvError) and progress.steps and not training.starts_anew:
+            # Those of an evaluation fail before its update is in the metrics, and the run goes on from before it.
+            if isinstance(error, EnvError) and progress.steps and not training.starts_anew and checkpoints.whole:
                 with suppress(CheckpointError):
                     checkpoints.save()
             checkpoints.close()

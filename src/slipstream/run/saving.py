@@ -52,7 +52,8 @@ class Checkpoints:
         spec: The environments.
         state: Everything that must be saved but the replay: tensors and facts.
         segments: Saves the replay; None if there is none, or it is not to be saved.
-        then: Called when the state of a checkpoint has been copied; None for nothing.
+        then: Called while the run goes on, when the state of a checkpoint has been copied, or could not be; None for
+            nothing.
         saved: Steps of the one that the run goes on from, which is on the disk; -1 for none.
     """
 
@@ -72,6 +73,12 @@ class Checkpoints:
         self._failures = 0
         self._writing: _Writing | None = None
         self._saved = saved  # steps of the last that is on the disk
+        self._seen = progress.updates
+
+    @property
+    def whole(self) -> bool:
+        """Whether those who observe updates before it does have all seen the last one."""
+        return self._seen == self._progress.updates
 
     def __call__(self, report: Report) -> None:
         """Begins to save if it is time to.
@@ -80,6 +87,7 @@ class Checkpoints:
             CheckpointError: If that was not possible for the third time in a row.
         """
         progress = self._progress
+        self._seen = progress.updates
         if not crossed(progress.before, progress.steps, self._log.checkpoint_every) and not progress.just_evaluated:
             return
         self._settle()
@@ -87,6 +95,8 @@ class Checkpoints:
             self._begin()
         except CheckpointError as error:
             self._fail(error)
+        if self._then is not None:
+            self._then()
 
     def save(self) -> None:
         """Saves now, if that has not been done at this step, and waits until it is on the disk.
@@ -137,8 +147,6 @@ class Checkpoints:
         except RuntimeError as error:
             self._writing = None
             raise _problem(steps, error) from error
-        if self._then is not None:
-            self._then()
 
     def _warn_of_space(self, each: int) -> None:
         """Warns, at the first checkpoint, if the disk has less room than those of this run will take."""
