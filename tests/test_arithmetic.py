@@ -74,6 +74,19 @@ def test_tasks_of_a_crew_and_its_caller_take_subnormal_numbers_for_zero_while_it
     assert halved()
 
 
+def test_crews_may_be_closed_in_any_order_and_twice() -> None:
+    restore(Arithmetic(2, flush=False))
+    one, other = Crew(1), Crew(2)
+    one.close()
+    one.close()
+    assert not halved()
+    with adopted():
+        other.close()
+        assert not halved()
+    assert halved()
+    assert torch.get_num_threads() == 2
+
+
 def test_the_gradient_of_a_thread_takes_subnormal_numbers_for_zero() -> None:
     restore(Arithmetic(1, flush=False))
     found: list[float] = []

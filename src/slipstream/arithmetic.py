@@ -5,8 +5,10 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+import threading
 from collections.abc import Generator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -54,14 +56,39 @@ def restore(former: Arithmetic) -> None:
     torch.set_flush_denormal(former.flush)  # False where a processor can't: it has the slow way only
 
 
+@dataclass
+class _Thread:
+    """Contexts of `adopted` that are open in a thread, and how it computed before the first of them."""
+
+    open: int = 0
+    former: Arithmetic = field(default_factory=lambda: Arithmetic(1, flush=False))
+
+
+class _Here(threading.local):
+    def __init__(self) -> None:
+        self.thread = _Thread()
+
+
+_here = _Here()
+
+
 @contextmanager
 def adopted() -> Generator[None]:
-    """Context in which this thread computes as all of ours do, so that what is drawn does not depend on the cores."""
-    former = adopt()
+    """Context in which this thread computes as all of ours do, so that what is drawn does not depend on the cores.
+
+    Those of a thread may end in any order, as runs do that are open at the same time: how it computed before the first
+    of them is restored after the last.
+    """
+    former, thread = adopt(), _here.thread
+    if thread.open == 0:
+        thread.former = former
+    thread.open += 1
     try:
         yield
     finally:
-        restore(former)
+        thread.open -= 1
+        if thread.open == 0 and thread is _here.thread:  # not where another one collects the garbage
+            restore(thread.former)
 
 
 def flushes() -> bool:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
+from contextlib import ExitStack
 from queue import SimpleQueue
 from threading import Thread
 from typing import Any, Generic, TypeVar
 
-from slipstream import arithmetic
+from slipstream.arithmetic import adopt, adopted
 
 Result = TypeVar("Result")
 
@@ -39,7 +40,8 @@ class Crew:
             raise ValueError(f"a crew needs at least 1 worker, got {workers}")
         self.workers = workers
         self._before = before
-        self._former = arithmetic.adopt()
+        self._computing = ExitStack()
+        self._computing.enter_context(adopted())
         self._tasks: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
         names = [f"slipstream-{number}" for number in range(workers)] if workers > 1 or not inline else []
         self._threads = [Thread(target=self._work, name=name, daemon=True) for name in names]
@@ -86,10 +88,10 @@ class Crew:
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
         self._threads = []
-        arithmetic.restore(self._former)
+        self._computing.close()
 
     def _work(self) -> None:
-        arithmetic.adopt()
+        adopt()
         while (order := self._tasks.get()) is not None:
             self._do(*order)
 
