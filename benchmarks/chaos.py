@@ -42,10 +42,10 @@ CASES = {
     "rainbow": f"rainbow {CARTPOLE} --unroll 8 {REPLAY} --schedule concurrent --total-steps 8000",
     "r2d2": f"r2d2 {CARTPOLE} --unroll 8 --algo.length 16 --algo.burn-in 8 {REPLAY} --total-steps 8000",
     "sac": f"sac {PENDULUM} {REPLAY} --schedule concurrent --total-steps 8000",
-    "td3": f"td3 {PENDULUM} {REPLAY} --total-steps 8000",
+    "td3": f"td3 {PENDULUM} {REPLAY} --total-steps 14000",
     "ppo, processes": f"ppo {CARTPOLE} --placement.collectors process --schedule concurrent --total-steps 30000",
-    "ppo, Pong": f"ppo {PONG} --algo.batch-size 32 --algo.epochs 1 --schedule concurrent --total-steps 6000",
-    "dqn, Pong": f"dqn {PONG} {REPLAY} --total-steps 6000",
+    "ppo, Pong": f"ppo {PONG} --algo.batch-size 32 --algo.epochs 1 --schedule concurrent --total-steps 9000",
+    "dqn, Pong": f"dqn {PONG} {REPLAY} --total-steps 9000",
 }
 LIMIT = 2.0  # seconds for a killed run's processes to be gone
 
