@@ -5,7 +5,8 @@
 A run is killed in its start, while it collects, learns or writes a checkpoint (one every few updates), resumed, killed
 again, and so on; after the last kill it trains to its end. Then weights, optimiser, replay, counters and metrics.jsonl
 must be those of the run that was left alone, but for the clock. After every kill no process and nothing in /dev/shm may
-be left within two seconds. Ends with 1 if anything differs. Results are added to the file case by case.
+be left within two seconds. Ends with 1 if anything differs, or a run ends before its last kill. Results are added to
+the file case by case.
 """
 
 from __future__ import annotations
@@ -100,6 +101,7 @@ def case(name: str, kills: int, chance: random.Random, root: Path) -> dict[str, 
         raise SystemExit(f"{name}: the run failed\n{log.read_text()[-2000:]}")
     seconds = time.perf_counter() - start
     problems: list[str] = []
+    ended: subprocess.Popen[bytes] | None = None  # by itself, though it had not been killed often enough
     done = early = 0
     before = set(os.listdir("/dev/shm"))
     while done < kills:
@@ -108,14 +110,20 @@ def case(name: str, kills: int, chance: random.Random, root: Path) -> dict[str, 
             time.sleep(chance.uniform(0.0, min(seconds, 4.0)))
             early += 1
         elif not until_checkpoint(process, killed, newest(killed)):
-            break  # it has come to its end, or failed
+            ended = process
+            break
         else:
             time.sleep(chance.uniform(0.0, 0.3))
         if process.poll() is not None:
+            ended = process
             break
         problems += [f"left after kill {done}: {child}" for child in kill(process)]
         done += 1
-    if newest(killed) < newest(whole) and spawn(attempt(words, killed), log).wait() != 0:
+    if ended is not None:
+        code = ended.wait()
+        told = f"with exit code {code}: {log.read_text()[-2000:]}" if code else "make it longer"
+        problems.append(f"it ended after {done} of {kills} kills, {told}")
+    elif newest(killed) < newest(whole) and spawn(attempt(words, killed), log).wait() != 0:
         problems.append(f"the resumed run failed: {log.read_text()[-2000:]}")
     problems += [f"left in /dev/shm: {file}" for file in set(os.listdir("/dev/shm")) - before]
     (one,), (other,) = whole.iterdir(), killed.iterdir()
