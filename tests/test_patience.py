@@ -17,6 +17,7 @@ def test_pauses_double_up_to_a_limit_and_begin_anew_after_progress(caplog: pytes
     pauses = [failed(patience, "it died", 99 * number) for number in range(8)]
     assert pauses == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0])
     assert failed(patience, "it died", 99 * 7 + 100) == pytest.approx(0.1)
+    assert caplog.messages[0] == "it died at 0; it is brought back to where it was (1 of 9)\nmore"
     assert caplog.messages[1] == "it died at 99; it is brought back to where it was (2 of 9)"
     assert caplog.messages[-1] == "it died at 793; it is brought back to where it was (1 of 9)"
 

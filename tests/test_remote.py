@@ -169,6 +169,7 @@ def test_what_befell_one_run_is_not_said_of_the_next() -> None:
     remotes = Remotes(job, SHARES)
     try:
         remotes.begin(failing, 0)
+        remotes.publish(weights(job.policy, 1))
         with pytest.raises(EnvError, match="not this seed"):
             remotes.collectors[1].collect([Place(0, 4)])
         remotes.begin(11, 0)

@@ -29,12 +29,13 @@ class Patience(Generic[Failure]):
         self._row = -_PROGRESS
         self._in_a_row: list[Failure] = []
         self._here: dict[str, Failure] = {}
+        self._told = False
 
     def pause(self, failure: Failure, kind: str, row: int) -> float:
         """Seconds to wait before it is tried again; a line in the log says that it is.
 
         Args:
-            failure: What happened; the log has its first line.
+            failure: What happened. The log has all of the first, stacks included, and the first line of the others.
             kind: Failures of a kind are the same, and a bug where they come again; those of none, "", are not.
             row: Rows that have gone well; more with every call, or as many.
 
@@ -51,6 +52,8 @@ class Patience(Generic[Failure]):
         attempt = len(self._in_a_row)
         if attempt > self._restarts:
             raise self._in_a_row[0]
-        said = str(failure).partition("\n")[0]
-        _log.warning("%s; %s (%d of %d)", said, self._then, attempt, self._restarts)
+        said, _, more = str(failure).partition("\n")
+        stack = "" if self._told or not more else f"\n{more}"
+        self._told = True
+        _log.warning("%s; %s (%d of %d)%s", said, self._then, attempt, self._restarts, stack)
         return min(_FIRST_PAUSE * 2 ** (attempt - 1), _LONGEST_PAUSE)

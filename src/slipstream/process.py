@@ -33,6 +33,8 @@ CLOSE_SECONDS = 1.5
 """For children to end by themselves, and again after SIGTERM."""
 START_SECONDS = 120.0
 """At least this long for starting interpreters and making environments."""
+KILLED = "was killed by SIGKILL"
+"""How a child ended whom nothing of its own ends so: there was no memory left, or somebody did it."""
 _OK, _FAILED = b"k", b"f"
 _MOST_REPORT = 16_000
 _F_SETSIG = 10  # Linux; Python's fcntl does not name it
@@ -158,7 +160,7 @@ class Child:
         return found
 
 
-def start(module: str, setup: bytes, memory: int, answers: int = 1) -> Child:
+def start(module: str, setup: bytes, memory: int, answers: int = 1, files: Sequence[int] = ()) -> Child:
     """Starts a fresh interpreter (no fork: threads, locks and CUDA stay out of it) in its own process group.
 
     Args:
@@ -166,6 +168,7 @@ def start(module: str, setup: bytes, memory: int, answers: int = 1) -> Child:
         setup: What the child is told once; a pickle of the caller's.
         memory: A file that both sides map; stays the caller's to close.
         answers: Pipes for answers.
+        files: What else the child inherits, under the same numbers; stays the caller's.
     """
     environment = {**os.environ, **dict.fromkeys(_ONE_THREAD, "1"), "PYTHONPATH": os.pathsep.join(sys.path)}
     with ExitStack() as ours, ExitStack() as theirs:
@@ -177,7 +180,7 @@ def start(module: str, setup: bytes, memory: int, answers: int = 1) -> Child:
             [sys.executable, "-c", f"from {module} import main; main()", *map(str, numbers)],
             stdin=subprocess.DEVNULL,
             env=environment,
-            pass_fds=numbers,
+            pass_fds=[*numbers, *files],
             process_group=0,
         )
         ours.pop_all()  # the child's from now on
@@ -341,6 +344,14 @@ def anonymous_file(content: bytes = b"") -> int:
 def read_file(fd: int) -> bytes:
     """Everything that is in the file, from its start."""
     return os.pread(fd, os.fstat(fd).st_size, 0)
+
+
+def write_file(fd: int, content: bytes) -> None:
+    """Writes `content` in place of everything that is in the file."""
+    os.ftruncate(fd, 0)
+    written = 0
+    while written < len(content):
+        written += os.pwrite(fd, content[written:], written)
 
 
 def _write(fd: int, content: bytes) -> None:

@@ -333,7 +333,7 @@ class RemoteCollector:
     def _death(self) -> Lost:
         how, stack = self._link.obituary()
         text = f"{self._spec.id}: {self._name()} {how} while {self._doing()}"
-        return Lost(f"{text}\n\n{stack}" if stack else text, how)
+        return Lost(f"{text}\n\n{stack}" if stack else text, "" if how == process.KILLED else how)
 
     def _hang(self, seconds: float) -> Lost:
         how = f"has done nothing for {seconds:g} seconds"

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -18,7 +20,9 @@ from slipstream.envs import EnvError, EnvOptions, atari, make_envs
 from slipstream.envs.options import AtariOptions
 from slipstream.envs.recorded import RecordedEnvs, bring_back
 from slipstream.envs.rows import EnvFailure
+from slipstream.envs.slot import Source
 from slipstream.envs.toy import Chaos
+from slipstream.envs.workers import WorkerEnvs
 from slipstream.types import EnvStep
 from tests.faulty import Once
 
@@ -213,7 +217,7 @@ def test_a_system_that_refuses_to_start_workers_is_asked_again(
     failing.close()
 
 
-@pytest.mark.parametrize("fault", ["kill", "exit", "hang"])
+@pytest.mark.parametrize("fault", ["exit", "hang"])
 def test_a_worker_that_is_lost_the_same_way_at_the_same_place_is_raised_at_once(fault: str) -> None:
     options = EnvOptions(kwargs={"fault": fault, "at": 3}, timeout_seconds=1.0)
     failing = RecordedEnvs(make_envs("toy:chaos", 4, 2, options, workers=2), restarts=5)
@@ -222,6 +226,72 @@ def test_a_worker_that_is_lost_the_same_way_at_the_same_place_is_raised_at_once(
         played.steps(5)
     assert failing.restarted <= 2  # once for every lane
     failing.close()
+
+
+def test_a_worker_that_is_killed_at_the_same_place_is_tried_again_since_its_memory_may_come_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(patience, "_FIRST_PAUSE", 0.0)
+    options = EnvOptions(kwargs={"fault": "kill", "at": 3})
+    failing = RecordedEnvs(make_envs("toy:chaos", 2, 1, options, workers=1), restarts=2)
+    played = Play(lambda: failing)
+    with pytest.raises(EnvFailure, match=r"busy with slot \d, step 3, episode 0"):
+        played.steps(5)
+    assert failing.restarted == 2
+    failing.close()
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_worker_that_is_killed_while_it_has_nothing_to_do_costs_no_row(
+    victim: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patience, "_FIRST_PAUSE", 0.0)
+    played = Play(maker("CartPole-v1", 4, 2))
+    workers = WorkerEnvs(Source(lambda: gymnasium.make("CartPole-v1"), "CartPole-v1"), 4, 2, 2, timeout_seconds=5.0)
+    failing = RecordedEnvs(workers, restarts=2)
+    failing.reset(SEED)
+    for lane in range(2):
+        failing.recv(lane)
+    child = workers._workers[victim].child
+    os.kill(child.pid, signal.SIGKILL)
+    assert child.ended(5.0)
+    for _ in range(20):
+        played.step(failing)
+    assert failing.restarted == 2  # both lanes
+    failing.close()
+
+
+class Wide(Chaos):
+    """Actions of 40 kB; hangs in the third step if there is a certain file, which it removes."""
+
+    action_space: Any
+
+    def __init__(self, stuck: Path) -> None:
+        super().__init__("none", length=1000)
+        self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (10_000,), np.float32)
+        self._stuck = stuck
+
+    def step(self, action: Any) -> Any:
+        if self._t == 2 and self._stuck.exists():
+            self._stuck.unlink()
+            threading.Event().wait()
+        return super().step(action)
+
+
+def test_a_worker_that_hangs_while_it_is_told_of_more_than_a_pipe_holds_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patience, "_FIRST_PAUSE", 0.0)
+    stuck, options = tmp_path / "stuck", EnvOptions(timeout_seconds=0.7)
+    envs = RecordedEnvs(make_envs(lambda: Wide(stuck), 2, 2, options, workers=1), restarts=2)
+    played = Play(lambda: envs)
+    played.steps(8)
+    history, seen = envs.history(), envs.seen()
+    stuck.touch()
+    assert bring_back(envs, SEED, history, seen) == []
+    assert not stuck.exists()
+    assert envs.restarted >= 1
+    envs.close()
 
 
 def test_the_same_error_at_the_same_place_is_raised_at_once() -> None:

@@ -99,7 +99,7 @@ def unfailed(made: Forge, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("kill", 1, "was killed by SIGKILL while busy with slots? .*; it is brought back"),
         ("segfault", 1, "was killed by SIGSEGV while busy with slots? .*; it is brought back"),
         ("exit", 1, "ended with exit code 0 while busy with slots? .*; it is brought back"),
-        ("hang", 1, "no answer within 1 seconds; it is brought back"),
+        ("hang", 1, "no answer within 1 seconds: slot .*; it is brought back"),
     ],
     ids=["raise here", "raise", "kill", "segfault", "exit", "hang"],
 )

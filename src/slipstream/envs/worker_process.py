@@ -1,8 +1,8 @@
 """The life of one worker process: makes its environments, steps lanes on command, dies with its driver.
 
-Commands of 24 bytes arrive on one pipe; answers leave on one pipe per lane, so that the driver's threads never wait for
-each other. Rows and actions are in shared memory; pipes carry no data but error reports, and the histories by which
-slots are brought back to where they were.
+Commands of 16 bytes arrive on one pipe; answers leave on one pipe per lane, so that the driver's threads never wait for
+each other. Rows and actions are in shared memory, the histories by which slots are brought back to where they were in a
+file per lane; pipes carry no data but error reports, and the driver can always write to them.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from slipstream.envs.shared import map_shared
 from slipstream.envs.slot import Slot, Source, make_slots
 from slipstream.history import History
 
-COMMAND = struct.Struct("<iiQQ")
-"""What to do with which lane, a seed, and the size of what follows: a `History` if the lane is to be restored."""
+COMMAND = struct.Struct("<iiQ")
+"""What to do with which lane, and a seed. The `History` of a lane that is to be restored is in its file."""
 STEP, RESET, RESTORE = range(3)
 
 
@@ -40,6 +40,7 @@ class Setup:
         workers: Number of workers.
         index: This worker.
         columns: Its columns, by lane.
+        histories: Descriptors of files, by lane.
     """
 
     source: Source
@@ -50,6 +51,7 @@ class Setup:
     workers: int
     index: int
     columns: tuple[tuple[int, ...], ...]
+    histories: tuple[int, ...]
 
 
 def main() -> None:
@@ -93,8 +95,9 @@ class _Worker:
             self._busy[0] = column
             self._slots[column].reset(seed)
 
-    def restore(self, lane: int, seed: int, history: History) -> None:
+    def restore(self, lane: int, seed: int) -> None:
         """Brings this worker's slots of `lane` to where the histories of all its slots lead."""
+        history = History.parse(process.read_file(self._setup.histories[lane]))
         first = self._setup.num_envs // len(self._setup.columns) * lane
         for column in self._setup.columns[lane]:
             self._busy[0] = column
@@ -120,11 +123,11 @@ def _serve(fds: process.Descriptors, worker: _Worker) -> None:
     """Does what it is told until the driver closes the command pipe."""
     with open(fds.commands, "rb") as commands:
         while len(command := commands.read(COMMAND.size)) == COMMAND.size:
-            what, lane, seed, size = COMMAND.unpack(command)
+            what, lane, seed = COMMAND.unpack(command)
             if what == STEP:
                 task = partial(worker.step, lane)
             elif what == RESET:
                 task = partial(worker.reset, lane, seed)
             else:
-                task = partial(worker.restore, lane, seed, History.parse(commands.read(size)))
+                task = partial(worker.restore, lane, seed)
             process.answer(fds.answers[lane], task)

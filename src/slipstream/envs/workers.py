@@ -21,8 +21,8 @@ import time
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass, field, replace
-from threading import Lock, RLock
+from dataclasses import dataclass, replace
+from threading import RLock
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -84,12 +84,24 @@ class WorkerEnvs:
         self._graves: list[_Grave] = []
         members = [columns for columns in _spread(self._spec, workers) if any(columns)]
         self._memory = process.anonymous_file()
-        self._finalizer = weakref.finalize(self, _stop, self._workers, self._graves, self._memory)
+        self._histories = tuple(process.anonymous_file() for _ in range(lanes))  # of lanes that are to be brought back
+        files = [self._memory, *self._histories]
+        self._finalizer = weakref.finalize(self, _stop, self._workers, self._graves, files)
         try:
             like = np.zeros(self._actions.shape[1:], self._actions.dtype)
             self._shared = map_shared(self._memory, env.observation_space, like, num_envs, len(members))
             for index, columns in enumerate(members):
-                setup = Setup(source, env.observation_space, like, num_envs, first_slot, len(members), index, columns)
+                setup = Setup(
+                    source=source,
+                    observation_space=env.observation_space,
+                    action_like=like,
+                    num_envs=num_envs,
+                    first_slot=first_slot,
+                    workers=len(members),
+                    index=index,
+                    columns=columns,
+                    histories=self._histories,
+                )
                 content = process.pickled(
                     setup, f"{source.id}: worker processes need an environment", "--placement.env-workers 0"
                 )
@@ -137,7 +149,8 @@ class WorkerEnvs:
             self._failed[lane] = None
             _leave(self._graves, lane)
         history = replace(history, action=self._actions.encode_all(history.action))
-        self._command(lane, RESTORE, seed, history.dump())
+        process.write_file(self._histories[lane], history.dump())
+        self._command(lane, RESTORE, seed)
 
     def send(self, action: NDArray[Any], lane: int) -> None:
         """Hands the actions to the workers and returns at once.
@@ -179,7 +192,8 @@ class WorkerEnvs:
         self._finalizer()
 
     def _start(self, setup: bytes) -> Child:
-        return process.start("slipstream.envs.worker_process", setup, self._memory, self._spec.lanes)
+        module = "slipstream.envs.worker_process"
+        return process.start(module, setup, self._memory, self._spec.lanes, self._histories)
 
     def _renew(self, worker: _Worker) -> None:
         """Starts a worker anew in place of one that has died."""
@@ -210,16 +224,16 @@ class WorkerEnvs:
             raise self._death(worker, child)
         self._check(worker, child, child.answers[0])
 
-    def _command(self, lane: int, what: int, seed: int = 0, more: bytes = b"") -> None:
-        message = COMMAND.pack(what, lane, seed, len(more)) + more
-        told = [(worker, worker.child) for worker in self._lane_workers[lane]]
-        self._due[lane] = {child.answers[lane]: (worker, child) for worker, child in told}
-        for worker, child in told:
+    def _command(self, lane: int, what: int, seed: int = 0) -> None:
+        """Tells all workers of a lane; the answers of those that were told before one that is dead are due."""
+        command, due = COMMAND.pack(what, lane, seed), self._due[lane]
+        for worker in self._lane_workers[lane]:
+            child = worker.child
             try:
-                with worker.telling:
-                    child.tell(message)
+                child.tell(command)
             except ChildDied:
                 raise self._death(worker, child) from None
+            due[child.answers[lane]] = (worker, child)
 
     def _settle(self, lane: int) -> None:
         """Waits for the answers that are still due to `lane`."""
@@ -244,7 +258,8 @@ class WorkerEnvs:
         home = {fd: lane for lane in lanes for fd in self._due[lane]}
         timeout, played = self._timeout, self._shared.busy[:, 1].copy()
         deadline = time.monotonic() + timeout
-        watched = [(worker, worker.child) for lane in lanes for worker in self._lane_workers[lane]]
+        workers = [worker for lane in lanes for worker in self._lane_workers[lane] if worker.failure is None]
+        watched = [(worker, worker.child) for worker in workers]
         watched += [pair for lane in due for pair in lane.values()]  # some may have been replaced
         deaths = {child.pidfd: (worker, child) for worker, child in watched if child.pidfd is not None}
         poll = select.poll()
@@ -298,14 +313,15 @@ class WorkerEnvs:
     def _hang(self, late: Sequence[tuple[_Worker, Child]], timeout: float) -> EnvFailure:
         """Gives workers up that don't answer; says where they are, and their Python stacks."""
         how = f"no answer within {timeout:g} seconds"
-        texts, kinds = [f"{self._spec.id}: {how}"], [how]
+        places, stacks = list[str](), list[str]()
         with self._changing:
             for worker, child in late:
                 if child is not worker.child or worker.failure is not None:
                     return self._fail(worker, child, None)  # another lane was faster
-                kinds.append(self._place(worker))
-                texts.append(f"worker process {child.pid}, busy with {kinds[-1]}:\n{child.stack_now()}")
-            failure = EnvFailure("\n\n".join(texts), ", ".join(kinds))
+                places.append(self._place(worker))
+                stacks.append(f"worker process {child.pid}, busy with {places[-1]}:\n{child.stack_now()}")
+            kind = f"{how}: {'; '.join(places)}"
+            failure = EnvFailure("\n\n".join([f"{self._spec.id}: {kind}", *stacks]), kind)
             for worker, child in late:
                 child.kill_group()
                 self._fail(worker, child, failure)
@@ -321,7 +337,7 @@ class WorkerEnvs:
                 how, stack = child.obituary()
                 kind = f"{how} while busy with {self._place(worker)}"
                 text = f"{self._spec.id}: worker process {child.pid} {kind}"
-                failure = EnvFailure(f"{text}\n\n{stack}" if stack else text, kind)
+                failure = EnvFailure(f"{text}\n\n{stack}" if stack else text, "" if how == process.KILLED else kind)
             worker.failure = failure
             for lane, columns in enumerate(worker.columns):
                 if columns:
@@ -343,7 +359,6 @@ class _Worker:
         setup: What it is told once.
         child: The process.
         failure: Why it is no more, until it is started anew.
-        telling: Held while a command is written.
     """
 
     index: int
@@ -351,7 +366,6 @@ class _Worker:
     setup: bytes
     child: Child
     failure: EnvFailure | None = None
-    telling: Lock = field(default_factory=Lock)
 
 
 class _Grave(NamedTuple):
@@ -384,9 +398,10 @@ def _spread(spec: EnvSpec, workers: int) -> list[tuple[tuple[int, ...], ...]]:
     ]
 
 
-def _stop(workers: list[_Worker], graves: list[_Grave], memory: int) -> None:
+def _stop(workers: list[_Worker], graves: list[_Grave], files: list[int]) -> None:
     """Ends the processes within a bounded time."""
     process.stop([worker.child for worker in workers] + [grave.child for grave in graves])
     workers.clear()
     graves.clear()
-    os.close(memory)
+    for file in files:
+        os.close(file)
