@@ -581,6 +581,34 @@ def test_what_was_learned_before_an_environment_failed_is_kept(tmp_path: Path) -
     assert f"resume:     slipstream resume {path}" in caught.value.__notes__
 
 
+class _Once(CartPoleEnv):
+    """Raises when all of them have taken so many steps, while a file says so."""
+
+    steps, fails = 0, 0
+
+    def step(self, action: Any) -> Any:
+        _Once.steps += 1
+        if _Once.steps == _Once.fails:
+            raise RuntimeError("an outage")
+        return super().step(action)
+
+
+def test_a_run_goes_on_exactly_from_before_an_environment_that_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings: dict[str, Any] = {"env": f"{CALLABLE}_Once", "total_steps": 300, "placement__restarts": 0}
+    settings["log__checkpoint_every"] = 40
+    whole = train(tmp_path / "whole", Own(env=_Once), **settings).run
+    for fails, told in ((150, "exact;"), (36, "exact, but only from here on (new episodes after step 21)")):
+        monkeypatch.setattr(_Once, "fails", _Once.steps + fails)
+        with pytest.raises(EnvError, match="an outage"):
+            train(tmp_path / str(fails), Own(env=_Once), **settings)
+        (path,) = (tmp_path / str(fails)).iterdir()
+        resume(path, own=Own(env=_Once))
+        assert checkpoint.newest(path / "checkpoints").manifest["resumes"].startswith(told)
+        assert (list(differences(whole.path, path)) == []) == (fails == 150)
+
+
 def test_a_run_goes_on_exactly_from_before_an_evaluation_that_failed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -250,12 +250,14 @@ def _drive(this: _Run, saved: Checkpoint | None) -> Trained:
             checkpoints.close()
         except Exception as error:
             _keep_traceback(error, run)  # first, however long the disk takes for what comes now
-            # Environments fail while acting, when the learner is between two updates: what it has learned is whole.
-            # Those of an evaluation fail before its update is in the metrics, and the run goes on from before it.
-            if isinstance(error, EnvError) and progress.steps and not training.starts_anew and checkpoints.whole:
+            checkpoints.close()
+            # Environments fail while acting, when the learner is between two updates: what it has learned is whole, but
+            # for an update that an evaluation interrupts. A checkpoint to go on from exactly is worth more, if there is
+            # one: what is learned after it will be learned again.
+            exact = training.at_rest or not any(run.checkpoints.glob("[0-9]*"))
+            if isinstance(error, EnvError) and progress.steps and checkpoints.whole and exact:
                 with suppress(CheckpointError):
                     checkpoints.save()
-            checkpoints.close()
             if any(run.checkpoints.glob("[0-9]*")):
                 error.add_note(f"resume:     slipstream resume {run.path}")
             raise

@@ -209,6 +209,11 @@ class Training:
         return self._config.exact_resume and not self.plays_back
 
     @property
+    def at_rest(self) -> bool:
+        """Whether what `state` returns now is what a run goes on from as exactly as it can."""
+        return self._barrier.at_rest or not (self.plays_back or self.starts_anew)
+
+    @property
     def caveats(self) -> list[str]:
         """What the same seed does not give, and why, in sentences."""
         found = [] if self._learners.caveat is None else [self._learners.caveat]
@@ -249,7 +254,7 @@ class Training:
         barrier = self._barrier
         if not (self.plays_back or self.starts_anew):
             return tensors, facts
-        if not barrier.at_rest:
+        if not self.at_rest:
             facts["resumes"] = "with new episodes, so that bits will differ; environments had failed, or just begun"
             return tensors, facts
         if self.plays_back:
@@ -294,6 +299,9 @@ class Training:
         if self.plays_back and "env_seed" in facts:
             self._env_seed = int(facts["env_seed"])
             self._standing = Standing.of(under("standing.", tensors))
+        elif self.plays_back:
+            self._exact = f"exact, but only from here on (new episodes after step {self.learner.steps})"
+            return
         elif not self.starts_anew:
             return
         if "ahead" in facts:
