@@ -91,7 +91,8 @@ class Standing:
     Attributes:
         slots: What the collectors know.
         history: What brings the environments back.
-        seen: int64 `[B]`, check sums of the observations that the next row begins with.
+        seen: int64 `[B]`, check sums of the rows before, with the observations that the next ones begin with; -1 where
+            that is not known.
     """
 
     slots: SlotState
@@ -114,22 +115,23 @@ class Standing:
             "start": torch.from_numpy(history.start),
             "count": torch.from_numpy(history.count),
             "action": torch.from_numpy(history.action),
-            "seen": self.seen,
+            "sum": self.seen,
         }
 
     @staticmethod
     def of(tensors: Mapping[str, Tensor]) -> Standing:
         """That of which `tensors` are all."""
-        leaves = sum(name.startswith("memory.") for name in tensors)
+        row, leaves = tensors["row"], sum(name.startswith("memory.") for name in tensors)
         slots = SlotState(
-            row=tensors["row"],
+            row=row,
             reward=tensors["reward"],
             shaped=tensors["shaped"],
             length=tensors["length"],
             memory=tuple(tensors[f"memory.{number}"] for number in range(leaves)),
         )
         start, count, action = (tensors[name].numpy() for name in ("start", "count", "action"))
-        return Standing(slots, History(start, count, action), tensors["seen"])
+        seen = tensors["sum"] if "sum" in tensors else torch.full_like(row, -1)  # older checkpoints have others
+        return Standing(slots, History(start, count, action), seen)
 
     @staticmethod
     def join(parts: Sequence[Standing]) -> Standing:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from slipstream import patience, tree
 from slipstream.envs import EnvError, EnvOptions, atari, make_envs
 from slipstream.envs.options import AtariOptions
-from slipstream.envs.recorded import RecordedEnvs, bring_back
+from slipstream.envs.recorded import UNKNOWN, RecordedEnvs, bring_back
 from slipstream.envs.rows import EnvFailure
 from slipstream.envs.slot import Source
 from slipstream.envs.toy import Chaos
@@ -133,7 +133,9 @@ FAULTS = [("raise", 0), ("raise", 2), ("kill", 2), ("exit", 2), ("segfault", 1),
 
 
 @pytest.mark.parametrize(("fault", "workers"), FAULTS)
-def test_a_failure_changes_no_row(fault: str, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_changes_no_row(
+    fault: str, workers: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr(patience, "_FIRST_PAUSE", 0.0)
 
     def options(fault: str) -> EnvOptions:
@@ -147,6 +149,7 @@ def test_a_failure_changes_no_row(fault: str, workers: int, monkeypatch: pytest.
     for _ in range(40):
         played.step(failing)
     assert failing.restarted >= 4
+    assert not [message for message in caplog.messages if "something else" in message]
     assert failing.history().start.tolist() == played.envs.history().start.tolist()
     failing.close()
 
@@ -181,7 +184,12 @@ def test_a_failure_in_reset_changes_no_row(workers: int, monkeypatch: pytest.Mon
 @pytest.mark.parametrize("at", [0, 2])
 @pytest.mark.parametrize(("fault", "workers"), [("raise", 0), ("raise", 1), ("kill", 1)])
 def test_a_failure_while_slots_begin_or_are_brought_back_changes_no_row(
-    fault: str, workers: int, at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fault: str,
+    workers: int,
+    at: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(patience, "_FIRST_PAUSE", 0.0)
     played = Play(maker("toy:chaos", 4, 2, EnvOptions(kwargs={"fault": "none"})))
@@ -196,6 +204,7 @@ def test_a_failure_while_slots_begin_or_are_brought_back_changes_no_row(
     for _ in range(20):
         played.step(failing)
     assert failing.restarted >= 1
+    assert not [message for message in caplog.messages if "something else" in message]
     assert failing.history().count.tolist() == played.envs.history().count.tolist()
     failing.close()
 
@@ -394,6 +403,34 @@ def test_what_does_not_come_back_is_named() -> None:
     seen[2] += 1
     other = maker("CartPole-v1", 4, 2)()
     assert bring_back(other, SEED, played.envs.history(), seen) == [2]
+
+
+class Remembering(Chaos):
+    """Pays for the steps that it has ever taken; raises at one of them, once in all its lives."""
+
+    failed = False
+
+    def step(self, action: Any) -> Any:
+        obs, _, *more = super().step(action)
+        if self._steps == 8 and not Remembering.failed:
+            Remembering.failed = True
+            raise RuntimeError("once")
+        return obs, float(self._steps), *more
+
+
+def test_what_rewards_depend_on_beyond_the_reset_is_noticed(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(patience, "_FIRST_PAUSE", 0.0)
+    Remembering.failed = False
+    played = Play(lambda: RecordedEnvs(make_envs(lambda: Remembering("none"), 2), restarts=1))
+    played.steps(15)
+    assert played.envs.restarted == 1
+    assert "slots 0 to 1 are back, but show something else than before" in caplog.messages[-1]
+    other = RecordedEnvs(make_envs(lambda: Remembering("none"), 2))
+    assert bring_back(other, SEED, played.envs.history(), played.envs.seen()) == [0, 1]
+    unknown = np.full(2, UNKNOWN, np.int64)
+    assert bring_back(other, SEED, played.envs.history(), unknown) == []
 
 
 def test_histories_travel() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 import zlib
 from collections.abc import Callable, Sequence
@@ -17,6 +18,12 @@ from slipstream.patience import Patience
 from slipstream.types import BoolArray, Envs, EnvSpec, EnvStep
 
 Sums = NDArray[np.int64]
+UNKNOWN = -1
+"""In place of a check sum that is not known."""
+
+_LOOKED_AT = 1024  # numbers of an array, about
+
+_log = logging.getLogger(__name__)
 
 
 def recorded(envs: Envs, restarts: int, mending: Callable[[bool], object] = bool) -> RecordedEnvs | None:
@@ -29,7 +36,8 @@ class RecordedEnvs:
 
     Where an environment raises, or its process dies or hangs, its lane is played back to where it was and the step is
     tried again, so that nothing is lost and no bit changes, as long as there is `Patience` with the lane. That is done
-    in `recv`, where the lane is waited for anyway, whatever has failed.
+    in `recv`, where the lane is waited for anyway, whatever has failed. A line in the log says so if the lane shows
+    something else there, as environments do that are not theirs to seed alone.
 
     Args:
         envs: The environments; their `spec.seeded_every` is positive.
@@ -116,7 +124,7 @@ class RecordedEnvs:
         return History.join([lane.past.history() for lane in self._lanes])
 
     def seen(self, lanes: Sequence[int] | None = None) -> Sums:
-        """Check sums of the observations received last, int64 `[B]`, or those of some lanes one after the other."""
+        """Check sums of the rows received last, int64 `[B]`, or those of some lanes one after the other."""
         chosen = self._lanes if lanes is None else [self._lanes[lane] for lane in lanes]
         return np.concatenate([lane.seen() for lane in chosen])
 
@@ -129,11 +137,21 @@ class RecordedEnvs:
 
     def _try_again(self, lane: int) -> None:
         """Brings a lane to where it was, and sends what it was sent last."""
-        history, action = self._lanes[lane].before()
+        record = self._lanes[lane]
+        history, action = record.before()
         self._envs.restore(lane, self._seed, history)
-        if action is not None:
-            self._envs.recv(lane)
-            self._envs.send(action, lane)
+        if action is None:
+            return
+        if not record.looks_like(self._envs.recv(lane)):
+            slots = self.spec.slots(lane)
+            _log.warning(
+                "%s: slots %d to %d are back, but show something else than before: bits will differ, and a transition "
+                "is learned from that never was; what does an environment keep beyond its reset?",
+                self.spec.id,
+                slots.start,
+                slots.stop - 1,
+            )
+        self._envs.send(action, lane)
 
 
 def bring_back(envs: RecordedEnvs, seed: int, history: History, seen: Sums) -> list[int]:
@@ -142,7 +160,8 @@ def bring_back(envs: RecordedEnvs, seed: int, history: History, seen: Sums) -> l
         envs.restore(lane, seed, history.part(envs.spec.columns(lane)))
     for lane in range(envs.spec.lanes):
         envs.recv(lane)
-    return [envs.spec.first_slot + int(column) for column in np.flatnonzero(envs.seen() != seen)]
+    other = (envs.seen() != seen) & (seen != UNKNOWN)
+    return [envs.spec.first_slot + int(column) for column in np.flatnonzero(other)]
 
 
 class _Lane:
@@ -154,6 +173,8 @@ class _Lane:
         self._dead: BoolArray = np.zeros(spec.lane_size, np.bool_)
         self._step: EnvStep | None = None  # the one that was received last
         self._due = False  # whether that of the actions sent last is yet to come
+        self._look = 0  # of the row before it, if the lane may be brought back there
+        self._keeps = restarts > 0
         self.failure: EnvFailure | None = None
         self.patience = Patience[EnvFailure](restarts)
         self.rows = 0
@@ -161,6 +182,8 @@ class _Lane:
     def sent(self, action: NDArray[Any]) -> None:
         self.past.sent(action)
         self.rows += 1
+        if self._keeps and self._step is not None:
+            self._look = _look(self._step)  # its memory is about to be written to
         self._due, self._step = True, None
 
     def received(self, step: EnvStep) -> None:
@@ -176,6 +199,10 @@ class _Lane:
             return self.past.history(), None
         return self.past.history(but=1), self.past.last
 
+    def looks_like(self, step: EnvStep) -> bool:
+        """Whether a row may be the one before what was sent last."""
+        return _look(step) == self._look
+
     def load(self, history: History) -> None:
         self.past.load(history)
         self._dead[:] = False
@@ -183,8 +210,17 @@ class _Lane:
 
     def seen(self) -> Sums:
         assert self._step is not None, "nothing has been received"
-        leaves = tree.leaves(self._step.obs)
+        leaves = _leaves(self._step)
         return np.array([_sum([leaf[column] for leaf in leaves]) for column in range(self._size)], np.int64)
+
+
+def _leaves(step: EnvStep) -> list[NDArray[Any]]:
+    return [*tree.leaves(step.obs), step.reward, step.terminated, step.truncated]
+
+
+def _look(step: EnvStep) -> int:
+    """A check sum of some of a lane's row, which costs microseconds whatever its size."""
+    return _sum([leaf.reshape(-1)[:: leaf.size // _LOOKED_AT + 1] for leaf in _leaves(step)])
 
 
 def _sum(leaves: Sequence[NDArray[Any]]) -> int:
