@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from gymnasium import Space, spaces
 
+from slipstream import history
 from slipstream.history import History, Past
 
 SLOTS = 3
@@ -47,3 +48,12 @@ def test_it_forgets_what_is_needed_no_more() -> None:
     for _ in range(300):
         past.add(np.ones((64, SLOTS), np.int64), dead)
     assert len(past._action) <= 1024
+
+
+def test_what_grows_without_end_is_told_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(history, "_LARGE", 8 * SLOTS * 500)
+    past = Past(SLOTS, spaces.Discrete(5), 1)
+    for _ in range(4000):
+        past.sent(np.ones(SLOTS, np.int64))
+    (told,) = caplog.messages
+    assert told.startswith("after 514 steps without a new episode, 0 MB of actions")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,9 @@ from gymnasium import Space
 from numpy.typing import NDArray
 
 _ROWS = 256  # room at first
+_LARGE = 16_000_000  # bytes of a lane, above which there is a warning
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,7 @@ class Past:
         self._sent = 0  # rows kept
         self._first = np.zeros(slots, np.int64)  # of each slot
         self._start = np.zeros(slots, np.int64)
+        self._told = False
 
     @property
     def last(self) -> NDArray[Any]:
@@ -125,6 +130,14 @@ class Past:
             return
         gone = int(self._first.min())
         kept = self._action[gone : self._sent]
+        if kept.nbytes > _LARGE and not self._told:
+            self._told = True
+            _log.warning(
+                "after %s steps without a new episode, %.0f MB of actions are kept, and saved in every checkpoint, to "
+                "play them again after a stop: --env-options.max-episode-steps makes episodes end",
+                f"{len(kept):,}",
+                kept.nbytes / 1e6,
+            )
         self._action = np.zeros((max(_ROWS, 2 * (len(kept) + rows)), *kept.shape[1:]), kept.dtype)
         self._action[: len(kept)] = kept
         self._sent -= gone
