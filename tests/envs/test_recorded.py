@@ -20,7 +20,7 @@ from slipstream.envs import EnvError, EnvOptions, atari, make_envs
 from slipstream.envs.options import AtariOptions
 from slipstream.envs.recorded import UNKNOWN, RecordedEnvs, bring_back
 from slipstream.envs.rows import EnvFailure
-from slipstream.envs.slot import Source
+from slipstream.envs.slot import Source, random_start
 from slipstream.envs.toy import Chaos
 from slipstream.envs.workers import WorkerEnvs
 from slipstream.types import EnvStep
@@ -122,6 +122,13 @@ def test_atari(options: EnvOptions, before: int, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(atari, "SEED_EVERY", 50)
     envs = assert_comes_back(maker("ALE/Breakout-v5", 2, 2, options), before, 90, ends=2)
     assert envs.history().start.min() >= 1
+
+
+@pytest.mark.parametrize("before", [0, 5, 40])
+def test_atari_games_that_end_with_their_last_random_move(before: int) -> None:
+    assert [random_start(SEED, slot, 20)[0] for slot in range(4)] == [14, 9, 0, 3]
+    options = EnvOptions(max_episode_steps=14, decorrelate_steps=20)
+    assert_comes_back(maker("ALE/Breakout-v5", 4, 1, options), before, 30, ends=4)
 
 
 def test_a_history_longer_than_its_first_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -147,15 +147,8 @@ class _Lane:
         """Starts all slots, each after its own random moves."""
         self._seed = seed
         self._starts[:] = 0
-        self._play(random)
-        assert self._step is not None
-        if self._step.ended.any():
-            obs, info = self.env.reset(options={"reset_mask": self._step.ended})
-            self._lives = info["lives"]
-            self._step = self._step._replace(obs=obs)
+        self._play(random, [[] for _ in random])
         self._age[:] = 0
-        none = np.zeros(len(self._slots), np.bool_)
-        self._step = EnvStep(self._step.obs, np.zeros(len(none), np.float32), none, none.copy(), none.copy())
 
     def restore(
         self, seed: int, history: History, random: Sequence[Moves], actions: Actions, played: Callable[[], object]
@@ -164,10 +157,8 @@ class _Lane:
         self._seed = seed
         self._starts = history.start.copy()
         self._play(
-            [
-                [*(first if start == 0 else []), *actions.encode_all(history.of(column)).tolist()]
-                for column, (first, start) in enumerate(zip(random, self._starts, strict=True))
-            ],
+            [moves if start == 0 else [] for moves, start in zip(random, self._starts, strict=True)],
+            [actions.encode_all(history.of(column)).tolist() for column in range(len(random))],
             played,
         )
         self._age = history.count.copy()
@@ -209,7 +200,12 @@ class _Lane:
         pairs = zip(self._slots, self._starts, strict=True)
         seeds = np.array([dice.env_seed(self._seed, "env", slot, int(start)) for slot, start in pairs], np.int64)
         obs, info = self.env.reset(seed=seeds[chosen], options=None if chosen.all() else {"reset_mask": chosen})
-        self._lives, self._age[chosen] = info["lives"], 0
+        self._age[chosen] = 0
+        self._show(chosen, obs, info["lives"])
+
+    def _show(self, chosen: BoolArray, obs: NDArray[np.uint8], lives: NDArray[np.int32]) -> None:
+        """Makes the rows of some slots first ones, without a reward or an end; the others stay as they are."""
+        self._lives = lives
         if self._step is None:
             none = np.zeros(len(self._slots), np.bool_)
             self._step = EnvStep(obs, np.zeros(len(none), np.float32), none, none.copy(), none.copy())
@@ -218,12 +214,15 @@ class _Lane:
         reward = np.where(chosen, np.float32(0.0), reward)
         self._step = EnvStep(obs, reward, terminated & ~chosen, truncated & ~chosen, ended & ~chosen)
 
-    def _play(self, moves: Sequence[Moves], played: Callable[[], object] = bool) -> None:
+    def _play(self, random: Sequence[Moves], actions: Sequence[Moves], played: Callable[[], object] = bool) -> None:
         """Begins every slot so that all have made their moves at the same time, the row that shows it being the newest.
 
-        The emulators are only ever stepped together: one that has to wait for its beginning plays anything.
+        What a slot shows after its random moves is its first row: a game that ended with the last of them is reset
+        without a dead row. The emulators are only ever stepped together: one that has to wait for its beginning plays
+        anything.
         """
-        left = np.array([len(some) for some in moves])
+        moves = [[*some, *more] for some, more in zip(random, actions, strict=True)]
+        left, own = (np.array([len(some) for some in each]) for each in (moves, actions))
         if left.min() < left.max():
             self.env.reset()  # ALE wants a full reset before a partial one; nothing of it is left below
         self._step = None
@@ -231,10 +230,22 @@ class _Lane:
             due = left == togo
             if due.any():
                 self._begin(due)
+            if (own == togo).any():
+                self._end_random(own == togo)
             if togo:
                 self.env.send(np.array([some[-togo] if len(some) >= togo else 0 for some in moves], np.int64))
                 self._step = self._receive()
                 played()
+
+    def _end_random(self, chosen: BoolArray) -> None:
+        """Makes the rows of slots whose random moves are over first ones, which are alive."""
+        step = self.row()
+        obs, lives = step.obs, self._lives
+        over = step.ended & chosen
+        if over.any():
+            obs, info = self.env.reset(options={"reset_mask": over})
+            lives = info["lives"]
+        self._show(chosen, obs, lives)
 
 
 def atari_game(id: str) -> str | None:
