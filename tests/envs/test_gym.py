@@ -272,6 +272,45 @@ def test_worker_environments_close_the_one_they_looked_at(last: str, lanes: int,
     assert (Kept.opened, Kept.closed) == (2, 2)
 
 
+class Sticking(Chaos):
+    """Can't be closed, in one of two ways; counts, in the class, how often that was tried."""
+
+    tried = 0
+
+    def __init__(self, error: type[BaseException] = RuntimeError) -> None:
+        super().__init__("none")
+        self._error = error
+
+    def close(self) -> None:
+        Sticking.tried += 1
+        raise self._error("it sticks")
+
+
+@pytest.mark.parametrize("error", [RuntimeError, SystemExit])
+def test_a_close_that_raises_is_a_line_in_the_log(
+    error: type[BaseException], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    envs = make_envs(lambda: Sticking(error), 3, first_slot=4)
+    caplog.clear()
+    monkeypatch.setattr(Sticking, "tried", 0)
+    envs.close()
+    assert Sticking.tried == 3
+    said = f"close of slot 4 raised {error.__name__}: it sticks (so did those of 2 others)"
+    assert [message.partition(": ")[2] for message in caplog.messages] == [said]
+
+
+def test_a_close_that_raises_in_a_worker_is_a_line_in_the_log(capfd: pytest.CaptureFixture[str]) -> None:
+    make_envs(Sticking, 3, workers=1).close()
+    (said,) = capfd.readouterr().err.splitlines()  # of the worker; what the driver says is in its own log
+    assert said == "Sticking: close of slot 0 raised RuntimeError: it sticks (so did those of 2 others)"
+
+
+def test_a_close_that_raises_does_not_hide_why_environments_could_not_be_made() -> None:
+    made = iter([Sticking, Sticking, Sticking])
+    with pytest.raises(EnvError, match="making the environment of slot 2 failed: StopIteration"):
+        make_envs(lambda: next(made)(), 3)
+
+
 def test_close_twice() -> None:
     envs = make_envs("CartPole-v1", 2)
     envs.close()

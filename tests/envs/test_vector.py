@@ -232,6 +232,28 @@ def test_construction_that_fails_closes_what_it_made(
     assert all(made.shut for made in Kept.made)
 
 
+def test_a_close_that_raises_is_a_line_in_the_log(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def close(self: SyncVectorEnv, **kwargs: Any) -> None:
+        closed.append(self)
+        raise RuntimeError("it sticks")
+
+    closed: list[SyncVectorEnv] = []
+    monkeypatch.setattr(SyncVectorEnv, "close", close)
+    with pytest.raises(ValueError, match="frame_stack is not for vector environments"):
+        make_envs(lanes_of(2, AutoresetMode.NEXT_STEP), 4, 2, EnvOptions(frame_stack=2))
+    with pytest.raises(ValueError, match="lanes must divide num_envs"):
+        make_envs(lanes_of(2, AutoresetMode.NEXT_STEP), 4, 3)
+    envs = make_envs(lanes_of(2, AutoresetMode.NEXT_STEP), 4, 2)
+    caplog.clear()
+    closed.clear()
+    envs.close()
+    assert len(closed) == 2
+    said = "close of slot 0 raised RuntimeError: it sticks (so did those of 1 other)"
+    assert [message.partition(": ")[2] for message in caplog.messages] == [said]
+
+
 def test_close_twice() -> None:
     envs = make_envs(lambda: gymnasium.make_vec("CartPole-v1", 2), 2)
     envs.close()

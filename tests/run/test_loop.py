@@ -23,6 +23,8 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from slipstream.envs import EnvError
+from slipstream.envs.recorded import RecordedEnvs
+from slipstream.loader import Loader
 from slipstream.run import checkpoint, evaluate, loop, metrics
 from slipstream.run.checkpoint import Checkpoint
 from slipstream.run.config import CALLABLE
@@ -405,6 +407,57 @@ def test_environments_of_an_evaluation_are_brought_back(tmp_path: Path) -> None:
     trained = train(tmp_path, Own(env=FailsInEvaluations), **settings)
     assert FailsInEvaluations.failures == 1
     assert trained.progress.evaluation["eval/episodes"] == 4
+
+
+class Sticking(CartPoleEnv):
+    """Can't be closed; in one step of those of all of them it raises."""
+
+    left = 0
+
+    def step(self, action: Any) -> Any:
+        Sticking.left -= 1
+        if Sticking.left == 0:
+            raise OSError("the cause")
+        return super().step(action)
+
+    def close(self) -> None:
+        raise AttributeError("it sticks")
+
+
+@pytest.mark.parametrize("fails_at", [0, 100])
+def test_environments_that_cannot_be_closed_neither_end_a_run_nor_hide_why_it_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails_at: int
+) -> None:
+    monkeypatch.setattr(Sticking, "left", fails_at)
+    changes = {"log__eval_every": 60, "log__eval_episodes": 2, "placement__restarts": 0}
+    threads = torch.get_num_threads()
+    if fails_at:
+        with pytest.raises(EnvError, match="raised OSError: the cause"):
+            train(tmp_path, Own(env=Sticking), env=f"{CALLABLE}Sticking", **changes)
+    else:
+        assert train(tmp_path, Own(env=Sticking), env=f"{CALLABLE}Sticking", **changes).progress.finished
+    assert torch.get_num_threads() == threads
+
+
+def test_every_piece_of_a_run_is_closed_though_one_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[RecordedEnvs] = []
+    close_loader, close_envs = Loader.close, RecordedEnvs.close
+
+    def failing(loader: Loader) -> None:
+        close_loader(loader)
+        raise RuntimeError("it sticks")
+
+    def noted(envs: RecordedEnvs) -> None:
+        closed.append(envs)
+        close_envs(envs)
+
+    monkeypatch.setattr(Loader, "close", failing)
+    monkeypatch.setattr(RecordedEnvs, "close", noted)
+    training = Training(configuration(tmp_path, placement__workers=2, num_envs=4, lanes=2, algo__batch_size=28))
+    with pytest.raises(RuntimeError, match="it sticks"):
+        training.close()
+    assert len(closed) == 1
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("slipstream-")]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

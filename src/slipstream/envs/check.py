@@ -19,6 +19,7 @@ from slipstream.envs.gym import GymEnvs
 from slipstream.envs.make import env_family, gym_source, make_envs
 from slipstream.envs.options import EnvOptions
 from slipstream.envs.rows import EnvError
+from slipstream.envs.slot import close_all
 from slipstream.ops.spaces import allowed, space_tree
 from slipstream.tree import Tree
 from slipstream.types import Envs, EnvSpec, EnvStep
@@ -248,7 +249,7 @@ def _views(env: gymnasium.Env[Any, Any], seed: int) -> list[Finding]:
                 obs, _ = env.reset()
             held, kept = obs, copy.deepcopy(obs)
     finally:
-        env.close()
+        close_all("env", {0: env})
     return []
 
 

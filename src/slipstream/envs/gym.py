@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from typing import Any
 
 import gymnasium
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from slipstream.envs import spaces
 from slipstream.envs.rows import RowCheck, Rows
-from slipstream.envs.slot import Source, check_lanes, make_slots
+from slipstream.envs.slot import Source, check_lanes, close_all, make_slots
 from slipstream.envs.spaces import Actions
 from slipstream.history import History
 from slipstream.types import EnvSpec, EnvStep
@@ -44,12 +44,15 @@ class GymEnvs:
         played: Callable[[], object] = bool,
     ) -> None:
         self._played = played
+        made: dict[int, gymnasium.Env[Any, Any]] = {}
         with ExitStack() as undo:
-            first = undo.enter_context(closing(source.make(first_slot)))
+            undo.callback(close_all, source.id, made)
+            first = made[first_slot] = source.make(first_slot)
             self._spec = source_spec(source, first, num_envs, lanes, first_slot)
-            others = [undo.enter_context(closing(source.make(first_slot + c))) for c in range(1, num_envs)]
+            for slot in range(first_slot + 1, first_slot + num_envs):
+                made[slot] = source.make(slot)
             rows = Rows.empty(first.observation_space, num_envs)
-            self._slots = make_slots(source, range(num_envs), rows, [first, *others], first_slot)
+            self._slots = make_slots(source, range(num_envs), rows, list(made.values()), first_slot)
             undo.pop_all()
         self._actions = Actions(first.action_space, self._spec.lane_size, source.id)
         parts = [rows.part(self._spec.columns(lane)) for lane in range(lanes)]
@@ -104,8 +107,7 @@ class GymEnvs:
         """Closes the environments; the second call does nothing."""
         if not self._closed:
             self._closed = True
-            for slot in self._slots:
-                slot.close()
+            close_all(self._spec.id, dict(enumerate(self._slots, self._spec.first_slot)))
 
 
 def source_spec(

@@ -22,7 +22,7 @@ from slipstream.envs.ids import unknown_id
 from slipstream.envs.options import AtariProtocol, EnvOptions
 from slipstream.envs.rows import require_single_resets
 from slipstream.envs.sleeping import SleepingEnvs
-from slipstream.envs.slot import Source, check_lanes
+from slipstream.envs.slot import Source, check_lanes, close_all
 from slipstream.envs.vector import VectorEnvs
 from slipstream.envs.workers import WorkerEnvs
 from slipstream.types import Envs, EnvSpec
@@ -97,21 +97,22 @@ def env_spec(env: str | EnvFactory, num_envs: int, lanes: int = 1, options: EnvO
     Args and errors are those of `make_envs`.
     """
     require_maker(env)
-    size = num_envs // check_lanes(num_envs, lanes)
-    vector = None if isinstance(env, str) else _vector(env, 0)
-    if vector is not None:
-        vector.close()
-    with closing(make_envs(env, 1 if vector is None else size, 1, options, threads=1)) as envs:
+    lane, size = 1, num_envs // check_lanes(num_envs, lanes)
+    if not isinstance(env, str) and (vector := _vector(env, 0)) is not None:
+        close_all(_name(env), {0: vector})
+        lane = size
+    with closing(make_envs(env, lane, 1, options, threads=1)) as envs:
         return replace(envs.spec, num_envs=num_envs, lanes=lanes)
 
 
 def _vector(env: Callable[[], object], first_slot: int) -> VectorEnv[Any, Any, Any] | None:
     """The vector environment that a callable makes, or None if it makes something else, which is closed again."""
-    made = Source(env, _name(env)).call(first_slot)
+    source = Source(env, _name(env))
+    made = source.call(first_slot)
     if isinstance(made, VectorEnv):
         return made
     if isinstance(made, gymnasium.Env):
-        made.close()
+        close_all(source.id, {first_slot: made})
     return None
 
 
@@ -148,13 +149,13 @@ def _vector_envs(
     registered = name.startswith(VECTOR)
     for option, value in refused.items():
         if value:
-            first.close()
+            close_all(name, {first_slot: first})
             instead = f"type {name.removeprefix(VECTOR)}" if registered else "build it into the callable"
             raise ValueError(f"{name}: {option} is not for vector environments; {instead}")
     try:
         require_single_resets(name, options)
     except ValueError:
-        first.close()
+        close_all(name, {first_slot: first})
         raise
     family = env_family(name) if registered else "other"
     return VectorEnvs(env, first, name, num_envs, lanes, first_slot, options.non_finite, family)

@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import gymnasium
 import numpy as np
@@ -20,6 +21,8 @@ from slipstream.envs import spaces
 from slipstream.envs.options import NonFinite
 from slipstream.envs.rows import EnvError, EnvFailure, Rows
 from slipstream.ops.spaces import allowed
+
+_log = logging.getLogger(__name__)
 
 RAISED = (Exception, SystemExit)
 """What an environment's own code may raise; one that leaves the program must not end a run without a word."""
@@ -143,7 +146,7 @@ class Slot:
             self._put(*answer)
 
     def close(self) -> None:
-        """Closes the environment."""
+        """Closes the environment, which may raise."""
         self._env.close()
 
     def _renew(self) -> None:
@@ -268,6 +271,31 @@ def make_slots(
                 f"but slot {first_slot + columns[0]} has {first.observation_space} and {first.action_space}"
             )
     return [Slot(source, env, first_slot + column, rows, column) for column, env in zip(columns, envs, strict=True)]
+
+
+class Closes(Protocol):
+    """An environment, of whatever kind."""
+
+    def close(self) -> object:
+        """Releases what it holds; may raise."""
+        ...
+
+
+def close_all(id: str, envs: Mapping[int, Closes]) -> None:
+    """Closes environments, given by their slots, or by the first of several.
+
+    What they raise is a line in the log: it must not hide why a run ends, nor end one.
+    """
+    raised: list[str] = []
+    for slot, env in envs.items():
+        try:
+            env.close()
+        except RAISED as error:
+            raised.append(f"close of slot {slot} raised {error_line(error)}")
+    if raised:
+        more = len(raised) - 1
+        others = f" (so did those of {more} other{'s' * (more > 1)})" if more else ""
+        _log.warning("%s: %s%s", id, raised[0], others)
 
 
 def error_line(error: BaseException) -> str:

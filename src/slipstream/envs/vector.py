@@ -15,7 +15,7 @@ that of the first slot concerned.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ from slipstream.envs import spaces
 from slipstream.envs.gym import as_step
 from slipstream.envs.options import NonFinite
 from slipstream.envs.rows import EnvError, RowCheck, Rows
-from slipstream.envs.slot import RAISED, Source, check_lanes, error_line
+from slipstream.envs.slot import RAISED, Source, check_lanes, close_all, error_line
 from slipstream.envs.spaces import Actions
 from slipstream.history import History
 from slipstream.tree import Tree
@@ -69,14 +69,14 @@ class VectorEnvs:
         non_finite: NonFinite = "raise",
         family: str = "other",
     ) -> None:
+        made = {first_slot: first}
         with ExitStack() as undo:
-            undo.enter_context(closing(first))
+            undo.callback(close_all, id, made)
             size = num_envs // check_lanes(num_envs, lanes)
             source = Source(factory, id)
-            starts = range(first_slot, first_slot + num_envs, size)
-            others = (undo.enter_context(closing(_made(source, start))) for start in starts[1:])
-            vectors = [first, *others]
-            for vector in vectors:
+            for start in range(first_slot + size, first_slot + num_envs, size):
+                made[start] = _made(source, start)
+            for vector in made.values():
                 if vector.num_envs != size:
                     raise ValueError(
                         f"{id}: the vector environment has {vector.num_envs} environments, but a lane has {size} slots "
@@ -84,10 +84,7 @@ class VectorEnvs:
                     )
             spaces.check_observation_space(first.single_observation_space, id)
             self._actions = Actions(first.single_action_space, size, id)
-            self._lanes = [
-                _Lane(vector, id, self._actions, start, non_finite)
-                for start, vector in zip(starts, vectors, strict=True)
-            ]
+            self._lanes = [_Lane(vector, id, self._actions, start, non_finite) for start, vector in made.items()]
             undo.pop_all()
         self._spec = EnvSpec(
             id=id,
@@ -136,16 +133,15 @@ class VectorEnvs:
 
     def close(self) -> None:
         """Closes the vector environments; the second call does nothing."""
-        for lane in self._lanes:
-            lane.vector.close()
-        self._lanes = []
+        lanes, self._lanes = self._lanes, []
+        close_all(self._spec.id, {lane.first_slot: lane.vector for lane in lanes})
 
 
 class _Lane:
     """A vector environment, the row it filled, and the episodes its slots are in."""
 
     def __init__(self, vector: Vector, id: str, actions: Actions, first_slot: int, non_finite: NonFinite) -> None:
-        self.vector, self._id, self._first_slot = vector, id, first_slot
+        self.vector, self._id, self.first_slot = vector, id, first_slot
         self._check = RowCheck(actions, vector.single_observation_space, first_slot, non_finite)
         self._mode = autoreset_mode(vector, id)
         self._seeds_per_slot = isinstance(vector.unwrapped, SyncVectorEnv | AsyncVectorEnv)
@@ -199,7 +195,7 @@ class _Lane:
         if self._mode is AutoresetMode.NEXT_STEP:
             flagged = dead & (rows.terminated | rows.truncated | (rows.reward != 0))
             if np.count_nonzero(flagged):
-                slot = self._first_slot + int(np.flatnonzero(flagged)[0])
+                slot = self.first_slot + int(np.flatnonzero(flagged)[0])
                 raise EnvError(
                     f"{self._place()}: autoreset_mode says NEXT_STEP, but slot {slot} has a reward or an end on the "
                     "step that should have reset it; is it another mode?"
@@ -219,7 +215,7 @@ class _Lane:
         columns = range(self.vector.num_envs) if mask is None else [int(column) for column in np.flatnonzero(mask)]
         seeds: list[int | None] = [None] * self.vector.num_envs
         for column in columns:
-            seeds[column] = dice.env_seed(self._seed, "env", self._first_slot + column, self._episode[column])
+            seeds[column] = dice.env_seed(self._seed, "env", self.first_slot + column, self._episode[column])
         reset: Any = self.vector.reset  # its annotation knows nothing of lists
         try:
             seed = seeds if self._seeds_per_slot else seeds[columns[0]]
@@ -243,9 +239,7 @@ class _Lane:
             raise EnvError(f"{self._place()}: {error}") from error
 
     def _place(self) -> str:
-        return (
-            f"{self._id}: slots {self._first_slot} to {self._first_slot + self.vector.num_envs - 1}, row {self._count}"
-        )
+        return f"{self._id}: slots {self.first_slot} to {self.first_slot + self.vector.num_envs - 1}, row {self._count}"
 
 
 def _made(source: Source, start: int) -> Vector:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from slipstream import process, subnormal
 from slipstream.envs.rows import EnvError
 from slipstream.envs.shared import map_shared
-from slipstream.envs.slot import Slot, Source, make_slots
+from slipstream.envs.slot import Slot, Source, close_all, make_slots
 from slipstream.history import History
 
 COMMAND = struct.Struct("<iiQ")
@@ -115,8 +115,8 @@ class _Worker:
 
     def close(self) -> None:
         """Closes the environments."""
-        for slot in self._slots.values():
-            slot.close()
+        first = self._setup.first_slot
+        close_all(self._setup.source.id, {first + column: slot for column, slot in self._slots.items()})
 
 
 def _serve(fds: process.Descriptors, worker: _Worker) -> None:

@@ -20,7 +20,7 @@ import select
 import time
 import weakref
 from collections.abc import Callable, Sequence
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from threading import RLock
 from typing import Any, NamedTuple
@@ -32,7 +32,7 @@ from slipstream import process
 from slipstream.envs.gym import as_step, row_checks, source_spec
 from slipstream.envs.rows import EnvError, EnvFailure
 from slipstream.envs.shared import map_shared
-from slipstream.envs.slot import Source
+from slipstream.envs.slot import Source, close_all
 from slipstream.envs.spaces import Actions
 from slipstream.envs.worker_process import COMMAND, RESET, RESTORE, STEP, Setup
 from slipstream.history import History
@@ -73,9 +73,12 @@ class WorkerEnvs:
     ) -> None:
         if workers < 1:
             raise ValueError(f"workers must be at least 1, got {workers}")
-        with closing(source.make(first_slot)) as env:
+        env = source.make(first_slot)
+        try:
             self._spec = source_spec(source, env, num_envs, lanes, first_slot)
             self._actions = Actions(env.action_space, self._spec.lane_size, source.id)
+        finally:
+            close_all(source.id, {first_slot: env})
         self._timeout, self._played = timeout_seconds, played
         self._due: list[_Due] = [{} for _ in range(lanes)]
         self._failed: list[EnvFailure | None] = [None] * lanes

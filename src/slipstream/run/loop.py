@@ -27,6 +27,7 @@ from torch import nn
 
 from slipstream.envs import EnvError, make_envs
 from slipstream.envs.recorded import recorded
+from slipstream.envs.slot import close_all
 from slipstream.nets.autoencoder import Decoder
 from slipstream.nets.policy import ActorCriticPolicy, Policy
 from slipstream.run import checkpoint, metrics
@@ -230,7 +231,8 @@ def _drive(this: _Run, saved: Checkpoint | None) -> Trained:
         there = saved.steps if saved else -1
         checkpoints = Checkpoints(run, config.log, progress, training.spec, state, segments, then, there)
         evaluators = _evaluators(this)
-        stack.callback(lambda: [evaluator.close() for evaluator in evaluators])
+        for evaluator in evaluators:
+            stack.callback(evaluator.close)
         display = Display(progress, _title(config, run, saved), config.log.console_every, this.console)
         stack.callback(display.close)
         if windows is not None:
@@ -406,7 +408,7 @@ def vector_columns(env: Callable[[], object]) -> int:
     """Environments in the vector environment that a callable makes; 0 if it makes one plain environment."""
     made = env()
     if isinstance(made, gymnasium.Env | VectorEnv):
-        made.close()
+        close_all(type(made).__name__, {0: made})
     return made.num_envs if isinstance(made, VectorEnv) else 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -313,18 +314,20 @@ class Training:
 
     def close(self) -> None:
         """Ends environments, processes and threads; an iteration under way ends where it is."""
-        if self._running is not None:
-            self._running.close()  # first, since it stops the collectors
-        self._learners.close()
-        if self._shards is not None:
-            self._shards.close()
-        self._loader.close()  # before the cluster is left: what gathers may be waiting for it
-        if self._remotes is not None:
-            self._remotes.close()
-        self._actors.close()  # before the environments: nobody must step what is closed
-        if self.envs is not None:
-            self.envs.close()
-        self._crew.close()
+        pieces = (
+            self._running,  # first, since it stops the collectors
+            self._learners,
+            self._shards,
+            self._loader,  # before the cluster is left: what gathers may be waiting for it
+            self._remotes,
+            self._actors,  # before the environments: nobody must step what is closed
+            self.envs,
+            self._crew,
+        )
+        with ExitStack() as stack:  # closes the last that it was given first, and all of them, though one may fail
+            for piece in reversed(pieces):
+                if piece is not None:
+                    stack.callback(piece.close)
 
     def awaited(self) -> list[str]:
         """Processes that have environments, are waited for, and what they are busy with; called by any thread."""
