@@ -485,6 +485,36 @@ def test_a_signal_ends_the_run_after_a_checkpoint(
     assert rows == sorted(set(rows))
 
 
+class Interrupting(io.RawIOBase):
+    """An output that Ctrl-C is pressed in the midst of, in one of the writes to it."""
+
+    def __init__(self, at: int) -> None:
+        self.left, self.shown = at, b""
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, content: Any) -> int:
+        self.shown += bytes(content)
+        self.left -= 1
+        if self.left == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+        return len(content)
+
+
+def test_a_signal_in_the_midst_of_a_write_ends_the_run_after_a_checkpoint_too(tmp_path: Path) -> None:
+    raw = Interrupting(at=4)
+    config = configuration(tmp_path, log__console_every=21)
+    with (
+        pytest.raises(Interrupted) as caught,
+        io.TextIOWrapper(io.BufferedWriter(raw), "utf-8") as file,
+    ):
+        loop.train(config, Own(), ["test"], Console(file=file))
+    saved = checkpoint.newest(caught.value.run / "checkpoints")
+    assert 0 < saved.steps < config.total_steps
+    assert raw.shown.count(b"Stopping after this update, then saving.") == 1
+
+
 def test_a_checkpoint_that_cannot_be_written_is_a_warning_and_three_in_a_row_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
