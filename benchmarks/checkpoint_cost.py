@@ -5,7 +5,8 @@
 PPO on Pong under `concurrent`, whose checkpoints hold the slab that is ahead as well. Both trainings start anew in
 every round; their speed is that between the first checkpoint and the end, so that neither start counts. Says by how
 much the one with checkpoints is slower, and what follows for the default distance. Added to that is the time that it
-takes to check a row of a lane: that its actions are some of the environment's, its rewards and observations finite.
+takes to check a row of a lane: that its actions are some of the environment's, and, which rows of ALE need not be asked
+for, that rewards and observations are finite.
 """
 
 from __future__ import annotations

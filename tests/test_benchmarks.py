@@ -93,7 +93,7 @@ def test_every_driver_that_is_compared_exists(benchmark_module: Callable[[str], 
                 configure(algo, env, dict(word.split("=", 1) for word in rest[1::2]))
 
 
-def test_a_soak_sees_every_fault_and_nothing_grows(
+def test_a_soak_sees_every_fault_and_leaves_no_thread(
     benchmark_module: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first three faults, at most 240 steps apart; `make soak` goes on for minutes."""
