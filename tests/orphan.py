@@ -6,32 +6,31 @@ import fcntl
 import os
 import signal
 import sys
+from contextlib import suppress
 from typing import Any
 
 from slipstream import process
 
+MOMENT, DRIVER = map(int, process.read_file(int(sys.argv[2])).split())
 
-def main() -> None:
-    """Kills the driver before the call of `fcntl` that it was told, or after the last of `enter`."""
-    moment = int(process.read_file(int(sys.argv[1])))
+
+def before_it_enters() -> None:
+    """Has the driver killed before the call of `fcntl` that was told."""
     original, calls = fcntl.fcntl, 0
 
     def counted(*arguments: Any) -> Any:
         nonlocal calls
-        if calls == moment:
-            _kill_driver()
+        if calls == MOMENT:
+            kill_driver()
         calls += 1
         return original(*arguments)
 
     fcntl.fcntl = counted
-    process.enter()
-    if calls == moment:
-        _kill_driver()
-    signal.pause()
 
 
-def _kill_driver() -> None:
-    driver = os.getppid()
-    os.kill(driver, signal.SIGKILL)
-    while os.getppid() == driver:
+def kill_driver() -> None:
+    """Returns when it is dead."""
+    with suppress(ProcessLookupError):
+        os.kill(DRIVER, signal.SIGKILL)
+    while os.getppid() == DRIVER:
         os.sched_yield()

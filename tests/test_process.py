@@ -20,9 +20,10 @@ from slipstream.envs import make_envs
 from tests.envs.test_worker_failures import gone
 
 DRIVER = """
-import signal, sys
+import os, signal, sys
 from slipstream import process
-child = process.start("tests.orphan", sys.argv[1].encode(), process.anonymous_file())
+process._CHILD = "from tests.orphan import before_it_enters; before_it_enters(); " + process._CHILD
+child = process.start("tests.stuck", f"{sys.argv[1]} {os.getpid()}".encode(), process.anonymous_file())
 print(child.pid, flush=True)
 signal.pause()
 """
@@ -30,14 +31,14 @@ signal.pause()
 
 @pytest.mark.parametrize("moment", range(5))
 def test_no_child_outlives_a_driver_that_dies_while_it_starts(moment: int) -> None:
-    """Before, between and after the four calls that have the kernel end it."""
+    """Before and between the four calls that have the kernel end it, and after them, when it imports its module."""
     words = [sys.executable, "-c", DRIVER, str(moment)]
     driver = subprocess.Popen(words, stdout=subprocess.PIPE, cwd=Path(__file__).parents[1])
     assert driver.stdout is not None
     with driver.stdout as said:
         pid = int(said.readline())
     assert driver.wait(20) == -9
-    assert gone([pid])
+    assert gone([pid], 2.0)
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """Child processes of a run: how they start, report, die and are ended. Both ends, for everyone who needs processes.
 
     driver                                  child (a fresh interpreter, in a process group of its own)
-    child = start(module, setup, memory) -> descriptors = enter(); reads its setup, maps the memory
+    child = start(module, setup, memory) -> enter(): ties its life to the driver's, and only then imports the module
+                                            module.main(descriptors): reads its setup, maps the memory
     writes commands                      -> does what it is told
     waits for answers and for its death  <- answer(fd, task): OK, or the error's message and traceback
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import faulthandler
 import fcntl
+import importlib
 import json
 import os
 import select
@@ -35,6 +37,7 @@ START_SECONDS = 120.0
 """At least this long for starting interpreters and making environments."""
 KILLED = "was killed by SIGKILL"
 """How a child ended whom nothing of its own ends so: there was no memory left, or somebody did it."""
+_CHILD = "from slipstream.process import enter; enter()"
 _OK, _FAILED = b"k", b"f"
 _MOST_REPORT = 16_000
 _F_SETSIG = 10  # Linux; Python's fcntl does not name it
@@ -164,7 +167,7 @@ def start(module: str, setup: bytes, memory: int, answers: int = 1, files: Seque
     """Starts a fresh interpreter (no fork: threads, locks and CUDA stay out of it) in its own process group.
 
     Args:
-        module: Its `main` is run.
+        module: Its `main` is run, with the child's `Descriptors`.
         setup: What the child is told once; a pickle of the caller's.
         memory: A file that both sides map; stays the caller's to close.
         answers: Pipes for answers.
@@ -177,7 +180,7 @@ def start(module: str, setup: bytes, memory: int, answers: int = 1, files: Seque
         pipes = [_pipe(ours, theirs) for _ in range(answers)]
         numbers = [setup_file, memory, stack, lifeline[0], commands[0], *(write for _, write in pipes)]
         process = subprocess.Popen(
-            [sys.executable, "-c", f"from {module} import main; main()", *map(str, numbers)],
+            [sys.executable, "-c", _CHILD, module, *map(str, numbers)],
             stdin=subprocess.DEVNULL,
             env=environment,
             pass_fds=[*numbers, *files],
@@ -269,14 +272,18 @@ class Descriptors:
     answers: tuple[int, ...]
 
 
-def enter() -> Descriptors:
-    """First thing in a child: ties its life to the driver's and its stacks to a file."""
-    setup, memory, stack, lifeline, commands, *answers = (int(number) for number in sys.argv[1:])
+def enter() -> None:
+    """The life of a child: ties it to the driver's, its stacks to a file, and goes on with the module it is told.
+
+    That module is imported last, for it may import torch, which takes many seconds where the machine is busy.
+    """
+    module, *numbers = sys.argv[1:]
+    setup, memory, stack, lifeline, commands, *answers = map(int, numbers)
     _die_with_driver(lifeline)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's to handle
     faulthandler.enable(stack)
     faulthandler.register(signal.SIGUSR1, stack)
-    return Descriptors(setup, memory, stack, lifeline, commands, tuple(answers))
+    importlib.import_module(module).main(Descriptors(setup, memory, stack, lifeline, commands, tuple(answers)))
 
 
 def answer(fd: int, task: Callable[[], bytes | None]) -> bool:

@@ -257,9 +257,8 @@ def _answer(head: process.Child) -> str:
         raise ClusterError(f"{error}\n\n{error.traceback}") from None
 
 
-def main() -> None:
+def main(fds: process.Descriptors) -> None:
     """Entry point of the process that has a private cluster, until the driver closes its pipe."""
-    fds = process.enter()
     if process.answer(fds.answers[0], partial(_head, json.loads(process.read_file(fds.setup)))):
         with open(fds.commands, "rb") as commands:
             commands.read()

@@ -86,9 +86,8 @@ class Shared(NamedTuple):
         return Shared(slabs, ring, status.numpy(), SlotState(*mapped["slots"]), mapped["seen"])
 
 
-def main() -> None:
+def main(fds: process.Descriptors) -> None:
     """Entry point of the process."""
-    fds = process.enter()
     arithmetic.settle()
     actor = _Actor()
     answer = partial(process.answer, fds.answers[0])

@@ -16,9 +16,8 @@ from slipstream.teammate import Broken, Meeting, Teammate
 from slipstream.tie import told
 
 
-def main() -> None:
+def main(fds: process.Descriptors) -> None:
     """Entry point of the process."""
-    fds = process.enter()
     arithmetic.settle()
     self = _Process()
     answer = partial(process.answer, fds.answers[0])

@@ -33,9 +33,9 @@ from .playing import assert_equal, play
 LIMIT = 5.0
 
 
-def gone(pids: list[int]) -> bool:
+def gone(pids: list[int], seconds: float = LIMIT) -> bool:
     """Whether the processes end within the limit (an orphan may stay a zombie where nobody reaps)."""
-    deadline = time.monotonic() + LIMIT
+    deadline = time.monotonic() + seconds
     left = list(pids)
     while left and time.monotonic() < deadline:
         left = [pid for pid in left if _lives(pid)]
@@ -199,7 +199,7 @@ class TornReport(Chaos):
     """Dies while it writes a report: the pipe holds the announcement of 1000 bytes and 9 of them."""
 
     def step(self, action: Any) -> Any:
-        answer = int(sys.argv[6])  # of lane 0, see Descriptors
+        answer = int(sys.argv[7])  # of lane 0, see Descriptors, after the module
         os.write(answer, b"f" + (1000).to_bytes(4, "little") + b'{"message')
         os.kill(os.getpid(), signal.SIGKILL)
 

@@ -54,9 +54,8 @@ class Setup:
     histories: tuple[int, ...]
 
 
-def main() -> None:
+def main(fds: process.Descriptors) -> None:
     """Entry point of the process."""
-    fds = process.enter()
     subnormal.flush()  # as threads do that step environments
     worker = _Worker(cloudpickle.loads(process.read_file(fds.setup)), fds.memory)
     if process.answer(fds.answers[0], worker.make):
