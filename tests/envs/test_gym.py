@@ -11,6 +11,7 @@ import pytest
 from slipstream import dice, tree
 from slipstream.envs import EnvError, EnvOptions, make_envs
 from slipstream.envs.toy import Chaos
+from slipstream.types import Envs
 
 from .playing import assert_equal, assert_rule, counter_rows, play, random_actions
 
@@ -213,6 +214,50 @@ def test_rewards_that_are_no_numbers_are_refused(reward: Any) -> None:
     envs.reset(0)
     with pytest.raises(EnvError, match=r"slot 0, step 1, episode 0: expected a number as reward, got (str|nd|li|com)"):
         envs.send(np.zeros(1, np.int64), 0)
+
+
+def ending(terminated: Any, truncated: Any) -> Envs:
+    """One environment that ends no episode by itself, but answers as it is told."""
+
+    class Odd(Chaos):
+        def step(self, action: Any) -> Any:
+            obs, reward, *_, info = super().step(action)
+            return obs, reward, terminated, truncated, info
+
+    envs = make_envs(lambda: Odd("none"), 1)
+    envs.reset(0)
+    return envs
+
+
+@pytest.mark.parametrize("name", ["terminated", "truncated"])
+@pytest.mark.parametrize(
+    ("flag", "got"),
+    [
+        (None, "NoneType None"),
+        ("no", "str 'no'"),
+        (0.0, "float 0.0"),
+        (2, "int 2"),
+        (np.int64(-1), r"int64 np.int64\(-1\)"),
+        ([False], r"list \[False\]"),
+        (np.zeros(1, np.bool_), r"ndarray array\(\[False\]\)"),
+        (np.zeros(2, np.bool_), r"ndarray array\(\[False, False\]\)"),
+        (np.zeros((), np.float32), r"ndarray array\(0., dtype=float32\)"),
+    ],
+    ids=["none", "text", "float", "two", "negative", "list", "array", "two_flags", "float_array"],
+)
+def test_ends_that_are_no_truth_values_are_refused(name: str, flag: Any, got: str) -> None:
+    envs = ending(flag, False) if name == "terminated" else ending(False, flag)
+    with pytest.raises(EnvError, match=rf"slot 0, step 1, episode 0: expected True or False as {name}, got {got}"):
+        envs.send(np.zeros(1, np.int64), 0)
+
+
+@pytest.mark.parametrize("kind", [bool, int, np.bool_, np.uint8, np.array], ids=lambda kind: kind.__name__)
+def test_truth_values_of_numpy_and_integers_are_ends(kind: Any) -> None:
+    for terminated, truncated in [(True, False), (False, True), (False, False)]:
+        envs = ending(kind(terminated), kind(truncated))
+        envs.send(np.zeros(1, np.int64), 0)
+        row = envs.recv(0)
+        assert (row.terminated[0], row.truncated[0], row.ended[0]) == (terminated, truncated, terminated or truncated)
 
 
 def test_bad_actions_are_refused() -> None:

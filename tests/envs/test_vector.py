@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import gymnasium
+import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv, VectorWrapper
 
@@ -163,6 +164,49 @@ def test_a_vector_environment_that_ignores_the_mask_is_noticed() -> None:
     )
     with pytest.raises(EnvError, match=r"reset\(options={'reset_mask': mask}\) changed slots outside the mask"):
         play(envs, 67)
+
+
+class Answers(VectorWrapper[Any, Any, Any, Any, Any]):
+    """Answers steps with something of its own."""
+
+    def __init__(self, **answers: Any) -> None:
+        super().__init__(SyncVectorEnv([Counter] * 2))
+        self._answers = answers
+
+    def step(self, actions: Any) -> Any:
+        names = ("obs", "reward", "terminated", "truncated", "info")
+        return (*(self._answers.get(name, own) for name, own in zip(names, super().step(actions), strict=True)),)
+
+
+@pytest.mark.parametrize("name", ["terminated", "truncated"])
+@pytest.mark.parametrize(
+    ("flags", "got"),
+    [
+        (None, r"NoneType object \[\]"),
+        (False, r"bool bool \[\]"),
+        (["no", "no"], r"list <U2 \[2\]"),
+        (np.zeros(3, np.bool_), r"ndarray bool \[3\]"),
+        (np.zeros((2, 1), np.bool_), r"ndarray bool \[2, 1\]"),
+        (np.zeros(2, np.float32), r"ndarray float32 \[2\]"),
+        ([False, [False]], "list: .*inhomogeneous"),
+    ],
+)
+def test_ends_that_are_no_truth_values_are_refused(name: str, flags: Any, got: str) -> None:
+    expected = rf"slots 0 to 1, row 1: expected True or False as {name}, one for each of 2 slots, got {got}"
+    with pytest.raises(EnvError, match=expected):
+        play(make_envs(lambda: Answers(**{name: flags}), 2), 1)
+
+
+def test_integers_are_ends_if_they_are_0_or_1() -> None:
+    assert play(make_envs(lambda: Answers(truncated=np.array([0, 1])), 2), 1).ended[1].tolist() == [False, True]
+    with pytest.raises(EnvError, match=r"row 1: expected True or False as truncated, got \[0 2\]"):
+        play(make_envs(lambda: Answers(truncated=np.array([0, 2])), 2), 1)
+
+
+@pytest.mark.parametrize("reward", [None, 1.0, ["1", "2"], np.zeros((2, 1))])
+def test_rewards_that_are_no_numbers_are_refused(reward: Any) -> None:
+    with pytest.raises(EnvError, match="row 1: expected numbers as reward, one for each of 2 slots, got"):
+        play(make_envs(lambda: Answers(reward=reward), 2), 1)
 
 
 def test_sizes_must_fit() -> None:

@@ -217,7 +217,8 @@ class Slot:
                 has = ", ".join(sorted(map(str, info))) if isinstance(info, dict) else type(info).__name__
                 raise EnvError(f"{self._place()}: env_options.score_key={key} is not in info, which has: {has}")
             score = self._number(info[key], f"info[{key!r}]")
-        return obs, self._number(reward, "reward"), bool(terminated), bool(truncated), score
+        flags = self._flag(terminated, "terminated"), self._flag(truncated, "truncated")
+        return obs, self._number(reward, "reward"), *flags, score
 
     def _number(self, value: Any, what: str) -> float:
         if not isinstance(value, float | int | np.number | np.bool_):
@@ -226,6 +227,14 @@ class Slot:
             value = value.item()
         number = float(value)
         return math.copysign(math.inf, number) if abs(number) > _LARGEST else number  # it will be a float32
+
+    def _flag(self, value: Any, what: str) -> bool:
+        if type(value) is bool:  # what nearly all answer
+            return value
+        bare = value[()] if isinstance(value, np.ndarray) and not value.ndim else value
+        if not isinstance(bare, np.bool_ | int | np.integer) or bare not in (0, 1):
+            raise EnvError(f"{self._place()}: expected True or False as {what}, got {type(value).__name__} {value!r}")
+        return bool(bare)
 
     def _decorrelate(self, obs: Any) -> Any:
         """Plays the slot's random steps; returns an observation from which the episode goes on."""

@@ -165,7 +165,9 @@ class _Lane:
         except RAISED as error:
             raise EnvError(f"{self._place()}: step raised {error_line(error)}") from error
         self._show(obs)
-        rows.reward[:], rows.terminated[:], rows.truncated[:] = reward, terminated, truncated
+        rows.reward[:] = self._column(reward, "numbers as reward", "fiub")
+        rows.terminated[:] = self._flags(terminated, "terminated")
+        rows.truncated[:] = self._flags(truncated, "truncated")
         if np.count_nonzero(dead):
             self._bury(dead)
         np.logical_or(rows.terminated, rows.truncated, out=rows.ended)
@@ -174,6 +176,25 @@ class _Lane:
 
     def row(self) -> EnvStep:
         return self._check(as_step(self._rows), self._count)
+
+    def _flags(self, value: Any, what: str) -> NDArray[Any]:
+        expected = f"True or False as {what}"
+        flags = self._column(value, expected, "biu")
+        if flags.dtype != np.bool_ and not np.isin(flags, (0, 1)).all():
+            raise EnvError(f"{self._place()}: expected {expected}, got {flags}")
+        return flags
+
+    def _column(self, value: Any, expected: str, kinds: str) -> NDArray[Any]:
+        """What has come, if it is one value of those kinds for each slot."""
+        expected = f"{expected}, one for each of {self.vector.num_envs} slots"
+        try:
+            column = np.asarray(value)
+        except (TypeError, ValueError) as error:  # lists of unequal lists, tensors of another device
+            raise EnvError(f"{self._place()}: expected {expected}, got {type(value).__name__}: {error}") from error
+        if column.shape != (self.vector.num_envs,) or column.dtype.kind not in kinds:
+            got = f"{type(value).__name__} {column.dtype} {list(column.shape)}"
+            raise EnvError(f"{self._place()}: expected {expected}, got {got}")
+        return column
 
     def _end(self, info: dict[str, Any]) -> None:
         """Shows the last observations of episodes, and has their slots reset where nobody else does."""
