@@ -243,9 +243,10 @@ def _drive(this: _Run, saved: Checkpoint | None) -> Trained:
         signals = stack.enter_context(Signals(display.say))
         watch = StallWatch(config.log.stall_seconds, run.stacks, display.say, training.awaited)
         stack.callback(watch.close)
+        concerns = Concerns(config.env_options.non_finite, progress.steps)
         progress.start()
         try:
-            observers = [progress, *evaluators, rows, checkpoints, display, Concerns(), watch]
+            observers = [progress, *evaluators, rows, checkpoints, display, concerns, watch]
             _loop(training, observers, progress, signals)
             if progress.finished or not training.starts_anew:
                 checkpoints.save()
