@@ -122,6 +122,12 @@ def test_a_score_that_is_not_finite_is_one_too() -> None:
         advance(make_envs(Half, 2, 1, EnvOptions(score_key="goals")), 3)
 
 
+def test_a_number_that_float32_cannot_hold_is_called_so() -> None:
+    envs = make_envs(partial(Spiky, 1.0, 1.0, 1e300), 2)
+    with pytest.raises(EnvError, match=r"as reward, got inf \(float32 holds nothing beyond 3\.4e38\); --env-options"):
+        advance(envs, 3)
+
+
 class Half(Spiky):
     """A reward that is finite, of which the score is twice too much."""
 
@@ -156,11 +162,15 @@ def test_the_first_time_is_told(caplog: pytest.LogCaptureFixture) -> None:
         advance(spiky("all", "clamp", "here"), 12)
         advance(spiky("all", "skip", "worker"), 12)
         advance(spiky("inf", "skip", "here"), 12)
+        advance(spiky("nan", "skip", "worker"), 12)
     told = [record.getMessage() for record in caplog.records]
-    assert len(told) == 3
-    assert "slot 0, step 3, episode 0: expected finite numbers as reward, got inf, which is clamped" in told[0]
-    assert "slot 0, step 3, episode 0: expected finite numbers as reward, and the episode is cut" in told[1]
-    assert "expected finite numbers as observation.free, and the episode is cut" in told[2]
+    assert len(told) == 4
+    assert "slot 0, step 3, episode 0: expected finite numbers as reward, got inf (float32 holds" in told[0]
+    assert "3.4e38), which is clamped" in told[0]
+    assert "slot 0, step 3, episode 0: expected finite numbers as reward, got inf (float32 holds" in told[1]
+    assert "3.4e38), and the episode is cut" in told[1]
+    assert "expected finite numbers as observation.free, got -inf (float32" in told[2]
+    assert "expected finite numbers as observation.bounded, got nan, and the episode is cut" in told[3]
 
 
 def test_a_skipped_episode_is_played_back_as_it_was() -> None:

@@ -51,6 +51,7 @@ class Rows:
 
     Attributes:
         skipped: int64 `[B]`, which of `numbers`, from 1 on, was not finite, so that the episode was cut here; 0: none.
+        spike: float32 `[B]`, what it was there.
         step: int64 `[B]`, steps of the episode, if slots are what writes the row; where one fails, with that step.
         episode: int64 `[B]`, its number, likewise.
     """
@@ -62,6 +63,7 @@ class Rows:
     ended: BoolArray
     score: FloatArray
     skipped: NDArray[np.int64]
+    spike: FloatArray
     step: NDArray[np.int64]
     episode: NDArray[np.int64]
 
@@ -69,10 +71,10 @@ class Rows:
     def empty(space: Space[Any], size: int) -> Rows:
         """Zeros for `size` slots with observations of `space`."""
         terminated, truncated, ended = (np.zeros(size, np.bool_) for _ in range(3))
-        reward, score = (np.zeros(size, np.float32) for _ in range(2))
+        reward, score, spike = (np.zeros(size, np.float32) for _ in range(3))
         skipped, step, episode = (np.zeros(size, np.int64) for _ in range(3))
         obs = spaces.empty_observations(space, size)
-        return Rows(obs, reward, terminated, truncated, ended, score, skipped, step, episode)
+        return Rows(obs, reward, terminated, truncated, ended, score, skipped, spike, step, episode)
 
     def numbers(self) -> list[tuple[str, NDArray[Any]]]:
         """What may not be finite, by name."""
@@ -92,6 +94,7 @@ class Rows:
             self.ended[slots],
             self.score[slots],
             self.skipped[slots],
+            self.spike[slots],
             self.step[slots],
             self.episode[slots],
         )
@@ -147,7 +150,8 @@ class RowCheck:
             cut = self._rows.skipped > 0
             mended.append(cut)
             name, _ = self._rows.numbers()[self._rows.skipped[cut][0] - 1]
-            self._tell(self._message(cut, f"finite numbers as {name}, and the episode is cut", count))
+            message = self._message(cut, f"finite numbers as {name}", count, self._rows.spike)
+            self._tell(f"{message}, and the episode is cut")
         score = [] if step.score is None else [("score", step.score)]
         for path, leaf in [("reward", step.reward), *score, *tree.items(step.obs, "observation")]:
             if leaf.dtype.kind == "f" and np.count_nonzero(np.isfinite(leaf)) < leaf.size:
@@ -172,11 +176,13 @@ class RowCheck:
         obs = tree.map(_finite, step.obs, space_tree(self._space))
         return step._replace(obs=obs, reward=_finite(step.reward), score=score)
 
-    def _message(self, bad: BoolArray, expected: str, count: int, got: Tree | None = None) -> str:
+    def _message(self, bad: BoolArray, expected: str, count: int, got: Tree) -> str:
         column = int(np.flatnonzero(bad)[0])
-        value = "" if got is None else f", got {tree.map(lambda leaf: leaf[column], got)}"
+        value = tree.map(lambda leaf: leaf[column], got)
+        infinite = any(np.isinf(leaf).any() for leaf in tree.leaves(value))
+        why = " (float32 holds nothing beyond 3.4e38)" if infinite else ""
         place = f"row {count}" if self._rows is None else self._rows.place(column)
-        return f"{self._actions.name}: slot {self._first_slot + column}, {place}: expected {expected}{value}"
+        return f"{self._actions.name}: slot {self._first_slot + column}, {place}: expected {expected}, got {value}{why}"
 
     def _tell(self, message: str) -> None:
         """Says the first time what the metrics count from then on."""

@@ -46,7 +46,7 @@ def map_shared(fd: int, obs_space: Space[Any], action: NDArray[Any], num_envs: i
     """
     template = Rows.empty(obs_space, num_envs)
     flags = (template.reward, template.terminated, template.truncated, template.ended)
-    cells = (*flags, template.score, template.skipped, template.step, template.episode)
+    cells = (*flags, template.score, template.skipped, template.spike, template.step, template.episode)
     others = [*cells, np.empty((num_envs, *action.shape), action.dtype), np.empty((workers, 2), np.int64)]
     leaves = [*tree.leaves(template.obs), *others]
     offsets = np.cumsum([0, *(math.ceil(leaf.nbytes / _ALIGNMENT) * _ALIGNMENT for leaf in leaves)]).tolist()

@@ -173,15 +173,17 @@ class Slot:
         before = tree.map(lambda leaf: leaf[column].copy(), rows.obs)
         with np.errstate(over="ignore"):
             self._put(obs, reward, terminated, truncated, score)
-        bad = [number for number, (_, leaf) in enumerate(rows.numbers(), 1) if not np.isfinite(leaf[column]).all()]
+        cells = [np.ravel(leaf[column]) for _, leaf in rows.numbers()]
+        bad = [number for number, cell in enumerate(cells, 1) if not np.isfinite(cell).all()]
         if not bad:
             return
+        first = cells[bad[0] - 1]
+        rows.skipped[column], rows.spike[column] = bad[0], first[~np.isfinite(first)][0]
         for leaf, kept in zip(tree.leaves(rows.obs), tree.leaves(before), strict=True):
             leaf[column] = kept
         rows.reward[column] = rows.score[column] = 0.0
         rows.terminated[column] = False
         rows.truncated[column] = rows.ended[column] = self._ended = True
-        rows.skipped[column] = bad[0]
 
     def _begin(self) -> Any:
         self._episode += 1
