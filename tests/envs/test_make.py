@@ -20,6 +20,34 @@ from slipstream.envs.workers import WorkerEnvs
 from .playing import Played, assert_equal, play
 
 
+class Bare(gymnasium.Env[Any, Any]):
+    """Has the spaces that it is given; counts, in the class, how many were closed."""
+
+    closed = 0
+
+    def __init__(self, **spaces: gymnasium.Space[Any]) -> None:
+        vars(self).update(spaces)
+
+    def close(self) -> None:
+        Bare.closed += 1
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(
+    ("given", "missing"),
+    [
+        ([], "observation_space and no action_space"),
+        (["action_space"], "observation_space"),
+        (["observation_space"], "action_space"),
+    ],
+)
+def test_an_environment_without_spaces_is_refused_and_closed(given: list[str], missing: str, workers: int) -> None:
+    Bare.closed = 0
+    with pytest.raises(EnvError, match=rf"the environment of slot 0 \(<Bare.*>\) has no {missing}$"):
+        make_envs(lambda: Bare(**dict.fromkeys(given, gymnasium.spaces.Discrete(2))), 1, workers=workers)
+    assert Bare.closed == 2, "after a look at what the callable makes too"
+
+
 @pytest.mark.parametrize(
     ("env", "workers", "backend"),
     [

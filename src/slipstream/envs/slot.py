@@ -56,12 +56,17 @@ class Source:
         """One environment.
 
         Raises:
-            EnvError: The factory raised, or returned something else.
+            EnvError: The factory raised, or returned something else, or an environment without spaces.
             ImportError: A package is missing.
         """
         env = self.call(slot)
         if not isinstance(env, gymnasium.Env):
             raise EnvError(f"{self.id}: expected a gymnasium.Env for slot {slot}, got {type(env).__name__}")
+        missing = [name for name in ("observation_space", "action_space") if getattr(env, name, None) is None]
+        if missing:
+            with suppress(*RAISED):
+                env.close()
+            raise EnvError(f"{self.id}: the environment of slot {slot} ({env}) has no {' and no '.join(missing)}")
         return env
 
     def call(self, slot: int) -> object:
