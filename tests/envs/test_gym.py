@@ -7,6 +7,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+import torch
 
 from slipstream import dice, tree
 from slipstream.envs import EnvError, EnvOptions, make_envs
@@ -251,7 +252,9 @@ def test_ends_that_are_no_truth_values_are_refused(name: str, flag: Any, got: st
         envs.send(np.zeros(1, np.int64), 0)
 
 
-@pytest.mark.parametrize("kind", [bool, int, np.bool_, np.uint8, np.array], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize(
+    "kind", [bool, int, np.bool_, np.uint8, np.array, torch.tensor], ids=lambda kind: kind.__name__
+)
 def test_truth_values_of_numpy_and_integers_are_ends(kind: Any) -> None:
     for terminated, truncated in [(True, False), (False, True), (False, False)]:
         envs = ending(kind(terminated), kind(truncated))

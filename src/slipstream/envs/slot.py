@@ -238,8 +238,8 @@ class Slot:
     def _flag(self, value: Any, what: str) -> bool:
         if type(value) is bool:  # what nearly all answer
             return value
-        bare = value[()] if isinstance(value, np.ndarray) and not value.ndim else value
-        if not isinstance(bare, np.bool_ | int | np.integer) or bare not in (0, 1):
+        bare = np.asarray(value) if isinstance(value, int) or hasattr(value, "__array__") else None  # of JAX, torch too
+        if bare is None or bare.ndim or bare.dtype.kind not in "biu" or bare not in (0, 1):
             raise EnvError(f"{self._place()}: expected True or False as {what}, got {type(value).__name__} {value!r}")
         return bool(bare)
 
