@@ -90,6 +90,22 @@ def test_a_missing_file_falls_back(tmp_path: Path) -> None:
         assert checkpoint.newest(tmp_path).steps == 10
 
 
+def test_a_copy_under_another_name_does_not_count_and_costs_no_other(tmp_path: Path) -> None:
+    for steps, score in [(10, 9.0), (20, 1.0)]:
+        _save(tmp_path, steps, score)
+    for name in ("99", "15", "0010"):
+        shutil.copytree(tmp_path / "10", tmp_path / name)
+        with pytest.raises(CheckpointError, match=f"{name} was copied or renamed: it is the checkpoint of step 10"):
+            checkpoint.select(tmp_path, name)
+    with pytest.warns(UserWarning, match=r"99 was copied or renamed.*falling back to the checkpoint at step 20"):
+        found = checkpoint.newest(tmp_path)
+    checkpoint.set_aside(tmp_path, found.steps)
+    checkpoint.prune(tmp_path, keep_last=1)
+    assert {path.name for path in tmp_path.iterdir()} == {"10", "20", "damaged-99", "15", "0010"}
+    assert found.path == tmp_path / "20"
+    assert checkpoint.best(tmp_path).path == tmp_path / "10"
+
+
 def test_without_a_whole_one_there_is_an_error_and_never_a_fresh_start(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"no whole checkpoint in .*: none was written"):
         checkpoint.newest(tmp_path)

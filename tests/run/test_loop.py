@@ -6,6 +6,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import signal
 import stat
 import threading
@@ -229,6 +230,18 @@ def test_resume_needs_a_whole_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no whole checkpoint") as caught:
         resume(run.path, total_steps=40)
     assert str(caught.value).endswith(f"To train anew with the same settings: slipstream train --config {run.path}")
+
+
+def test_a_stray_copy_of_a_checkpoint_costs_no_progress(tmp_path: Path) -> None:
+    run = train(tmp_path, total_steps=42, log__checkpoint_every=21).run
+    older, newest = _steps(run)
+    shutil.copytree(run.checkpoints / str(older), run.checkpoints / "9999")
+    with pytest.warns(
+        UserWarning, match=rf"9999 was copied or renamed.*falling back to the checkpoint at step {newest}"
+    ):
+        resume(run.path, total_steps=newest + 21, log__keep_last=9)
+    left = {path.name for path in run.checkpoints.iterdir()}
+    assert {str(older), str(newest), "damaged-9999"} < left
 
 
 def test_resume_refuses_another_environment(tmp_path: Path) -> None:

@@ -243,7 +243,7 @@ def read(path: Path) -> Checkpoint:
     """The checkpoint in `path`, its manifest verified.
 
     Raises:
-        CheckpointError: If there is no sound manifest of a known format.
+        CheckpointError: If there is no sound manifest of a known format, or it is that of another step.
     """
     try:
         text = (path / _MANIFEST).read_bytes()
@@ -260,6 +260,8 @@ def read(path: Path) -> Checkpoint:
         raise CheckpointError(
             f"{path} has format {manifest['format']}, this version of Slipstream reads format {FORMAT}"
         )
+    if path.name != str(manifest["steps"]):
+        raise CheckpointError(f"{path} was copied or renamed: it is the checkpoint of step {manifest['steps']}")
     return Checkpoint(path, manifest["steps"], manifest["score"], manifest)
 
 
