@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from slipstream.run import checkpoint, segments
+from slipstream.run import checkpoint, metrics, segments
 from slipstream.run.directory import RunDirectory
 from slipstream.run.files import CheckpointError
 from tests.run.runs import resume, train
@@ -89,6 +90,29 @@ def test_a_replay_need_not_be_saved(tmp_path: Path) -> None:
     assert not (run.checkpoints / segments.FOLDER).exists()
     assert not checkpoint.newest(run.checkpoints).segments
     assert resume(run.path, total_steps=500).progress.steps >= 500
+
+
+def test_a_run_whose_replay_is_lost_goes_on_with_an_empty_one_when_told_to(tmp_path: Path) -> None:
+    run = train(tmp_path, **DQN).run
+    saved, checkpoints = checkpoint.newest(run.checkpoints, replay=True), sorted(run.checkpoints.glob("[0-9]*"))
+    full = metrics.read(run.metrics)[-1]["replay/rows"]
+    shutil.rmtree(run.checkpoints / segments.FOLDER)
+    with pytest.raises(CheckpointError, match=rf"no whole.*: slipstream resume {run.path} --log.no-save-replay$"):
+        resume(run.path, total_steps=600)
+    with pytest.warns(UserWarning, match="cannot be read: .*; the run goes on with an empty replay"):
+        resume(run.path, total_steps=600, log__save_replay=False, log__keep_last=9)
+    assert set(checkpoints) < set(run.checkpoints.iterdir()), "none was set aside"
+    rows = [row["replay/rows"] for row in metrics.read(run.metrics) if row["time/steps"] > saved.steps]
+    assert 0 < rows[0] < rows[-1] == full, "it fills again"
+
+
+def test_a_replay_that_is_there_is_gone_on_with_though_it_is_saved_no_more(tmp_path: Path) -> None:
+    run = train(tmp_path, **DQN).run
+    steps, full = checkpoint.newest(run.checkpoints).steps, metrics.read(run.metrics)[-1]["replay/rows"]
+    resume(run.path, total_steps=500, log__save_replay=False)
+    rows = [row["replay/rows"] for row in metrics.read(run.metrics) if row["time/steps"] > steps]
+    assert rows[0] == full
+    assert not checkpoint.newest(run.checkpoints).segments
 
 
 def test_names_of_segments_stay_in_their_folder(tmp_path: Path) -> None:

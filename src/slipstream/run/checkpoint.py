@@ -273,7 +273,7 @@ def newest(root: Path, *, replay: bool = False) -> Checkpoint:
         replay: Whether its replay must be whole too.
 
     Raises:
-        CheckpointError: If there is none.
+        CheckpointError: If there is none; it says how to do without the replay, if that is all that is missing.
     """
     problems: list[str] = []
     for path in _paths(root):
@@ -286,10 +286,10 @@ def newest(root: Path, *, replay: bool = False) -> Checkpoint:
         for problem in problems:
             warnings.warn(f"{problem}; falling back to the checkpoint at step {found.steps}", stacklevel=2)
         return found
-    raise CheckpointError(
-        f"no whole checkpoint in {root}: {'; '.join(problems) or 'none was written'}. "
-        f"To train anew with the same settings: slipstream train --config {root.parent}"
-    )
+    way_on = f"To train anew with the same settings: slipstream train --config {root.parent}"
+    if replay and any(map(_whole, _paths(root))):
+        way_on = f"To go on with an empty replay: slipstream resume {root.parent} --log.no-save-replay"
+    raise CheckpointError(f"no whole checkpoint in {root}: {'; '.join(problems) or 'none was written'}. {way_on}")
 
 
 def set_aside(root: Path, steps: int) -> None:
@@ -379,6 +379,15 @@ def _sound(root: Path) -> Iterable[Checkpoint]:
             yield read(path)
         except CheckpointError:
             continue
+
+
+def _whole(path: Path) -> bool:
+    """Whether it can be looked at, whatever became of its replay."""
+    try:
+        read(path).check()
+    except CheckpointError:
+        return False
+    return True
 
 
 def _seal(manifest: Json) -> bytes:

@@ -14,7 +14,7 @@ import copy
 import shlex
 import traceback
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +23,7 @@ from typing import Any
 import gymnasium
 from gymnasium.vector import VectorEnv
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
 
 from slipstream.envs import EnvError, make_envs
 from slipstream.envs.recorded import recorded
@@ -134,6 +134,8 @@ def train(config: Config, own: Own, command: Sequence[str], console: Console) ->
 def resume(path: Path, own: Own, changes: Mapping[str, Any], console: Console) -> Trained:
     """Trains on from the newest whole checkpoint of a run: counters, optimiser, anneals and metrics continue.
 
+    Its replay need not be whole where `log.save_replay` is false: the run then goes on with an empty one.
+
     Args:
         path: The run directory.
         own: The user's own pieces that the run was started with.
@@ -157,7 +159,7 @@ def resume(path: Path, own: Own, changes: Mapping[str, Any], console: Console) -
     require_callable(config, own.env, path)
     with ExitStack() as stack:
         stack.enter_context(run.lock())
-        saved = checkpoint.newest(run.checkpoints, replay=True)
+        saved = checkpoint.newest(run.checkpoints, replay=config.log.save_replay)
         tensors, facts = saved.tensors(), saved.facts()
         if "training" not in facts:
             raise ConfigError(f"{path} holds a saved agent, not a run: there is no optimiser state to train on with")
@@ -180,7 +182,7 @@ def resume(path: Path, own: Own, changes: Mapping[str, Any], console: Console) -
             facts["training"].pop("env_seed", None)  # it can't be played back on another
         saved.require(training.spec)
         with saved.fitting():
-            training.load(tensors, facts["training"], saved.replay() if saved.segments else None)
+            training.load(tensors, facts["training"], _replay(saved, config))
         warn_unused(config, training.spec, own.torso is not None, own.policy is not None)
         warn_unlearned(config, training.learner)
         _warn_of_versions(run)
@@ -275,6 +277,19 @@ def _drive(this: _Run, saved: Checkpoint | None) -> Trained:
         if signals.received is not None and not progress.finished:
             raise Interrupted(signals.received, run.path, _what_is_saved(run))
     return Trained(run, training.spec, training.policy, progress, training.learner.decoder)
+
+
+def _replay(saved: Checkpoint, config: Config) -> Iterator[dict[str, Tensor]] | None:
+    """What the replay is filled with; None if it is to be empty, since that is not saved, or lost and need not be."""
+    if not saved.segments:
+        return None
+    if not config.log.save_replay:
+        try:
+            saved.check(replay=True)
+        except CheckpointError as error:
+            warnings.warn(f"{error}; the run goes on with an empty replay", stacklevel=3)
+            return None
+    return saved.replay()
 
 
 def _require_same(config: Config, before: Mapping[str, Any], path: Path) -> None:
