@@ -359,6 +359,21 @@ def test_the_latest_run_is_resumed_until_it_is_finished(
     assert _run(capsys, "resume", "--latest", str(tmp_path), "--total-steps", "150")[0] == 0, "that has been taken"
 
 
+def test_a_newest_run_without_a_configuration_is_not_passed_over_for_an_older_one(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """A job would believe that it has succeeded, by the older run; after an error it trains anew."""
+    older = train(tmp_path, total_steps=20).run.path
+    killed = tmp_path / "CartPole-v1__ppo__1__30000101-000000"
+    killed.mkdir()
+    code, out, error = _run(capsys, "resume", "--latest", str(tmp_path))
+    assert (code, out) == (2, [])
+    assert error.startswith(f"slipstream: error: {killed}, started last, has no config.yaml to go on with")
+    assert error.endswith(f"Start it anew; without that directory, the newest run is {older}")
+    killed.rmdir()
+    assert _run(capsys, "resume", "--latest", str(tmp_path))[0] == 0
+
+
 def test_sys_exit_within_a_run_waits_for_the_checkpoint_under_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

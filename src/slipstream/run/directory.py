@@ -21,7 +21,7 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -51,17 +51,28 @@ def latest(root: Path) -> Path:
     """The run in `root` that was started last, by the time in its name.
 
     Raises:
-        ConfigError: If there is none.
+        ConfigError: If there is none, or it was killed before it was one: an older run is not what was meant.
     """
-    found = _newest(root)
-    if found is None:
+    started = _newest(path for path in root.glob("*") if path.is_dir())
+    if started is None:
         raise ConfigError(f"there is no run in {root}; start one: slipstream train ALGO --env ENV --log.dir {root}")
-    return found
+    if not (started / "config.yaml").is_file():
+        older = _newest(_runs(root))
+        removed = f"; without that directory, the newest run is {older}" if older else ""
+        raise ConfigError(
+            f"{started}, started last, has no config.yaml to go on with: it was killed before it wrote one, or the "
+            f"file was lost. Start it anew{removed}"
+        )
+    return started
 
 
-def _newest(root: Path) -> Path | None:
-    """The run in `root` with the latest stamp in its name; agents that were saved have none."""
-    stamped = ((_STAMP.search(child.parent.name), child.parent) for child in root.glob("*/config.yaml"))
+def _runs(root: Path) -> Iterator[Path]:
+    return (file.parent for file in root.glob("*/config.yaml"))
+
+
+def _newest(paths: Iterable[Path]) -> Path | None:
+    """The one with the latest stamp in its name; agents that were saved have none."""
+    stamped = ((_STAMP.search(path.name), path) for path in paths)
     return max(((stamp[1], int(stamp[2] or 0), path) for stamp, path in stamped if stamp), default=(None,))[-1]
 
 
@@ -79,7 +90,7 @@ class RunDirectory:
         if not path.is_dir():
             raise ConfigError(f"{path} {'is a file, not a run directory' if path.exists() else 'does not exist'}")
         if not (path / "config.yaml").is_file():
-            inside = _newest(path)
+            inside = _newest(_runs(path))
             hint = f"; the newest run in it is {inside}" if inside else ""
             raise ConfigError(f"{path} is not a run directory: it has no config.yaml{hint}")
         self.path = path
