@@ -374,6 +374,28 @@ def test_a_newest_run_without_a_configuration_is_not_passed_over_for_an_older_on
     assert _run(capsys, "resume", "--latest", str(tmp_path))[0] == 0
 
 
+def test_a_configuration_that_cannot_be_read_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    for content, said in [
+        (b"\xff\xfe\x00", " is not text: 'utf-8' codec can't decode byte 0xff in position 0: invalid start byte"),
+        (b"env: x\nalgo: {name: ppo, lrr: 1}", ": unknown setting algo.lrr. Did you mean algo.lr?"),
+    ]:
+        file.write_bytes(content)
+        for verb in ("resume", "eval"):
+            assert _run(capsys, verb, str(tmp_path)) == (2, [], f"slipstream: error: {file}{said}")
+
+
+def test_who_names_a_checkpoint_is_told_its_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    run = train(tmp_path, total_steps=20).run
+    saved = checkpoint.newest(run.checkpoints)
+    for place in (run.checkpoints, saved.path):
+        code, _, error = _run(capsys, "resume", str(place))
+        assert code == 2
+        assert error.endswith(
+            f"{place} is not a run directory: it has no config.yaml; it belongs to the run {run.path}"
+        )
+
+
 def test_sys_exit_within_a_run_waits_for_the_checkpoint_under_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

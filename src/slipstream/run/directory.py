@@ -76,6 +76,14 @@ def _newest(paths: Iterable[Path]) -> Path | None:
     return max(((stamp[1], int(stamp[2] or 0), path) for stamp, path in stamped if stamp), default=(None,))[-1]
 
 
+def _run_nearby(path: Path) -> str:
+    """Which run may be meant by a directory of runs, or by one of checkpoints in a run, as the end of a sentence."""
+    if inside := _newest(_runs(path)):
+        return f"; the newest run in it is {inside}"
+    above = [place.parent for place in (path, *path.parents) if place.name == "checkpoints"]
+    return f"; it belongs to the run {above[0]}" if above and (above[0] / "config.yaml").is_file() else ""
+
+
 class RunDirectory:
     """Names and reads the files of one run.
 
@@ -90,9 +98,7 @@ class RunDirectory:
         if not path.is_dir():
             raise ConfigError(f"{path} {'is a file, not a run directory' if path.exists() else 'does not exist'}")
         if not (path / "config.yaml").is_file():
-            inside = _newest(_runs(path))
-            hint = f"; the newest run in it is {inside}" if inside else ""
-            raise ConfigError(f"{path} is not a run directory: it has no config.yaml{hint}")
+            raise ConfigError(f"{path} is not a run directory: it has no config.yaml{_run_nearby(path)}")
         self.path = path
 
     @property
@@ -126,7 +132,12 @@ class RunDirectory:
         Raises:
             ConfigError: If the file does not hold a valid one.
         """
-        return from_plain(read_yaml(self.path / "config.yaml"))
+        file = self.path / "config.yaml"
+        values = read_yaml(file)
+        try:
+            return from_plain(values)
+        except ConfigError as error:
+            raise ConfigError(f"{file}: {error}") from error
 
     def surroundings(self) -> dict[str, Any]:
         """What it was started with: versions, hardware; empty if nothing can be read of that."""
@@ -248,7 +259,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """A mapping from a YAML file.
 
     Raises:
-        ConfigError: If the file is missing, holds no mapping, or has a key twice.
+        ConfigError: If the file is missing, is not text, holds no mapping, or has a key twice.
     """
     try:
         loader = _Once(path.read_text())
@@ -258,6 +269,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
             loader.dispose()
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not text: {error}") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
