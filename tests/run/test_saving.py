@@ -217,6 +217,16 @@ def test_a_disk_that_will_not_do_is_said_early(tmp_path: Path, monkeypatch: pyte
         train(tmp_path, net__hidden=[32, 32], **small)
 
 
+def test_that_the_disk_will_not_do_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**6, 10**6 - 30, 30))
+    something = Something(tmp_path)
+    with warnings.catch_warnings(record=True, action="always") as told:
+        for steps in (10, 20, 30):
+            something.step(steps)
+    assert [str(each.message).partition(" ")[0] for each in told] == ["the", "cannot", "cannot"]
+    assert "the checkpoints of this run take up to" in str(told[0].message)
+
+
 def test_one_is_kept_at_every_distance_for_good(tmp_path: Path) -> None:
     something = Something(tmp_path, keep_last=1, keep_every=40)
     for steps in range(7, 150, 7):

@@ -74,6 +74,7 @@ class Checkpoints:
         self._writing: _Writing | None = None
         self._saved = saved  # steps of the last that is on the disk
         self._seen = progress.updates
+        self._looked = self._root.is_dir()  # whether the disk has room enough
 
     @property
     def whole(self) -> bool:
@@ -125,7 +126,6 @@ class Checkpoints:
             warnings.warn(str(error), stacklevel=2)
 
     def _begin(self) -> None:
-        first = not self._root.is_dir()
         tensors, facts = self._state()
         tensors, steps, score = copies(tensors), self._progress.steps, self._progress.score
         facts = json.loads(json.dumps(facts))  # a copy too
@@ -133,7 +133,8 @@ class Checkpoints:
         if self._segments is not None:
             replay, finish = self._segments.begin()
             tensors |= {f"replay.{name}": value for name, value in replay.items()}
-        if first:
+        if not self._looked:
+            self._looked = True
             self._warn_of_space(sum(tensor.nbytes for tensor in tensors.values()))
 
         def write() -> None:
