@@ -396,6 +396,17 @@ def test_who_names_a_checkpoint_is_told_its_run(capsys: pytest.CaptureFixture[st
         )
 
 
+def test_another_environment_is_announced_only_if_it_is_taken(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    run = train(tmp_path, env="CliffWalking-v1", total_steps=20).run.path
+    code, out, error = _run(capsys, "resume", str(run), "--total-steps", "40", "--env", "Acrobot-v1")
+    assert (code, out) == (1, [])
+    assert "belongs to another environment" in error
+    code, out, _ = _run(capsys, "resume", str(run), "--total-steps", "40", "--env", "CliffWalkingSlippery-v1")
+    assert (code, out[0]) == (0, "trained on CliffWalking-v1 so far, on CliffWalkingSlippery-v1 from here on")
+
+
 def test_sys_exit_within_a_run_waits_for_the_checkpoint_under_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -177,10 +177,10 @@ def resume(path: Path, own: Own, changes: Mapping[str, Any], console: Console) -
             )
         training = _training(config, own, console)
         stack.callback(training.close)
+        saved.require(training.spec)
         if training.spec.id != saved.manifest["env"]:
             console.print(f"trained on {saved.manifest['env']} so far, on {training.spec.id} from here on")
             facts["training"].pop("env_seed", None)  # it can't be played back on another
-        saved.require(training.spec)
         with saved.fitting():
             training.load(tensors, facts["training"], _replay(saved, config))
         warn_unused(config, training.spec, own.torso is not None, own.policy is not None)
