@@ -244,6 +244,34 @@ def test_a_stray_copy_of_a_checkpoint_costs_no_progress(tmp_path: Path) -> None:
     assert {str(older), str(newest), "damaged-9999"} < left
 
 
+def test_a_run_goes_on_with_damaged_metrics(tmp_path: Path) -> None:
+    run = train(tmp_path, total_steps=300).run
+    steps = [row["time/steps"] for row in metrics.read(run.metrics)]
+    lines = run.metrics.read_bytes().splitlines(keepends=True)
+    lines[1] = lines[1][:5] + bytes(20) + lines[1][25:]  # a hole, as a power cut leaves
+    run.metrics.write_bytes(b"".join(lines))
+    with pytest.warns(UserWarning, match=r"metrics\.jsonl, line 2 is damaged"):
+        resume(run.path, 400)
+    assert [row["time/steps"] for row in metrics.read(run.metrics)][: len(steps) - 1] == [steps[0], *steps[2:]]
+
+
+def test_a_resume_that_cannot_cut_the_metrics_leaves_the_run_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = train(tmp_path, total_steps=100).run
+    before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+
+    def fail(path: Path) -> list[dict[str, Any]]:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(metrics, "read", fail)
+        with pytest.raises(CheckpointError, match=r"metrics\.jsonl: Input/output error"):
+            resume(run.path, 200)
+    assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before
+    resume(run.path, 200)
+
+
 def test_resume_refuses_another_environment(tmp_path: Path) -> None:
     run = train(tmp_path, total_steps=20).run
     file = run.path / "config.yaml"

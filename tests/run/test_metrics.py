@@ -126,6 +126,19 @@ def test_truncate_drops_what_a_resumed_run_writes_again(tmp_path: Path) -> None:
     metrics.truncate(tmp_path / "absent.jsonl", 20)
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [b'{"time/st\0\0\0\0', b"\0" * 20, b"\xff{}", b"[" * 100_000, b"17", b"{}", b'{"time/stepz": 20}'],
+    ids=["zeros in it", "zeros", "no text", "depth", "a number", "no steps", "another name"],
+)
+def test_a_damaged_line_in_the_middle_is_passed_over_with_a_warning(tmp_path: Path, damage: bytes) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"time/steps": 10}\n' + damage + b'\n{"time/steps": 30}\n{"time/steps": 40}\n')
+    with pytest.warns(UserWarning, match=r"metrics\.jsonl, line 2 is damaged, and passed over"):
+        metrics.truncate(path, 30)
+    assert metrics.read(path) == [{"time/steps": 10}, {"time/steps": 30}]
+
+
 def test_the_first_row_is_measured_from_the_start_of_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])

@@ -146,8 +146,8 @@ def resume(path: Path, own: Own, changes: Mapping[str, Any], console: Console) -
     Raises:
         Finished: If the run has taken all its steps, or has reached the return to stop at.
         ConfigError: If a setting was changed, here or in its config.yaml, that would make another run of it.
-        CheckpointError: If there is no whole checkpoint, or it does not fit the environment or the network; the run is
-            left as it was.
+        CheckpointError: If there is no whole checkpoint, it does not fit the environment or the network, or the metrics
+            can't be cut to it; the run is left as it was.
         Interrupted: After SIGINT or SIGTERM, with the state saved.
     """
     run = RunDirectory(path)
@@ -186,6 +186,7 @@ def resume(path: Path, own: Own, changes: Mapping[str, Any], console: Console) -
         warn_unused(config, training.spec, own.torso is not None, own.policy is not None)
         warn_unlearned(config, training.learner)
         _warn_of_versions(run)
+        metrics.truncate(run.metrics, saved.steps)
         checkpoint.set_aside(run.checkpoints, saved.steps)
         run.write_config(config)
         run.error.unlink(missing_ok=True)  # it tells of the time before
@@ -210,7 +211,6 @@ def _drive(this: _Run, saved: Checkpoint | None) -> Trained:
     facts = saved.facts() if saved else None
     if saved and facts:
         progress.load(facts["progress"])
-        metrics.truncate(run.metrics, saved.steps)
     training.learner.rejects.keep = run.keep
     with ExitStack() as stack:
         rows = Metrics(

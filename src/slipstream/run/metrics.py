@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from slipstream.ranges import crossed
+from slipstream.run.files import writing
 from slipstream.run.machine import cores
 from slipstream.run.progress import Mark, Meter, Progress, spread
 from slipstream.types import Report
@@ -232,18 +233,40 @@ class Curves:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """All rows of a metrics.jsonl; an unfinished last line (after a power cut) is left out."""
+    """All rows of a metrics.jsonl; an unfinished last line (after a power cut) is left out.
+
+    Another line that is no row, since the disk has damaged it, is passed over with a warning.
+    """
     if not path.is_file():
         return []
-    lines = path.read_bytes().split(b"\n")
-    return [json.loads(line) for line in lines[:-1] if line]
+    rows: list[dict[str, Any]] = []
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+        if (row := _parsed(line)) is not None:
+            rows.append(row)
+        elif line:
+            warnings.warn(f"{path}, line {number} is damaged, and passed over", stacklevel=2)
+    return rows
 
 
 def truncate(path: Path, steps: int) -> None:
-    """Drops rows after `steps`: a resumed run will write them again."""
+    """Drops rows after `steps`: a resumed run will write them again.
+
+    Raises:
+        CheckpointError: If that is not possible; the file is then as it was.
+    """
     if not path.is_file():
         return
-    kept = [row for row in read(path) if row["time/steps"] <= steps]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
-    temporary.replace(path)
+    with writing(path):
+        kept = [row for row in read(path) if row["time/steps"] <= steps]
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        temporary.replace(path)
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    """The row that a line holds; None if it holds something else."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) and isinstance(row.get("time/steps"), int) else None
