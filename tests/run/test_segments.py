@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from slipstream.replay.windows import Windows
 from slipstream.run import checkpoint, metrics, segments
 from slipstream.run.directory import RunDirectory
 from slipstream.run.files import CheckpointError
@@ -83,6 +84,21 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path, monkeypatch: p
     saved = checkpoint.newest(run.checkpoints, replay=True)
     assert saved.steps >= 400
     assert not list((run.checkpoints / segments.FOLDER).glob(".writing-*"))
+
+
+def test_only_what_networks_are_loaded_from_is_said_not_to_fit_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = train(tmp_path, **DQN).run
+
+    def fail(self: Windows, *given: Any) -> None:
+        raise RuntimeError("no memory left for the replay")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Windows, "load", fail)
+        with pytest.raises(RuntimeError, match=r"^no memory left for the replay$"):
+            resume(run.path, total_steps=500)
+    assert resume(run.path, total_steps=500).progress.steps >= 500
 
 
 def test_a_replay_need_not_be_saved(tmp_path: Path) -> None:

@@ -27,7 +27,6 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from slipstream.replay.sharded import ShardLostError
 from slipstream.run import segments, spaces
 from slipstream.run.files import (
     CheckpointError,
@@ -109,15 +108,13 @@ class Checkpoint:
 
     @contextmanager
     def fitting(self) -> Generator[None]:
-        """Context in which its tensors are loaded into a network.
+        """Context in which its tensors are loaded into networks, and nothing else is done.
 
         Raises:
             CheckpointError: If they don't fit; it has the beginning of PyTorch's list.
         """
         try:
             yield
-        except ShardLostError:  # is one, and has nothing to do with the network
-            raise
         except RuntimeError as error:
             title, *lines = str(error).splitlines()
             told = "; ".join(textwrap.shorten(line, _TOLD, placeholder=" ...") for line in (lines or [title])[:2])

@@ -181,8 +181,7 @@ def resume(path: Path, own: Own, changes: Mapping[str, Any], console: Console) -
         if training.spec.id != saved.manifest["env"]:
             console.print(f"trained on {saved.manifest['env']} so far, on {training.spec.id} from here on")
             facts["training"].pop("env_seed", None)  # it can't be played back on another
-        with saved.fitting():
-            training.load(tensors, facts["training"], _replay(saved, config))
+        training.load(tensors, facts["training"], _replay(saved, config), saved.fitting)
         warn_unused(config, training.spec, own.torso is not None, own.policy is not None)
         warn_unlearned(config, training.learner)
         _warn_of_versions(run)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -276,10 +276,12 @@ class Training:
         tensors: dict[str, Tensor],
         facts: dict[str, Any],
         replay: Iterable[Mapping[str, Tensor]] | None = None,
+        fitting: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         """Continues from what `state` returned; call before iterating.
 
-        With the segments of a `replay`, `tensors` hold its state, named `replay.*`; without them it stays empty.
+        With the segments of a `replay`, `tensors` hold its state, named `replay.*`; without them it stays empty. What
+        belongs to networks is loaded in the context `fitting`.
 
         Another kind of device, or another number of shards or of learners whose gradients are all-reduced, is a
         warning: the run goes on with other rounding, which `resumes` tells too.
@@ -294,7 +296,8 @@ class Training:
         windows = self.learner.windows
         if replay is not None and windows is not None:
             windows.load(under("replay.", tensors), replay)
-        self.learner.load(tensors, facts)
+        with fitting():
+            self.learner.load(tensors, facts)
         version = self.learner.version
         self._env_seed = self._seed_anew() if version else self._config.seed
         if self.plays_back and "env_seed" in facts:
