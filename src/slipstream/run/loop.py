@@ -58,16 +58,14 @@ _FREE = ("total_steps", "stop_at_return", "placement.", "log.", "skip_gradients"
 """Beginnings of settings that may change from one part of a run to the next, as its `env` may: what a run that met no
 fault does not depend on."""
 
+_CHECKPOINTS = ("log.checkpoint_every", "log.eval_every")
+"""What checkpoints depend on, and so do the bits where environments start anew at every one."""
 
 _ARGUMENTS = "env_options.kwargs"
-
+"""Settings of the environment's own; any may be missing."""
 
 _PATIENCE = 2.0
 """Seconds for the checkpoint that is being written when a run is to end at once."""
-
-
-_CHECKPOINTS = ("log.checkpoint_every", "log.eval_every")
-"""What checkpoints depend on, and so do the bits where environments start anew at every one."""
 
 
 @dataclass(frozen=True)
