@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import resource
 import subprocess
@@ -79,3 +80,21 @@ def test_where_processes_are_short_the_error_says_so_and_nothing_is_left(monkeyp
 
 def test_close_may_be_called_on_what_was_never_started() -> None:
     process.stop([])
+
+
+@pytest.mark.parametrize("character", ["a", '"', "é", "深", "\U0001f600", "\0", "\udc80"], ids=ascii)
+def test_a_report_of_any_characters_fits_a_pipe_and_is_what_was_raised(character: str) -> None:
+    def fail() -> None:
+        raise type(1_000 * "深", (ValueError,), {})(100_000 * character)
+
+    file = process.anonymous_file()
+    assert not process.answer(file, fail)
+    told = process.read_file(file)
+    os.close(file)
+    assert len(told) < 65_536
+    assert len(told) == 5 + int.from_bytes(told[1:5], "little")
+    said = json.loads(told[5:])
+    assert said["kind"] == 100 * "深"
+    assert said["message"] == len(said["message"]) * character
+    assert len(said["message"]) >= 4_990
+    assert said["traceback"].endswith(f"{character}\n")

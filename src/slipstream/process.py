@@ -39,7 +39,8 @@ KILLED = "was killed by SIGKILL"
 """How a child ended whom nothing of its own ends so: there was no memory left, or somebody did it."""
 _CHILD = "from slipstream.process import enter; enter()"
 _OK, _FAILED = b"k", b"f"
-_MOST_REPORT = 16_000
+_MOST_REPORT = 30_000  # bytes of a message, and of a traceback
+_MOST_KIND = 100  # characters
 _F_SETSIG = 10  # Linux; Python's fcntl does not name it
 _ONE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
@@ -291,7 +292,7 @@ def answer(fd: int, task: Callable[[], bytes | None]) -> bool:
     try:
         content = task() or b""
     except Exception as error:  # noqa: BLE001 - it is raised again in the driver
-        told = json.dumps(report(error)).encode()
+        told = _json(report(error))
         _write(fd, _FAILED + len(told).to_bytes(4, "little") + told)
         return False
     _write(fd, _OK + len(content).to_bytes(4, "little") + content)
@@ -299,10 +300,13 @@ def answer(fd: int, task: Callable[[], bytes | None]) -> bool:
 
 
 def report(error: Exception) -> dict[str, str]:
-    """What `ChildFailed` is made of in the driver; short enough for a pipe that nobody reads."""
-    text = "".join(traceback.format_exception(error))
-    message = str(error)[:_MOST_REPORT]
-    return {"kind": type(error).__name__, "message": message, "traceback": text[-_MOST_REPORT:]}
+    """What `ChildFailed` is made of in the driver; with what `answer` adds below 64 kB, which a pipe holds unread."""
+    traced = "".join(traceback.format_exception(error))
+    return {
+        "kind": type(error).__name__[:_MOST_KIND],
+        "message": _beginning(str(error)),
+        "traceback": _beginning(traced[::-1])[::-1],
+    }
 
 
 def leave() -> None:
@@ -359,6 +363,19 @@ def write_file(fd: int, content: bytes) -> None:
     written = 0
     while written < len(content):
         written += os.pwrite(fd, content[written:], written)
+
+
+def _beginning(text: str) -> str:
+    """A text as far as it takes no more than `_MOST_REPORT` bytes in JSON."""
+    text = text[:_MOST_REPORT]
+    while (size := len(_json(text))) > _MOST_REPORT:
+        text = text[: len(text) * _MOST_REPORT // size]
+    return text
+
+
+def _json(content: object) -> bytes:
+    """JSON in which only what can't be written otherwise is escaped, halves of surrogates among it."""
+    return json.dumps(content, ensure_ascii=False).encode(errors="backslashreplace")
 
 
 def _write(fd: int, content: bytes) -> None:
