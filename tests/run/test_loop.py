@@ -287,6 +287,52 @@ def test_only_one_process_trains_in_a_directory(tmp_path: Path) -> None:
     resume(run.path, total_steps=40)
 
 
+def test_a_run_is_locked_until_its_training_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original, closed = Training.close, 0
+
+    def close(self: Training) -> None:
+        nonlocal closed
+        (path,) = tmp_path.iterdir()
+        with pytest.raises(ConfigError, match="another process is training in"), RunDirectory(path).lock():
+            pass
+        original(self)
+        closed += 1
+
+    monkeypatch.setattr(Training, "close", close)
+    run = train(tmp_path, total_steps=20).run
+    resume(run.path, total_steps=40)
+    assert closed == 2
+    with run.lock():
+        pass
+
+
+def test_a_run_that_ended_at_once_is_locked_until_its_checkpoint_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another that wrote there at the same time would take away what is half written."""
+    original, free, writers = checkpoint.save, threading.Event(), list[threading.Thread]()
+
+    def held(*given: Any) -> object:
+        writers.append(threading.current_thread())
+        assert free.wait(60.0)
+        return original(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", held)
+        patch.setattr(loop, "_PATIENCE", 0.0)
+        patch.setattr(Progress, "__call__", stop_after(3, KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path, log__checkpoint_every=42)
+    (path,) = tmp_path.iterdir()
+    with pytest.raises(ConfigError, match="the last checkpoint of a run that was stopped is still being written"):
+        resume(path)
+    free.set()
+    (writer,) = writers
+    writer.join()
+    assert checkpoint.newest(path / "checkpoints").steps > 0
+    assert resume(path).progress.finished
+
+
 def test_an_error_keeps_its_traceback_in_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def boom() -> BaseException:
         return FloatingPointError("the loss is not finite")

@@ -17,11 +17,13 @@ It is `runs/{env}__{algo}__{seed}__{stamp}/`:
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -181,8 +183,8 @@ class RunLock:
     """Context manager: an advisory lock that dies with its process, so a kill leaves nothing stale.
 
     Raises:
-        ConfigError: On entry, if another process is training in this directory, or a file in it is a link to one that
-            may lie elsewhere, which training would write to.
+        ConfigError: On entry, if another process is training in this directory, or something is written in it yet, or a
+            file in it is a link to one that may lie elsewhere, which training would write to.
     """
 
     def __init__(self, path: Path) -> None:
@@ -199,7 +201,10 @@ class RunLock:
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 self._file.close()
-                raise ConfigError(f"another process is training in {self._path}") from error
+                raise ConfigError(
+                    f"another process is training in {self._path}, or the last checkpoint of a run that was stopped is "
+                    "still being written"
+                ) from error
         return self
 
     def __exit__(
@@ -207,6 +212,12 @@ class RunLock:
     ) -> None:
         if self._file is not None:
             self._file.close()
+
+    def outlast(self, work: Future[None] | None) -> None:
+        """Has the lock be held until some work is done, if there is any, however early the context ends."""
+        if work is not None and self._file is not None:
+            copy = os.dup(self._file.fileno())  # the lock is gone when both are closed
+            work.add_done_callback(lambda done: os.close(copy))
 
 
 def create(config: Config, command: Sequence[str]) -> RunDirectory:

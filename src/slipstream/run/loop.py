@@ -15,7 +15,7 @@ import shlex
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from slipstream.run.checkpoint import Checkpoint
 from slipstream.run.concerns import Concerns
 from slipstream.run.config import CALLABLE, Config, override
 from slipstream.run.console import Display
-from slipstream.run.directory import RunDirectory, create
+from slipstream.run.directory import RunDirectory, RunLock, create
 from slipstream.run.evaluate import Evaluator, slots
 from slipstream.run.files import CheckpointError
 from slipstream.run.learning import replay_line
@@ -118,15 +118,13 @@ def train(config: Config, own: Own, command: Sequence[str], console: Console) ->
     Raises:
         Interrupted: After SIGINT or SIGTERM, with the state saved.
     """
-    training = _training(config, own, console)
-    with ExitStack() as stack:
-        stack.callback(training.close)
+    with ExitStack() as locked, closing(_training(config, own, console)) as training:
         warn_unused(config, training.spec, own.torso is not None, own.policy is not None)
         warn_unlearned(config, training.learner)
         warn_slow_target(config)
         run = create(config, command)
-        stack.enter_context(run.lock())
-        return _drive(_Run(config, own, training, run, _progress(config, training), console), None)
+        lock = locked.enter_context(run.lock())  # until the training has been closed
+        return _drive(_Run(config, own, training, run, lock, _progress(config, training), console), None)
 
 
 def resume(path: Path, own: Own, changes: Mapping[str, Any], console: Console) -> Trained:
@@ -156,7 +154,7 @@ def resume(path: Path, own: Own, changes: Mapping[str, Any], console: Console) -
     config = spelled_out(override(before, changes))
     require_callable(config, own.env, path)
     with ExitStack() as stack:
-        stack.enter_context(run.lock())
+        lock = stack.enter_context(run.lock())
         saved = checkpoint.newest(run.checkpoints, replay=config.log.save_replay)
         tensors, facts = saved.tensors(), saved.facts()
         if "training" not in facts:
@@ -187,7 +185,7 @@ def resume(path: Path, own: Own, changes: Mapping[str, Any], console: Console) -
         checkpoint.set_aside(run.checkpoints, saved.steps)
         run.write_config(config)
         run.error.unlink(missing_ok=True)  # it tells of the time before
-        return _drive(_Run(config, own, training, run, _progress(config, training), console), saved)
+        return _drive(_Run(config, own, training, run, lock, _progress(config, training), console), saved)
 
 
 @dataclass(frozen=True)
@@ -198,6 +196,7 @@ class _Run:
     own: Own
     training: Training
     run: RunDirectory
+    lock: RunLock
     progress: Progress
     console: Console
 
@@ -229,6 +228,7 @@ def _drive(this: _Run, saved: Checkpoint | None) -> Trained:
         then = training.restart if training.starts_anew else None
         there = saved.steps if saved else -1
         checkpoints = Checkpoints(run, config.log, progress, training.spec, state, segments, then, there)
+        stack.callback(lambda: this.lock.outlast(checkpoints.pending))
         evaluators = _evaluators(this)
         for evaluator in evaluators:
             stack.callback(evaluator.close)

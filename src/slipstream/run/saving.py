@@ -5,8 +5,9 @@
     copies state and new rows       ->  hashes, writes, flushes, renames; removes old checkpoints
     goes on                             ends
 
-Who waits for whom: the next checkpoint, and the end of the run, wait for the one before. A kill at any moment leaves
-the older ones. What can't be written is told when it is waited for.
+Who waits for whom: the next checkpoint, and the end of the run, wait for the one before; a run that is to end at once
+waits for a moment only, and leaves the lock of its directory to what is `pending`. A kill at any moment leaves the
+older ones. What can't be written is told when it is waited for.
 """
 
 from __future__ import annotations
@@ -80,6 +81,12 @@ class Checkpoints:
     def whole(self) -> bool:
         """Whether those who observe updates before it does have all seen the last one."""
         return self._seen == self._progress.updates
+
+    @property
+    def pending(self) -> Future[None] | None:
+        """Is done when nothing is written any more; None if nothing is."""
+        writing = self._writing
+        return writing.done if writing is not None and writing.thread.is_alive() else None
 
     def __call__(self, report: Report) -> None:
         """Begins to save if it is time to.
