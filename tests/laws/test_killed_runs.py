@@ -115,7 +115,7 @@ def test_sigkill_at_any_touch_of_a_file(made: Forge, tmp_path: Path, case: str, 
     assert everything.code == 0
     whole, resumed = next(root.iterdir()), 0
     assert everything.counted > 60
-    for point in range(3, everything.counted + 1, stride):
+    for point in range(4, everything.counted + 1, stride):
         root = tmp_path / f"killed at {point}"
         killed = made.run([*words, "--log.dir", str(root)], tmp_path, signal.SIGKILL, (point,), str(root))
         assert killed.code == -signal.SIGKILL

@@ -26,7 +26,7 @@ from safetensors.torch import load_file
 from slipstream.envs import EnvError
 from slipstream.envs.recorded import RecordedEnvs
 from slipstream.loader import Loader
-from slipstream.run import checkpoint, evaluate, loop, metrics
+from slipstream.run import checkpoint, directory, evaluate, loop, metrics
 from slipstream.run.checkpoint import Checkpoint
 from slipstream.run.config import CALLABLE
 from slipstream.run.directory import RunDirectory
@@ -136,17 +136,55 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: py
         message = f"log.dir: no run can be written in {root}: {tmp_path / 'file'} is a file; choose another place"
         with pytest.raises(ConfigError, match=re.escape(message)):
             train(root, total_steps=21)
-    original = Path.write_text
+    original = directory.write_flushed
 
-    def full(self: Path, text: str) -> int:
-        if self.name == "command.txt":
+    def full(path: Path, content: bytes) -> None:
+        if path.name == "command.txt":
             raise OSError(errno.ENOSPC, "No space left on device")
-        return original(self, text)
+        original(path, content)
 
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(directory, "write_flushed", full)
     with pytest.raises(ConfigError, match=r"no run can be written in .*: No space left on device; choose"):
         train(tmp_path / "runs", total_steps=21)
     assert list((tmp_path / "runs").iterdir()) == []
+
+
+def _note_flushes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of what is flushed to the disk from now on, and of files that others are put in the place of."""
+    fsync, replace, noted = os.fsync, Path.replace, list[str]()
+
+    def flushed(descriptor: int) -> None:
+        noted.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        fsync(descriptor)
+
+    def replaced(path: Path, target: Path) -> Path:
+        noted.append(f"-> {target.name}")
+        return replace(path, target)
+
+    monkeypatch.setattr(os, "fsync", flushed)
+    monkeypatch.setattr(Path, "replace", replaced)
+    return noted
+
+
+def test_a_new_run_is_on_the_disk_before_its_first_checkpoint_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noted = _note_flushes(monkeypatch)
+    run = train(tmp_path / "new" / "runs", total_steps=20).run
+    (steps,) = _steps(run)
+    name, own = run.path.name, ["config.yaml", "command.txt", "env.json"]
+    saved = ["tensors.safetensors", "facts.json", "MANIFEST.json", f".writing-{steps}", "checkpoints"]
+    assert noted == [tmp_path.name, "new", *own, name, "runs", name, *saved]
+
+
+def test_what_a_resume_replaces_is_on_the_disk_before_and_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = train(tmp_path, total_steps=20).run
+    noted = _note_flushes(monkeypatch)
+    resume(run.path, 40)
+    one, other = ([f"{name}.tmp", f"-> {name}", run.path.name] for name in ("metrics.jsonl", "config.yaml"))
+    assert noted[:6] == one + other
 
 
 def test_resume_continues_counters_anneal_and_metrics(tmp_path: Path) -> None:
@@ -605,15 +643,15 @@ def test_a_signal_in_the_midst_of_a_write_ends_the_run_after_a_checkpoint_too(tm
 def test_a_checkpoint_that_cannot_be_written_is_a_warning_and_three_in_a_row_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fsync, calls = os.fsync, [0]
+    write, calls = checkpoint.write_flushed, [0]
 
-    def full_after_the_first(descriptor: int) -> None:
+    def full_after_the_first(path: Path, content: bytes) -> None:
         calls[0] += 1
-        if calls[0] > 5:  # three files and two directories of the first checkpoint
+        if calls[0] > 3:  # the files of the first checkpoint
             raise OSError(errno.ENOSPC, "No space left on device")
-        fsync(descriptor)
+        write(path, content)
 
-    monkeypatch.setattr(os, "fsync", full_after_the_first)
+    monkeypatch.setattr(checkpoint, "write_flushed", full_after_the_first)
     with pytest.warns(UserWarning, match="training goes on") as warned, pytest.raises(CheckpointError) as caught:
         train(tmp_path, log__checkpoint_every=40, total_steps=2_000)
     assert len(warned) == 2

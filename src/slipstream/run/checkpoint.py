@@ -35,6 +35,7 @@ from slipstream.run.files import (
     flush_directory,
     free,
     listed,
+    make_directory,
     read_listed,
     require_space,
     size,
@@ -396,7 +397,7 @@ def _seal(manifest: Json) -> bytes:
 
 def _write_directory(root: Path, final: Path, files: Mapping[str, bytes]) -> None:
     """Writes files so that `final` appears whole or not at all, and is on the disk when this returns."""
-    root.mkdir(parents=True, exist_ok=True)
+    make_directory(root)
     for stale in [*root.glob(".writing-*"), *root.glob(".removing-*")]:
         shutil.rmtree(stale)
     temporary = root / f".writing-{final.name}"

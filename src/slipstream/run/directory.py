@@ -35,7 +35,7 @@ from torch import Tensor
 
 from slipstream.run.checkpoint import copies
 from slipstream.run.config import Config, from_plain
-from slipstream.run.files import writing
+from slipstream.run.files import flush_directory, make_directory, replace_flushed, write_flushed, writing
 from slipstream.run.machine import surroundings
 from slipstream.run.settings import ConfigError, plain
 
@@ -155,10 +155,8 @@ class RunDirectory:
         Raises:
             CheckpointError: If it can't be written.
         """
-        temporary = self.path / "config.yaml.tmp"
         with writing(self.path / "config.yaml"):
-            temporary.write_text(to_yaml(config))
-            temporary.replace(self.path / "config.yaml")
+            replace_flushed(self.path / "config.yaml", to_yaml(config).encode())
 
     def keep(self, name: str, tensors: Mapping[str, Tensor]) -> str:
         """Writes `tensors` to `faults/`, unless there are ten already; returns a sentence that says where they are."""
@@ -221,7 +219,7 @@ class RunLock:
 
 
 def create(config: Config, command: Sequence[str]) -> RunDirectory:
-    """Makes the directory of a new run, which never is one that exists.
+    """Makes the directory of a new run, which never is one that exists; it is on the disk when this returns.
 
     Raises:
         ConfigError: If it can't be written; nothing is left of it then.
@@ -232,9 +230,11 @@ def create(config: Config, command: Sequence[str]) -> RunDirectory:
     except OSError as error:
         raise ConfigError(_no_place(root, error)) from error
     try:
-        (path / "config.yaml").write_text(to_yaml(config))
-        (path / "command.txt").write_text(shlex.join(command) + "\n")
-        (path / "env.json").write_text(json.dumps(surroundings(), indent=1) + "\n")
+        write_flushed(path / "config.yaml", to_yaml(config).encode())
+        write_flushed(path / "command.txt", f"{shlex.join(command)}\n".encode())
+        write_flushed(path / "env.json", f"{json.dumps(surroundings(), indent=1)}\n".encode())
+        flush_directory(path)
+        flush_directory(root)
     except OSError as error:
         shutil.rmtree(path, ignore_errors=True)
         raise ConfigError(_no_place(root, error)) from error
@@ -298,9 +298,7 @@ def merge_yaml(path: Path, changes: Mapping[str, Any]) -> None:
     """
     content = read_yaml(path) if path.exists() else {}
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(yaml.safe_dump({**content, **changes}, sort_keys=False, width=120))
-    temporary.replace(path)
+    replace_flushed(path, yaml.safe_dump({**content, **changes}, sort_keys=False, width=120).encode())
 
 
 def _no_place(root: Path, error: OSError) -> str:
@@ -313,7 +311,7 @@ def _no_place(root: Path, error: OSError) -> str:
 def _new_directory(root: Path, config: Config) -> Path:
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     name = re.sub(r"[^\w.+-]+", "-", config.env)
-    root.mkdir(parents=True, exist_ok=True)
+    make_directory(root)
     base = f"{name}__{config.algo.name}__{config.seed}__{stamp}"
     for suffix in ("", *(f"-{number}" for number in range(2, 1000))):
         try:

@@ -80,6 +80,26 @@ def write_flushed(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
+def replace_flushed(path: Path, content: bytes) -> None:
+    """Puts a file in another's place, whole or not at all, and has it and its name on the disk when this returns."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    try:
+        write_flushed(temporary, content)
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    flush_directory(path.parent)
+
+
+def make_directory(path: Path) -> None:
+    """Makes a directory and those above it, where they are missing, and has their names on the disk at its return."""
+    if not path.is_dir():
+        make_directory(path.parent)
+        path.mkdir(exist_ok=True)
+        flush_directory(path.parent)
+
+
 def flush_directory(path: Path) -> None:
     """Has the names in a directory on the disk when this returns."""
     if os.name == "nt":  # Windows can't open a directory; its rename is journaled.

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from slipstream.ranges import crossed
-from slipstream.run.files import writing
+from slipstream.run.files import replace_flushed, writing
 from slipstream.run.machine import cores
 from slipstream.run.progress import Mark, Meter, Progress, spread
 from slipstream.types import Report
@@ -258,9 +258,7 @@ def truncate(path: Path, steps: int) -> None:
         return
     with writing(path):
         kept = [row for row in read(path) if row["time/steps"] <= steps]
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        temporary.replace(path)
+        replace_flushed(path, "".join(json.dumps(row) + "\n" for row in kept).encode())
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:

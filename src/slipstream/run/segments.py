@@ -24,6 +24,7 @@ from slipstream.run.files import (
     as_tensors,
     flush_directory,
     listed,
+    make_directory,
     read_listed,
     require_space,
     write_flushed,
@@ -91,7 +92,7 @@ class Segments:
 
     def _write(self, tensors: Mapping[str, Tensor]) -> Listed:
         with writing(self._folder):
-            self._folder.mkdir(parents=True, exist_ok=True)
+            make_directory(self._folder)
             entry = self._write_file(tensors)
             flush_directory(self._folder)
         return entry
