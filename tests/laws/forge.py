@@ -44,7 +44,7 @@ class Order:
         number: Signal that it sends itself; 0 for none.
         at: Counts at which it does.
         folder: Count what is done to the files in it; empty to count calls. What is flushed in the moment of the signal
-            is half written.
+            is half written, but for what was flushed before.
     """
 
     words: list[str]
@@ -168,6 +168,7 @@ def _enter(order: Order) -> None:
     for fd, target in ((nothing, 0), (output, 1), (output, 2)):
         os.dup2(fd, target)
     at, start, flush = set(order.at), subprocess.Popen.__init__, os.fsync
+    on_disk: dict[int, int] = {}  # bytes of files that are flushed again and again, by number
 
     def count() -> None:
         global _counted
@@ -192,10 +193,13 @@ def _enter(order: Order) -> None:
             count()
 
     def flushed(fd: int) -> None:
-        if _counted + 1 in at and stat.S_ISREG(os.fstat(fd).st_mode):
-            os.truncate(fd, os.fstat(fd).st_size // 2)
+        found = os.fstat(fd)
+        size = found.st_size
+        if _counted + 1 in at and stat.S_ISREG(found.st_mode):
+            os.truncate(fd, (on_disk.get(found.st_ino, 0) + size) // 2)
         count()
         flush(fd)
+        on_disk[found.st_ino] = size
 
     subprocess.Popen.__init__ = noted  # type: ignore[method-assign]
     if order.folder:

@@ -542,7 +542,7 @@ def test_a_second_signal_while_saving_leaves_whole_checkpoints(
     former = signal.signal(signal.SIGINT, signal.default_int_handler)
     _interrupt_at(monkeypatch, Progress, "__call__", 4)
     owner: dict[str, tuple[Any, str, int]] = {
-        "fsync": (os, "fsync", 17),  # three files and two directories each, and of the run's start
+        "fsync": (os, "fsync", 19),  # five of the run's start, seven of the first checkpoint, six of the second
         "rename": (checkpoint, "flush_directory", 5),
         "rmtree": (checkpoint, "prune", 3),
         "facts": (checkpoint, "save", 3),

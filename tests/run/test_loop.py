@@ -174,7 +174,32 @@ def test_a_new_run_is_on_the_disk_before_its_first_checkpoint_counts(
     (steps,) = _steps(run)
     name, own = run.path.name, ["config.yaml", "command.txt", "env.json"]
     saved = ["tensors.safetensors", "facts.json", "MANIFEST.json", f".writing-{steps}", "checkpoints"]
-    assert noted == [tmp_path.name, "new", *own, name, "runs", name, *saved]
+    assert noted == [tmp_path.name, "new", *own, name, "runs", "metrics.jsonl", name, *saved]
+
+
+def test_the_rows_before_a_checkpoint_are_on_the_disk_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsync, rename, on_disk, ahead = os.fsync, Path.rename, [0], dict[int, int]()
+
+    def flushed(descriptor: int) -> None:
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        fsync(descriptor)
+        if path.name == "metrics.jsonl":
+            on_disk.append(metrics.read(path)[-1]["time/steps"])
+
+    def renamed(path: Path, target: Path) -> Path:
+        if target.name.isdecimal():
+            ahead[int(target.name)] = on_disk[-1]
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", flushed)
+    monkeypatch.setattr(Path, "rename", renamed)
+    run = train(tmp_path, log__checkpoint_every=40, log__metrics_every=1).run
+    assert len(ahead) > 3
+    assert all(last >= steps for steps, last in ahead.items()), ahead
+    assert len(on_disk) - 1 == len(ahead), "once for each"
+    assert max(ahead) == metrics.read(run.metrics)[-1]["time/steps"]
 
 
 def test_what_a_resume_replaces_is_on_the_disk_before_and_after(

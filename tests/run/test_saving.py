@@ -26,10 +26,11 @@ Usage = namedtuple("Usage", "total used free")
 
 
 class Run:
-    """A run directory with nothing but checkpoints."""
+    """A run directory with nothing but checkpoints, and metrics that have no rows."""
 
     def __init__(self, root: Path) -> None:
-        self.checkpoints = root / "checkpoints"
+        self.checkpoints, self.metrics = root / "checkpoints", root / "metrics.jsonl"
+        self.metrics.touch()
 
 
 class Something:

@@ -80,6 +80,12 @@ def write_flushed(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
+def flush(path: Path) -> None:
+    """Has what was written to a file so far on the disk when this returns."""
+    with path.open("r+b") as file:
+        os.fsync(file.fileno())
+
+
 def replace_flushed(path: Path, content: bytes) -> None:
     """Puts a file in another's place, whole or not at all, and has it and its name on the disk when this returns."""
     temporary = path.with_name(f"{path.name}.tmp")

@@ -2,7 +2,8 @@
 
     training thread                     thread of the checkpoint
     waits for the one before
-    copies state and new rows       ->  hashes, writes, flushes, renames; removes old checkpoints
+    copies state and new rows       ->  flushes the metrics, which whoever goes on from here does not repeat;
+                                        hashes, writes, flushes, renames; removes old checkpoints
     goes on                             ends
 
 Who waits for whom: the next checkpoint, and the end of the run, wait for the one before; a run that is to end at once
@@ -27,7 +28,7 @@ from slipstream.run import checkpoint
 from slipstream.run.checkpoint import copies
 from slipstream.run.config import Log
 from slipstream.run.directory import RunDirectory
-from slipstream.run.files import CheckpointError, free, size, space
+from slipstream.run.files import CheckpointError, flush, free, size, space, writing
 from slipstream.run.progress import Progress
 from slipstream.run.segments import ReplayLostError, Segments
 from slipstream.types import EnvSpec, Report
@@ -69,7 +70,8 @@ class Checkpoints:
         then: Callable[[], None] | None = None,
         saved: int = -1,
     ) -> None:
-        self._root, self._log, self._segments, self._then = run.checkpoints, log, segments, then
+        self._root, self._metrics = run.checkpoints, run.metrics
+        self._log, self._segments, self._then = log, segments, then
         self._progress, self._spec, self._state = progress, spec, state
         self._failures = 0
         self._writing: _Writing | None = None
@@ -145,6 +147,8 @@ class Checkpoints:
             self._warn_of_space(sum(tensor.nbytes for tensor in tensors.values()))
 
         def write() -> None:
+            with writing(self._metrics):
+                flush(self._metrics)
             listed = finish() if finish else ()
             checkpoint.save(self._root, steps, tensors, facts, self._spec, score, listed)
             checkpoint.prune(self._root, self._log.keep_last, self._log.keep_every)
