@@ -236,3 +236,11 @@ def test_one_is_kept_at_every_distance_for_good(tmp_path: Path) -> None:
     # Saved at the first update at or after every tenth step.
     kept = sorted(int(path.name) for path in something.root.iterdir())
     assert kept == [42, 84, 126, 140]
+
+
+def test_metrics_that_somebody_removes_cost_no_checkpoint(tmp_path: Path) -> None:
+    something = Something(tmp_path)
+    something.checkpoints._metrics.unlink(missing_ok=True)
+    something.step(10)
+    something.checkpoints.save()
+    assert checkpoint.newest(something.root).steps == 10

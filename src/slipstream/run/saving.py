@@ -18,6 +18,7 @@ import threading
 import warnings
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -147,7 +148,7 @@ class Checkpoints:
             self._warn_of_space(sum(tensor.nbytes for tensor in tensors.values()))
 
         def write() -> None:
-            with writing(self._metrics):
+            with writing(self._metrics), suppress(FileNotFoundError):  # nothing is there yet, or somebody removed it
                 flush(self._metrics)
             listed = finish() if finish else ()
             checkpoint.save(self._root, steps, tensors, facts, self._spec, score, listed)
