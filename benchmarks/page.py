@@ -180,6 +180,38 @@ def sampling(result: Result) -> Figure:
     return figure
 
 
+def chaos(result: Result) -> Figure:
+    """Kills by run."""
+    figure, (axes,) = beside(1)
+    bars(axes, {name: case["kills"] for name, case in result["cases"].items()}, "kills")
+    for place, case in enumerate(result["cases"].values()):
+        if not case["identical"]:
+            axes.patches[place].set_color("C3")
+    return figure
+
+
+def noticing(result: Result) -> Figure:
+    """Seconds by fault."""
+    figure, (axes,) = beside(1, height=1.8)
+    bars(axes, {fault: told["median"] for fault, told in result["seconds"].items()}, "seconds, medians")
+    return figure
+
+
+def soak(result: Result) -> Figure:
+    """Memory and speed over time."""
+    figure, plots = beside(2)
+    samples = result["samples"]
+    minutes = [each["seconds"] / 60.0 for each in samples]
+    plots[0].plot(minutes, [each["megabytes"] for each in samples])
+    plots[0].set_ylabel("MB of all processes")
+    plots[0].set_ylim(bottom=0.0)
+    plots[1].plot(minutes, [each["steps"] for each in samples])
+    plots[1].set_ylabel("steps")
+    for axes in plots:
+        axes.set_xlabel("minutes")
+    return figure
+
+
 _SCHEDULES = (
     "Steps per second by schedule and placement, beside the limit: cores over the CPU time of a step's stages, each "
     "alone. Medians of rounds in turn."
@@ -213,6 +245,25 @@ SECTIONS: Sequence[Section] = (
     ),
     Section("replay_memory.json", "A million Atari steps", "Bytes that a replay was announced to take, and took."),
     Section("verify.json", "The same bits", "Configurations, in placements and with delays of all kinds."),
+    Section(
+        "chaos.json",
+        "Killed and resumed",
+        "Runs that were killed with SIGKILL at random moments and resumed, until they ended. Red is what differed from "
+        "runs that were left alone.",
+        chaos,
+    ),
+    Section("noticing.json", "Workers that die or hang", "Seconds until that is noticed.", noticing),
+    Section("soak.json", "Faults every 200 rows", "Crashes, kills and hangs in turn, in two worker processes.", soak),
+    Section(
+        "under_fire.json",
+        "Learning under fire",
+        "CartPole with a crash, a hang or NaN every 2,000 steps, beside CartPole that is left alone.",
+    ),
+    Section(
+        "checkpoint_cost.json",
+        "What checkpoints and checks cost",
+        "PPO on Pong with many checkpoints and without any, in turn; shares of the time.",
+    ),
 )
 
 
