@@ -126,7 +126,7 @@ def test_files_and_links_exist(document: str) -> None:
 def test_every_fault_has_its_tests() -> None:
     """Or the word that says why not; and the tests are there."""
     rows = re.findall(r"^\| ([A-H]\d+)†? \|.*$", text := (ROOT / "docs" / "faults.md").read_text(), re.MULTILINE)
-    sizes = {"A": 18, "B": 9, "C": 11, "D": 7, "E": 3, "F": 4, "G": 7, "H": 8}
+    sizes = {"A": 18, "B": 9, "C": 13, "D": 7, "E": 3, "F": 4, "G": 7, "H": 8}
     assert rows == [f"{section}{number}" for section, size in sizes.items() for number in range(1, size + 1)]
     for line in text.splitlines():
         if re.match(r"\| [A-H]\d", line):
