@@ -811,7 +811,7 @@ def test_what_was_learned_before_an_environment_failed_is_kept(tmp_path: Path) -
     run = RunDirectory(path)
     (steps,) = _steps(run)
     assert steps == 3 * 35
-    assert f"resume:     slipstream resume {path}" in caught.value.__notes__
+    assert f'resume:     slipstream.resume("{path}", env=breaking)' in caught.value.__notes__
 
 
 class _Once(CartPoleEnv):

@@ -261,18 +261,18 @@ def _drive(this: _Run, saved: Checkpoint | None) -> Trained:
                 with suppress(CheckpointError):
                     checkpoints.save()
             if any(run.checkpoints.glob("[0-9]*")):
-                error.add_note(f"resume:     slipstream resume {run.path}")
+                error.add_note(f"resume:     {_resumed_by(config, run.path)}")
             raise
         except KeyboardInterrupt as stop:
             checkpoints.close(_PATIENCE)
-            stop.add_note(_what_is_saved(run))
+            stop.add_note(_what_is_saved(this))
             raise
         except SystemExit:  # of whoever trains within a program, which shows no notes of it
             checkpoints.close()
-            display.say(_what_is_saved(run))
+            display.say(_what_is_saved(this))
             raise
         if signals.received is not None and not progress.finished:
-            raise Interrupted(signals.received, run.path, _what_is_saved(run))
+            raise Interrupted(signals.received, run.path, _what_is_saved(this))
     return Trained(run, training.spec, training.policy, progress, training.learner.decoder)
 
 
@@ -378,12 +378,19 @@ def _keep_traceback(error: Exception, run: RunDirectory) -> None:
         error.add_note(f"traceback:  not written, {problem.strerror or problem}")
 
 
-def _what_is_saved(run: RunDirectory) -> str:
+def _what_is_saved(this: _Run) -> str:
     try:
-        saved = checkpoint.newest(run.checkpoints)
+        saved = checkpoint.newest(this.run.checkpoints)
     except CheckpointError:
         return "there is no checkpoint yet"
-    return f"the last checkpoint is that of step {saved.steps}\nresume:  slipstream resume {run.path}"
+    return f"the last checkpoint is that of step {saved.steps}\nresume:  {_resumed_by(this.config, this.run.path)}"
+
+
+def _resumed_by(config: Config, path: Path) -> str:
+    """What to type to go on; in Python where the command line can't know the environment."""
+    if config.env.startswith(CALLABLE):
+        return f'slipstream.resume("{path}", env={config.env.removeprefix(CALLABLE)})'
+    return f"slipstream resume {path}"
 
 
 def _evaluators(this: _Run) -> list[Evaluator]:
@@ -405,7 +412,7 @@ def require_callable(config: Config, env: EnvFactory | None, owner: Path) -> Non
         name = config.env.removeprefix(CALLABLE)
         raise ConfigError(
             f"{owner} was trained on the Python callable {name}, which the command line can't know. From Python, "
-            f'pass it again: slipstream.load("{owner}", env={name}) or slipstream.resume("{owner}", env={name})'
+            f'pass it again: slipstream.load("{owner}", env={name}) or {_resumed_by(config, owner)}'
         )
 
 
