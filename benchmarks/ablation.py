@@ -51,7 +51,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     # rows a third of the surrogate is clipped away and none of the entropy bonus: at 0.01 (with nature_cnn) the entropy
     # was still at 1.2 nats after 1 M steps, and the return at 17 since 0.65 M; with 0.003 from there on it was at 17.97
     # after 0.12 M more. One replayed unroll for two fresh ones, of the last 25,000 rows (the 100 samples of 5
-    # environments that the library of 2018 kept), in three passes was sooner at 0 and stood at 13.4 after 0.87 M.
+    # environments that the library of 2018 kept), in three passes was sooner at 0 in a seed that was stopped at 0.87 M,
+    # and stood at 13.4 there.
     "all": ("appo", {**_REPLAY, **_AUTOENCODER, "algo.epochs": 2, "algo.ent_coef": 0.003}),
 }
 

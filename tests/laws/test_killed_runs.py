@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,9 @@ def test_it_ends_as_if_it_had_not_been_killed(
     with pytest.raises(Killed):
         train(tmp_path / "killed", **changes)
     monkeypatch.setattr(Progress, "__call__", original)
+    for thread in threading.enumerate():
+        if thread.name == "slipstream-checkpoint":
+            thread.join()  # it would have died as well, and holds the lock
     (path,) = (tmp_path / "killed").iterdir()
     assert 0 < checkpoint.newest(RunDirectory(path).checkpoints).steps < moment * 32
     assert list(differences(whole, resume(path).run.path)) == []
