@@ -38,7 +38,7 @@ SETTINGS = {
     "total_steps": MOST_STEPS,
     "stop_at_return": TARGET,
     "placement.env_workers": 2,
-    "placement.restarts": 3,
+    "placement.restarts": 20,
     "env_options.timeout_seconds": 2.0,
     "env_options.non_finite": "skip",
     "log.tensorboard": False,

@@ -99,11 +99,12 @@ class Forge:
         while alive and time.monotonic() < deadline:
             time.sleep(0.01)  # nothing tells of the death of grandchildren
             alive = list(_living(numbers))
+        signalled = _text(notes["output.signal"]).split()
         return Outcome(
             os.waitstatus_to_exitcode(status),
             _text(notes["output"]),
             int(_text(notes["output.count"]) or 0),
-            ended - float(_text(notes["output.signal"]).split()[0]) if number and at else 0.0,
+            ended - float(signalled[0]) if signalled else 0.0,
             alive,
         )
 

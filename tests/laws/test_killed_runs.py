@@ -122,6 +122,9 @@ def test_sigkill_at_any_touch_of_a_file(made: Forge, tmp_path: Path, case: str, 
     for point in range(4, everything.counted + 1, stride):
         root = tmp_path / f"killed at {point}"
         killed = made.run([*words, "--log.dir", str(root)], tmp_path, signal.SIGKILL, (point,), str(root))
+        if killed.code == 0:  # a run's threads take turns in another way, and touch files once more or less
+            assert point > everything.counted - 5
+            continue
         assert killed.code == -signal.SIGKILL
         (run,) = root.iterdir()
         if _newest(root) < 0:
