@@ -51,9 +51,9 @@ class WorkerEnvs:
         num_envs: Slots.
         lanes: Lanes; divides `num_envs`.
         workers: Processes; those that would have no slot are not started.
-        timeout_seconds: How long resetting or stepping a lane may take, with what its workers do for other lanes before,
-            until those that do not answer are given up; they may take longer for bringing slots back, as long as no
-            single action does.
+        timeout_seconds: How long resetting or stepping a lane may take, with what its workers do for other lanes
+            before, until those that do not answer are given up; they may take longer for bringing slots back, as long
+            as no single action does.
         first_slot: Slot of column 0.
         played: Called now and then while slots are brought back, as a sign of life.
 
