@@ -12,6 +12,9 @@ from torch import Tensor
 from slipstream import tree
 from slipstream.history import History
 
+UNKNOWN = -1
+"""In place of a check sum that is not known."""
+
 
 class SlotState(NamedTuple):
     """What a collector knows of its slots, in their order.
@@ -91,8 +94,8 @@ class Standing:
     Attributes:
         slots: What the collectors know.
         history: What brings the environments back.
-        seen: int64 `[B]`, check sums of the rows before, with the observations that the next ones begin with; -1 where
-            that is not known.
+        seen: int64 `[B]`, check sums of the rows before, with the observations that the next ones begin with;
+            `UNKNOWN` where nobody has noted them.
     """
 
     slots: SlotState
@@ -130,7 +133,7 @@ class Standing:
             memory=tuple(tensors[f"memory.{number}"] for number in range(leaves)),
         )
         start, count, action = (tensors[name].numpy() for name in ("start", "count", "action"))
-        seen = tensors["sum"] if "sum" in tensors else torch.full_like(row, -1)  # older checkpoints have others
+        seen = tensors["sum"] if "sum" in tensors else torch.full_like(row, UNKNOWN)  # older ones are of less
         return Standing(slots, History(start, count, action), seen)
 
     @staticmethod

@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 from slipstream import patience, tree
 from slipstream.envs import EnvError, EnvOptions, atari, make_envs
 from slipstream.envs.options import AtariOptions
-from slipstream.envs.recorded import UNKNOWN, RecordedEnvs, bring_back
+from slipstream.envs.recorded import RecordedEnvs, bring_back
 from slipstream.envs.rows import EnvFailure
 from slipstream.envs.slot import Source, random_start
 from slipstream.envs.toy import Chaos
 from slipstream.envs.workers import WorkerEnvs
+from slipstream.standing import UNKNOWN
 from slipstream.types import EnvStep
 from tests.faulty import Once
 

@@ -15,11 +15,10 @@ from slipstream import tree
 from slipstream.envs.rows import EnvFailure
 from slipstream.history import History, Past
 from slipstream.patience import Patience
+from slipstream.standing import UNKNOWN
 from slipstream.types import BoolArray, Envs, EnvSpec, EnvStep
 
 Sums = NDArray[np.int64]
-UNKNOWN = -1
-"""In place of a check sum that is not known."""
 
 _LOOKED_AT = 1024  # numbers of an array, about
 

@@ -64,8 +64,7 @@ class Source:
             raise EnvError(f"{self.id}: expected a gymnasium.Env for slot {slot}, got {type(env).__name__}")
         missing = [name for name in ("observation_space", "action_space") if getattr(env, name, None) is None]
         if missing:
-            with suppress(*RAISED):
-                env.close()
+            close_all(self.id, {slot: env})
             raise EnvError(f"{self.id}: the environment of slot {slot} ({env}) has no {' and no '.join(missing)}")
         return env
 

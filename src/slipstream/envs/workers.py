@@ -87,11 +87,12 @@ class WorkerEnvs:
         self._changing = RLock()  # of workers: their children, and what has failed
         self._graves: list[_Grave] = []
         members = [columns for columns in _spread(self._spec, workers) if any(columns)]
-        self._memory = process.anonymous_file()
-        self._histories = tuple(process.anonymous_file() for _ in range(lanes))  # of lanes that are to be brought back
-        files = [self._memory, *self._histories]
+        files: list[int] = []
         self._finalizer = weakref.finalize(self, _stop, self._workers, self._graves, files)
         try:
+            files.extend(process.anonymous_file() for _ in range(1 + lanes))  # where one fails, those before are there
+            self._memory, *histories = files
+            self._histories = tuple(histories)  # of lanes that are to be brought back
             like = np.zeros(self._actions.shape[1:], self._actions.dtype)
             self._shared = map_shared(self._memory, env.observation_space, like, num_envs, len(members))
             for index, columns in enumerate(members):
