@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -13,14 +13,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from slipstream import dice, slab, tree
+from slipstream.columns import Columns, record, write
 from slipstream.episodes import Episodes
 from slipstream.nets.actor_critic import ActorCritic
 from slipstream.nets.policy import Outputs, Policy
+from slipstream.nets.recorded import RecordedActor
 from slipstream.nets.small import Acts, acting
+from slipstream.recording import Record
 from slipstream.standing import SlotState
 from slipstream.tape import Tape
 from slipstream.tree import Tree
-from slipstream.types import Act, BoolArray, Envs, EnvStep, Episode, FloatArray, Place, Trajectory
+from slipstream.types import Act, Envs, EnvStep, Episode, Place, Trajectory
 
 _CPU = torch.device("cpu")
 
@@ -128,6 +131,7 @@ class Assignment:
         graphs: Whether forwards make graphs, as those that are kept do: their kernels may round differently.
         tapes: For each slab, who acts there in place of `policy`, and where the forwards are kept; none are kept if
             empty.
+        record: Records the forwards on `device`, if they make no graphs; None to ask for them anew every time.
     """
 
     envs: Envs
@@ -141,6 +145,13 @@ class Assignment:
     device: torch.device = _CPU
     graphs: bool = False
     tapes: Sequence[Tape] = ()
+    record: Record | None = None
+
+    def recorded(self) -> RecordedActor | None:
+        """A recording of the policy, for one lane or group of lanes; None where it is asked itself."""
+        if self.record is None or self.graphs:
+            return None
+        return RecordedActor(self.policy, self.device, self.record)
 
 
 class Collector:
@@ -157,7 +168,7 @@ class Collector:
     def __init__(self, given: Assignment) -> None:
         self.lanes, self.ahead = tuple(given.lanes), 0
         self._refresh, self._every_row, self._tapes = given.refresh, given.every_row, given.tapes
-        views: dict[Place, _View] = {}  # one lane after the other comes to a place
+        views: dict[Place, Columns] = {}  # one lane after the other comes to a place
         self._lanes = [_Lane(given, lane, views) for lane in given.lanes]
         self._rows = given.slabs[0].rows
         self._stopped = False
@@ -227,7 +238,7 @@ class Collector:
 class _Lane:
     """One lane's place in time: its last observation, recurrent state and running episodes."""
 
-    def __init__(self, given: Assignment, lane: int, views: dict[Place, _View]) -> None:
+    def __init__(self, given: Assignment, lane: int, views: dict[Place, Columns]) -> None:
         part = given.envs.spec.slots(lane)
         size = part.stop - part.start
         self._envs, self._lane, self._policy, self._device = given.envs, lane, given.policy, given.device
@@ -235,6 +246,8 @@ class _Lane:
         self._slabs, self._tapes = given.slabs, given.tapes
         self._graphs = given.graphs
         self._tape: list[Outputs] | None = None
+        self._recorded = given.recorded()
+        self._input = _CPU if self._recorded else given.device  # a recording takes what it is given there by itself
         self._actor: Acts = given.policy
         self._views = views
         self._keys = dice.keys(given.seed, "act", range(part.start, part.stop))
@@ -256,7 +269,7 @@ class _Lane:
         """Starts an unroll: row 0 holds the last observation, `state0` the state before it."""
         if place not in self._views:
             columns = slice(place.column, place.column + len(self._keys))
-            self._views[place] = _View.of(slab.columns(self._slabs[place.slab], columns))
+            self._views[place] = Columns.of(slab.columns(self._slabs[place.slab], columns))
         self._view, self._array = self._views[place].tensors, self._views[place].arrays
         rows = self._view.rows
         self._dice = torch.from_numpy(dice.uniform(self._keys, self._row, rows + 1, self._policy.dice_width))
@@ -266,11 +279,13 @@ class _Lane:
             self._policy, self._tape = tape.policy, tape.lanes[self._lane]
             self._tape.clear()
             self._state = _detached(self._state)
-        self._actor = self._policy if self._graphs else acting(self._policy, len(self._keys), self._device)
+        self._actor = self._recorded or (
+            self._policy if self._graphs else acting(self._policy, len(self._keys), self._device)
+        )
         if self._step is None:
             self._step = self._envs.recv(self._lane)
             self.episodes.dead[:] = self._step.ended
-        _write(self._array.obs, 0, self._step.obs)
+        write(self._array.obs, 0, self._step.obs)
         tree.map(lambda to, state: to.copy_(state), self._view.state0, self._state)
         self._view.slot.copy_(self._slot)
 
@@ -278,12 +293,13 @@ class _Lane:
         """Chooses and records the actions of row t, with weights `version`."""
         act = self._act_with_graph(t) if self._graphs else self._act(t)
         tensors, arrays = self._view, self._array
-        _record(tensors.action, arrays.action, t, act.action)
-        _record(tensors.log_prob, arrays.log_prob, t, act.log_prob)
+        record(tensors.action, arrays.action, t, act.action)
+        record(tensors.log_prob, arrays.log_prob, t, act.log_prob)
         arrays.version[t] = version
         for name, value in act.extras.items():
-            _record(tensors.extras[name], arrays.extras[name], t, value)
-        self._state = act.state
+            record(tensors.extras[name], arrays.extras[name], t, value)
+        self._wait()
+        self._state = tree.map(Tensor.clone, act.state) if self._recorded else act.state
         dead = self.episodes.dead
         if self._policy.recurrent and dead.any():
             alive = torch.from_numpy(~dead).to(self._device)
@@ -299,7 +315,7 @@ class _Lane:
         """Waits for what the actions of row t caused and records it, with the observation of row t+1."""
         step = self._step = self._envs.recv(self._lane)
         arrays = self._array
-        _write(arrays.obs, t + 1, step.obs)
+        write(arrays.obs, t + 1, step.obs)
         arrays.reward[t] = step.reward
         arrays.terminated[t] = step.terminated
         arrays.truncated[t] = step.truncated
@@ -313,7 +329,13 @@ class _Lane:
             return
         last = self._view.rows
         for name, value in self._act(last).extras.items():
-            _record(self._view.extras[name], self._array.extras[name], last, value)
+            record(self._view.extras[name], self._array.extras[name], last, value)
+        self._wait()
+
+    def _wait(self) -> None:
+        """Waits until a GPU has written what it was told to, once for all columns."""
+        if self._device.type == "cuda":
+            torch.cuda.current_stream(self._device).synchronize()
 
     @torch.no_grad()
     def _act(self, t: int) -> Act:
@@ -331,68 +353,11 @@ class _Lane:
         return self._policy.answer(said, state, self._drawn(t))
 
     def _drawn(self, t: int) -> Tensor:
-        return self._dice[t].to(self._device, non_blocking=True)
+        return self._dice[t].to(self._input, non_blocking=True)
 
     def _obs(self, t: int) -> Tree:
-        return tree.map(lambda leaf: leaf[t].to(self._device, non_blocking=True), self._view.obs)
+        return tree.map(lambda leaf: leaf[t].to(self._input, non_blocking=True), self._view.obs)
 
 
 def _detached(state: Tree) -> Tree:
     return tree.map(Tensor.detach, state)
-
-
-@dataclass(frozen=True)
-class _Arrays:
-    """NumPy views of the columns."""
-
-    obs: Tree
-    action: NDArray[np.generic]
-    log_prob: FloatArray
-    version: NDArray[np.int32]
-    extras: Mapping[str, NDArray[Any]]
-    reward: FloatArray
-    terminated: BoolArray
-    truncated: BoolArray
-    valid: BoolArray
-
-    @staticmethod
-    def of(view: Trajectory) -> _Arrays:
-        return _Arrays(
-            obs=tree.map(lambda leaf: leaf.numpy(), view.obs),
-            action=view.action.numpy(),
-            log_prob=view.log_prob.numpy(),
-            version=view.version.numpy(),
-            extras={name: value.numpy() for name, value in view.extras.items()},
-            reward=view.reward.numpy(),
-            terminated=view.terminated.numpy(),
-            truncated=view.truncated.numpy(),
-            valid=view.valid.numpy(),
-        )
-
-
-class _View(NamedTuple):
-    """A lane's columns of one slab."""
-
-    tensors: Trajectory
-    arrays: _Arrays
-
-    @staticmethod
-    def of(view: Trajectory) -> _View:
-        return _View(view, _Arrays.of(view))
-
-
-def _record(rows: Tensor, arrays: NDArray[Any], t: int, value: Tensor) -> None:
-    """Writes row t; where it is on the CPU by NumPy, which takes a tenth of PyTorch's time for a small one."""
-    if value.is_cpu:
-        arrays[t] = value.detach().numpy()
-    else:
-        rows[t] = value
-
-
-def _write(rows: Tree, t: int, obs: Tree) -> None:
-    """Copies an observation into row t, the one copy between environment and gradient."""
-
-    def copy(row: NDArray[np.generic], leaf: NDArray[np.generic]) -> None:
-        row[t] = leaf
-
-    tree.map(copy, rows, obs)

@@ -132,7 +132,7 @@ def gradients(crew: Crew, losses: Sequence[Callable[[], ShardLoss]], by: Sequenc
         losses: One per shard.
         by: The parameters that the losses are functions of: those that are learned, or others of the same shapes.
     """
-    return crew.run([partial(_of_shard, loss, by) for loss in losses])
+    return crew.run([partial(of_shard, loss, by) for loss in losses])
 
 
 def added(parts: Sequence[Gradient]) -> Gradient:
@@ -147,7 +147,8 @@ def added(parts: Sequence[Gradient]) -> Gradient:
     return Gradient(tensors, metrics, torch.cat(said) if said else None)
 
 
-def _of_shard(loss: Callable[[], ShardLoss], by: Sequence[nn.Parameter]) -> Gradient:
+def of_shard(loss: Callable[[], ShardLoss], by: Sequence[nn.Parameter]) -> Gradient:
+    """The gradient of one shard, in the thread that asks."""
     total, metrics, errors = loss()
     return Gradient(laid_out(by, torch.autograd.grad(total, by, materialize_grads=True)), metrics, errors)
 

@@ -20,7 +20,7 @@ from slipstream.loader import Loader, mapped
 from slipstream.minibatches import Pick, SlabRows
 from slipstream.nets.autoencoder import Decoder
 from slipstream.nets.policy import ActorCriticPolicy, Policy
-from slipstream.objective import Hire, SlabObjective, alone, differentiated
+from slipstream.objective import Differentiate, Hire, SlabObjective, alone, differentiated
 from slipstream.reconstruction import Reconstruction
 from slipstream.rejects import Rejects
 from slipstream.replay.mixer import Mixer
@@ -130,6 +130,7 @@ class Learner:
         reconstruction: An auto-encoder that is learned with the policy; None for none.
         rejects: What becomes of gradients that are not finite.
         hire: Finds those who differentiate some of the shards.
+        differentiate: Differentiates the shards that are left.
     """
 
     def __init__(
@@ -148,6 +149,7 @@ class Learner:
         reconstruction: Reconstruction | None = None,
         rejects: Rejects | None = None,
         hire: Hire = alone,
+        differentiate: Differentiate = differentiated,
     ) -> None:
         if shards < 1 or num_envs % shards:
             raise ValueError(f"shards={shards} must divide num_envs={num_envs}")
@@ -155,6 +157,7 @@ class Learner:
         self.version = 0
         self.steps = 0
         self._algorithm, self._crew, self._loader = algorithm, crew, loader
+        self._gradients_of = differentiate
         self._num_envs, self._seed = num_envs, seed
         self._total_steps, self._reward, self._mixer = total_steps, reward, mixer
         self.rejects = rejects or Rejects()
@@ -359,7 +362,7 @@ class Learner:
     ) -> Sequence[Gradient]:
         """The gradients of shards: through what was said of their rows, if there is a tape of that."""
         if not isinstance(behaviour, Tape):
-            return differentiated(self._crew, self._objective, order, parts)
+            return self._gradients_of(self._crew, self._objective, order, parts)
         told = zip((Told(rows) for rows in behaviour.lanes), parts, strict=True)
         losses = [self._objective.loss(order, judge, part) for judge, part in told]
         return gradients(self._crew, losses, self._objective.parameters(order))
@@ -407,4 +410,6 @@ class Learner:
 
 def snapshot(policy: Policy, version: int) -> Weights:
     """A copy of the policy's parameters and buffers."""
-    return Weights(version, {name: value.clone() for name, value in policy.state_dict().items()})
+    tensors = {name: value.clone() for name, value in policy.state_dict().items()}
+    gpus = [value.device for value in tensors.values() if value.is_cuda]
+    return Weights(version, tensors, torch.cuda.current_stream(gpus[0]).record_event() if gpus else None)

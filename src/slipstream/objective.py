@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Protocol
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from slipstream.algos.algorithm import Batch, SlabAlgorithm
 from slipstream.algos.replaying import Networks, Phase, ReplayAlgorithm, Replayed
 from slipstream.crew import Crew
-from slipstream.descent import Gradient, ShardLoss, gradients
+from slipstream.descent import Gradient, ShardLoss, gradients, of_shard
+from slipstream.loader import mapped
 from slipstream.nets.actor_critic import ActorCritic
 from slipstream.nets.policy import ActorCriticPolicy, Policy
 from slipstream.reconstruction import Reconstruction
+from slipstream.recording import Record, Recording
 from slipstream.tape import RowByRow
 from slipstream.team import Alone, Order, Team
 
@@ -49,6 +53,56 @@ class Objective(Protocol):
 def differentiated(crew: Crew, objective: Objective, order: Order, parts: Sequence[Any]) -> list[Gradient]:
     """The gradients of shards, on the threads of a crew."""
     return gradients(crew, objective.losses(order, parts), objective.parameters(order))
+
+
+Differentiate = Callable[[Crew, Objective, Order, Sequence[Any]], list[Gradient]]
+"""As `differentiated`."""
+
+
+class Recordings:
+    """`differentiated` on a GPU by recordings, one for each loss and size of minibatch, with the same bits.
+
+    Gradients hold until the next call, metrics and errors for good. A loss that is another function at another
+    `progress` can't be recorded: it is given NaN, so that its gradient is not finite.
+
+    Args:
+        device: The GPU, which all parts are on.
+        record: Records there.
+    """
+
+    def __init__(self, device: torch.device, record: Record) -> None:
+        self._device, self._record = device, record
+        self._known: dict[tuple[Any, ...], Recording[list[Gradient]]] = {}
+
+    def __call__(self, crew: Crew, objective: Objective, order: Order, parts: Sequence[Any]) -> list[Gradient]:
+        """The gradients of shards, one after the other whatever the size of the crew."""
+        by = objective.parameters(order)
+        inputs: list[Tensor] = []
+
+        def note(leaf: Tensor) -> Tensor:
+            inputs.append(leaf)
+            return leaf
+
+        mapped(note, parts)
+        shapes = tuple((each.shape, each.dtype) for each in inputs)
+        key = (order.phase, order.delayed, by[0].data_ptr(), len(by), shapes)
+        if key not in self._known:
+
+            def differentiate(leaves: Sequence[Tensor]) -> list[Gradient]:
+                rest = iter(leaves)
+                same = mapped(lambda _: next(rest), parts)
+                losses = objective.losses(order._replace(progress=math.nan), same)
+                return [of_shard(loss, by) for loss in losses]
+
+            self._known[key] = Recording(differentiate, inputs, self._device, self._record)
+        return [
+            Gradient(
+                each.tensors,
+                {name: value.clone() for name, value in each.metrics.items()},
+                None if each.errors is None else each.errors.clone(),
+            )
+            for each in self._known[key](inputs)
+        ]
 
 
 Hire = Callable[[Objective, int], Team]

@@ -20,7 +20,7 @@ from slipstream.descent import Descent, Gradient, under
 from slipstream.learner import snapshot
 from slipstream.loader import Loader
 from slipstream.nets.policy import ExploringPolicy, Policy
-from slipstream.objective import Hire, ReplayObjective, alone, differentiated
+from slipstream.objective import Differentiate, Hire, ReplayObjective, alone, differentiated
 from slipstream.rejects import Rejects
 from slipstream.replay.options import LEAST_RATIO
 from slipstream.replay.windows import Drawn, Windows
@@ -56,6 +56,7 @@ class ReplayLearner:
         reward: The training reward.
         rejects: What becomes of gradients that are not finite.
         hire: Finds those who differentiate some of the shards.
+        differentiate: Differentiates the shards that are left.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class ReplayLearner:
         reward: TrainingReward,
         rejects: Rejects | None = None,
         hire: Hire = alone,
+        differentiate: Differentiate = differentiated,
     ) -> None:
         if algorithm.batch_size % shards:
             raise ValueError(
@@ -102,6 +104,7 @@ class ReplayLearner:
         self._objective = ReplayObjective(algorithm, networks, self._target)
         self._descents = {part: Descent(algorithm, by, eps) for part, by in self._objective.parts.items()}
         self._crew, self._team = crew, hire(self._objective, shards)
+        self._gradients_of = differentiate
         self._explore()
 
     @property
@@ -283,7 +286,7 @@ class ReplayLearner:
 
     def _differentiate(self, order: Order, parts: Sequence[Replayed[Any]]) -> Sequence[Gradient]:
         """The gradients of shards."""
-        return differentiated(self._crew, self._objective, order, parts)
+        return self._gradients_of(self._crew, self._objective, order, parts)
 
     def _apply(self, ask: Ask, gradient: Gradient, drawn: Drawn, number: int, lr: float) -> dict[str, Tensor]:
         """The step of one phase, and priorities of the windows; after the last one targets. Returns metrics."""

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+import torch
 from gymnasium import Space
 from numpy.typing import NDArray
 from torch import Tensor
@@ -279,10 +280,12 @@ class Weights:
     Attributes:
         version: Updates that went into it; 0 before the first.
         tensors: Names and values of the policy's parameters and buffers.
+        ready: When they have their values, on a GPU; other streams than that of the learner wait for it.
     """
 
     version: int
     tensors: dict[str, Tensor]
+    ready: torch.Event | None = None
 
 
 @dataclass(frozen=True)

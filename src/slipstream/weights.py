@@ -61,6 +61,7 @@ class Replica:
         """Takes over the newest weights, if they are new, and returns their version."""
         weights = self._bulletin.latest()
         if weights.version != self._version:
+            received(weights)
             copy_into(self.policy, weights.tensors)
             self._version = weights.version
         return weights.version
@@ -145,6 +146,17 @@ class RingReplica:
         if self._number == 0 or self._ring.newest() != self._number:
             self._number, self._version = self._ring.read(self.policy)
         return self._version
+
+
+def received(weights: Weights) -> None:
+    """Has the current stream of a GPU wait until the tensors have their values, and keeps their memory for it."""
+    if weights.ready is None:
+        return
+    for value in weights.tensors.values():
+        if value.is_cuda:
+            stream = torch.cuda.current_stream(value.device)
+            stream.wait_event(weights.ready)
+            value.record_stream(stream)
 
 
 @torch.no_grad()

@@ -120,8 +120,8 @@ def _run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, list[str
         (
             "verify ppo --env CartPole-v1 --placements gpu",
             2,
-            "unknown placement 'gpu': expected inline, thread:N, process:N, ray:N, learners:N or shards:N, as in "
-            "thread:2",
+            "unknown placement 'gpu': expected inline, graphs, thread:N, process:N, ray:N, learners:N or shards:N, as "
+            "in thread:2",
         ),
     ],
 )

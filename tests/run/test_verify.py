@@ -219,6 +219,11 @@ def test_unknown_placements_are_refused(name: str) -> None:
         placement_of(name, Placement())
 
 
+def test_recordings_want_a_gpu() -> None:
+    with pytest.raises(ConfigError, match="there is none here"):
+        placement_of("graphs", Placement(device="cpu"))
+
+
 def test_a_placement_keeps_the_rest() -> None:
     base = Placement(env_workers=3)
     assert placement_of("thread:2", base) == replace(base, collectors="thread", workers=2, loaders=2)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from slipstream.algos import ALGORITHMS
+from slipstream.algos import ALGORITHMS, PPO
 from slipstream.algos.replaying import AnyAlgorithm
 from slipstream.envs import EnvOptions
 from slipstream.nets.autoencoder import AutoEncoder
@@ -49,6 +49,8 @@ class Placement:
             their collector process with them, are made anew and brought back to where they were, which changes no bit
             of the result; 0 ends the run at once, as does one that fails the same way at the same place again.
         device: Where networks run; auto is the GPU if there is one.
+        cuda_graphs: Whether the forwards of acting on a GPU, and the gradients of a network without memory, are
+            recorded once for each size and replayed, one launch in place of one per kernel.
     """
 
     collectors: Literal["inline", "thread", "process", "ray"] = "thread"
@@ -62,6 +64,7 @@ class Placement:
     env_threads: int = 0
     restarts: int = 3
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    cuda_graphs: bool = False
 
     def __post_init__(self) -> None:
         _at_least(
@@ -286,6 +289,11 @@ def _covers(config: Config) -> None:
     if config.placement.learners > 1 and config.placement.collectors == "inline":
         raise ConfigError(
             "placement.learners: with --placement.collectors inline everything is done in one thread; use thread"
+        )
+    if config.placement.cuda_graphs and isinstance(config.algo, PPO) and config.algo.anneal_clip:
+        raise ConfigError(
+            "placement.cuda_graphs records the loss once, and algo.anneal_clip makes it another one at every update: "
+            "set one of them to false"
         )
     if config.placement.replay_shards:
         if config.placement.collectors != "ray":

@@ -18,9 +18,10 @@ from slipstream.loader import Loader
 from slipstream.nets.actor_critic import ActorCritic
 from slipstream.nets.autoencoder import make_decoder
 from slipstream.nets.check import check_policy
-from slipstream.nets.policy import ActorCriticPolicy
-from slipstream.objective import Hire, alone
+from slipstream.nets.policy import ActorCriticPolicy, Policy
+from slipstream.objective import Differentiate, Hire, Recordings, alone, differentiated
 from slipstream.reconstruction import Reconstruction
+from slipstream.recording import recorder
 from slipstream.rejects import Rejects
 from slipstream.replay import rows
 from slipstream.replay.mixer import Mixer
@@ -108,6 +109,7 @@ def _slab_learner(
         reconstruction=_reconstruction(config, spec, policy) if config.autoencoder.weight else None,
         rejects=Rejects(config.skip_gradients),
         hire=hire,
+        differentiate=_differentiate(config, policy, next(policy.parameters()).device),
     )
     learner.check(config.unroll)
     return learner
@@ -177,7 +179,14 @@ def _replay_learner(
         reward=TrainingReward(config.reward, config.num_envs, algo.gamma),
         rejects=Rejects(config.skip_gradients),
         hire=hire,
+        differentiate=_differentiate(config, policy, device),
     )
+
+
+def _differentiate(config: Config, policy: Policy, device: torch.device) -> Differentiate:
+    """How the learner differentiates: by recordings, but of forwards that are kept, or cut where episodes start."""
+    record = recorder(device, config.placement.cuda_graphs and not (config.reuses_forward or policy.recurrent))
+    return differentiated if record is None else Recordings(device, record)
 
 
 def replay_line(config: Config, replay: Stored) -> str:

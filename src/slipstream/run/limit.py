@@ -17,7 +17,9 @@ import numpy as np
 import torch
 
 from slipstream import tree
+from slipstream.nets.recorded import RecordedActor
 from slipstream.nets.small import acting
+from slipstream.recording import recorder
 from slipstream.run.config import Config, override
 from slipstream.run.machine import cores
 from slipstream.run.training import Training
@@ -112,7 +114,13 @@ def measure(config: Config, seconds: float = 3.0) -> Stages:
         rows = slab.rows
         forwards = rows + bool(slab.extras)
 
-        actor = policy if config.reuses_forward else acting(policy, size, device)
+        record = recorder(device, config.placement.cuda_graphs)
+        if config.reuses_forward:
+            actor = policy
+        elif record is not None:
+            actor = RecordedActor(policy, device, record)
+        else:
+            actor = acting(policy, size, device)
 
         def infer() -> float:
             with torch.no_grad():

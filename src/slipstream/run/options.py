@@ -39,7 +39,7 @@ class VerifyFlags:
         system: As for `train`.
         updates: Updates to compare.
         placements: Placements to compare with inline: thread:N, process:N or ray:N collectors, with as many threads
-            that gather batches, learners:N, or shards:N of the replay on Ray.
+            that gather batches, learners:N, shards:N of the replay on Ray, or graphs, with placement.cuda_graphs.
         delay: Longest random delay before a lane's step or a worker's or loader's task, in seconds.
     """
 
@@ -67,7 +67,7 @@ class BenchFlags:
         config: As for `train`, for one algorithm.
         system: As for `train`.
         schedules: Schedules to measure; those that an algorithm can't have are left out. None named: its own.
-        placements: `default` for the configured one, thread:N, process:N, ray:N, learners:N, shards:N, inline.
+        placements: `default` for the configured one, thread:N, process:N, ray:N, learners:N, shards:N, inline, graphs.
         rounds: Alternating rounds.
         seconds: Length of each training; the stages are measured for a quarter of it.
         output: JSON file for the result, with machine, versions and command.

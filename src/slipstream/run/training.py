@@ -14,6 +14,7 @@ import gymnasium
 from torch import Tensor, nn
 
 from slipstream import device, dice, ray_replay, slab, tree
+from slipstream.apart import Apart
 from slipstream.arithmetic import adopted, keep_freed_memory
 from slipstream.collector import Assignment, Collected, Stands
 from slipstream.crew import Crew
@@ -34,6 +35,7 @@ from slipstream.process_link import Processes
 from slipstream.ray_cluster import Cluster
 from slipstream.ray_link import Actors
 from slipstream.ready import group_that_holds, make_collector
+from slipstream.recording import recorder
 from slipstream.remote import Remotes
 from slipstream.replay.rows import SEGMENT
 from slipstream.replay.sharded import ShardedRows
@@ -445,6 +447,11 @@ class Training:
         return dice.env_seed(self._config.seed, "resume", self.learner.version)
 
     def _collector(self, bulletin: Bulletin | None, tapes: Sequence[Tape], lanes: range, row: int) -> Stands:
+        """A collector; where it acts while the learner learns, beside that on a GPU."""
+        make = partial(self._plain_collector, bulletin, tapes, lanes, row)
+        return make() if bulletin is None or self.device.type == "cpu" else Apart(make, self.device)
+
+    def _plain_collector(self, bulletin: Bulletin | None, tapes: Sequence[Tape], lanes: range, row: int) -> Stands:
         """A collector that acts with the learner's own policy, or with a copy that follows the bulletin."""
         assert self.envs is not None
         config = self._config
@@ -462,6 +469,7 @@ class Training:
             device=self.device,
             graphs=config.reuses_forward,
             tapes=tapes,
+            record=recorder(self.device, config.placement.cuda_graphs),
         )
         return make_collector(given, self._group)
 

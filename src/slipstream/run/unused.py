@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from operator import attrgetter
 from typing import NamedTuple
 
+import torch
 from gymnasium import spaces
 
 from slipstream import tree
@@ -109,6 +110,7 @@ def warn_slow_target(config: Config) -> None:
 
 def _rules(config: Config, spec: EnvSpec, own_torso: bool, own_policy: bool) -> Iterator[Rule]:
     place, net = config.placement, config.net
+    on_cpu = place.device == "cpu" or not torch.cuda.is_available()
     name = config.env.removeprefix(CALLABLE)
     native = native_threads(config.env)
     leaves = tree.leaves(feature_space(spec.observation_space))
@@ -133,6 +135,8 @@ def _rules(config: Config, spec: EnvSpec, own_torso: bool, own_policy: bool) -> 
     yield Rule("placement", ("env_threads",), not native, f"{name} is stepped in Python; see placement.env_workers")
     yield Rule("placement", ("env_workers",), native, f"{name} is stepped by native threads; see placement.env_threads")
     inline = place.collectors == "inline"
+    reason = "forwards are kept for the gradient, by algo.reuse_forward" if config.reuses_forward else "there is no GPU"
+    yield Rule("placement", ("cuda_graphs",), config.reuses_forward or on_cpu, reason)
     alone = place.collectors != "ray"
     yield Rule("placement", ("address",), alone, f"collectors are in no Ray cluster, but in {place.collectors}")
     idle = alone or config.schedule != "async"

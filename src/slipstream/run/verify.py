@@ -131,7 +131,7 @@ def _outcomes(
 def placement_of(name: str, placement: Placement) -> Placement:
     """The placement that `thread:2` and the like mean, over the rest of `placement`.
 
-    There are as many loaders as workers, and none inline.
+    There are as many loaders as workers, and none inline; `graphs` is `placement` with recordings on its GPU.
 
     Raises:
         ConfigError: It means nothing.
@@ -139,6 +139,10 @@ def placement_of(name: str, placement: Placement) -> Placement:
     kind, _, count = name.partition(":")
     if kind == "inline" and not count:
         return replace(placement, collectors="inline", workers=1, loaders=0, learners=1, replay_shards=0)
+    if kind == "graphs" and not count:
+        if placement.device == "cpu" or not torch.cuda.is_available():
+            raise ConfigError("placement graphs: it is for networks on a GPU, and there is none here")
+        return replace(placement, cuda_graphs=True)
     if kind == "learners" and count.isdecimal() and int(count):
         return replace(placement, collectors="thread", learners=int(count), replay_shards=0)
     if kind == "shards" and count.isdecimal() and int(count):
@@ -146,8 +150,8 @@ def placement_of(name: str, placement: Placement) -> Placement:
     if kind in ("thread", "process", "ray") and count.isdecimal() and int(count):
         return replace(placement, collectors=kind, workers=int(count), loaders=int(count), replay_shards=0)
     raise ConfigError(
-        f"unknown placement {name!r}: expected inline, thread:N, process:N, ray:N, learners:N or shards:N, as in "
-        "thread:2"
+        f"unknown placement {name!r}: expected inline, graphs, thread:N, process:N, ray:N, learners:N or shards:N, as "
+        "in thread:2"
     )
 
 
