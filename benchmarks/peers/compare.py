@@ -62,7 +62,7 @@ def ours(algo: str, *settings: str, env: str = "ALE/Pong-v5") -> Contestant:
 
 PIXELS = "net.torso=nature_cnn"
 HALF = "net.precision=bfloat16"
-A2C = ("schedule=sync", "algo.reuse_forward=true", "num_envs=64", PIXELS)
+A2C = ("schedule=sync", "algo.reuse_forward=true", "num_envs=128", PIXELS)
 ONE_PASS = ("algo.epochs=1", "schedule=concurrent", PIXELS)
 # 32 rows for every 4 steps, as Stable-Baselines3 has it.
 REPLAY = (
@@ -82,6 +82,7 @@ GROUPS: dict[str, dict[str, Contestant]] = {
     "four passes": {
         "ppo": ours("ppo", "schedule=concurrent", PIXELS),
         "ppo bfloat16": ours("ppo", "schedule=concurrent", PIXELS, HALF),
+        "ppo bfloat16, 64 environments": ours("ppo", "schedule=concurrent", "num_envs=64", "unroll=32", PIXELS, HALF),
         "cleanrl": Contestant("cleanrl", "cleanrl_envpool.py", ()),
         "sb3 ppo": Contestant("sb3", "sb3.py", ("--algo", "ppo")),
         "sample-factory": Contestant("sample-factory", "sample_factory_appo.py", ("--preset", "fast", "--epochs", "4")),
