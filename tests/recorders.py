@@ -31,6 +31,21 @@ def traced(function: Callable[[], Any]) -> tuple[Callable[[], object], Any]:
     return replay, outputs
 
 
-def recorder(device: torch.device, wanted: bool) -> Record | None:
-    """In place of `slipstream.recording.recorder`."""
-    return traced if wanted else None
+class Counting:
+    """In place of `slipstream.recording.recorder`: records by `traced`, and counts."""
+
+    def __init__(self) -> None:
+        self.recordings = self.replays = 0
+
+    def __call__(self, device: torch.device, wanted: bool) -> Record | None:
+        return self._record if wanted else None
+
+    def _record(self, function: Callable[[], Any]) -> tuple[Callable[[], object], Any]:
+        self.recordings += 1
+        replay, outputs = traced(function)
+
+        def counted() -> None:
+            self.replays += 1
+            replay()
+
+        return counted, outputs

@@ -29,7 +29,7 @@ from slipstream.rewards import TrainingReward
 from slipstream.tape import Tape, Told
 from slipstream.team import Ask, Order
 from slipstream.types import Trajectory, Weights
-from slipstream.weights import copy_into
+from slipstream.weights import copy_into, snapshot
 
 _BLOCK = 64
 """Observations in one forward without a gradient on a CPU; with nature_cnn, 520 at once take a third longer each."""
@@ -406,10 +406,3 @@ class Learner:
         rows, width = batch.first.shape
         size = rows if self.policy.recurrent or self._device.type != "cpu" else max(1, _BLOCK // width)
         return [slice(start, start + size) for start in range(0, rows, size)]
-
-
-def snapshot(policy: Policy, version: int) -> Weights:
-    """A copy of the policy's parameters and buffers."""
-    tensors = {name: value.clone() for name, value in policy.state_dict().items()}
-    gpus = [value.device for value in tensors.values() if value.is_cuda]
-    return Weights(version, tensors, torch.cuda.current_stream(gpus[0]).record_event() if gpus else None)

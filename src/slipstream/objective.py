@@ -62,8 +62,8 @@ Differentiate = Callable[[Crew, Objective, Order, Sequence[Any]], list[Gradient]
 class Recordings:
     """`differentiated` on a GPU by recordings, one for each loss and size of minibatch, with the same bits.
 
-    Gradients hold until the next call, metrics and errors for good. A loss that is another function at another
-    `progress` can't be recorded: it is given NaN, so that its gradient is not finite.
+    Gradients hold until the next call, metrics and errors for good. Losses that are other functions at another
+    `progress` can't be recorded; they are given NaN. The crew's threads are not used.
 
     Args:
         device: The GPU, which all parts are on.
@@ -85,7 +85,7 @@ class Recordings:
 
         mapped(note, parts)
         shapes = tuple((each.shape, each.dtype) for each in inputs)
-        key = (order.phase, order.delayed, by[0].data_ptr(), len(by), shapes)
+        key = (order.phase, order.delayed, tuple(map(id, by)), shapes)
         if key not in self._known:
 
             def differentiate(leaves: Sequence[Tensor]) -> list[Gradient]:

@@ -7,8 +7,10 @@ beside them, such as reading a number that is another one next time, is not done
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+import gc
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from functools import cache, partial
 from threading import Lock
 from typing import Generic, Protocol, TypeVar
 
@@ -19,6 +21,7 @@ Outputs = TypeVar("Outputs")
 
 _WARM = 3  # calls before the recording: libraries choose their kernels and take their memory in the first ones
 _ALONE = Lock()  # a recording begins by waiting for the whole device, which must not be while another is under way
+_LEAST_TORCH = (2, 13)  # older ones wait for the host in deterministic kernels of `gather`'s gradient
 
 
 class Record(Protocol):
@@ -36,22 +39,53 @@ class Record(Protocol):
 
 def cuda_graph(function: Callable[[], Outputs]) -> tuple[Callable[[], object], Outputs]:
     """`Record` for the current GPU; other threads may go on using it meanwhile."""
-    with _ALONE:
-        apart = torch.cuda.Stream()
-        apart.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(apart):
+    with _ALONE, _uncollected():
+        stream = _stream_of_recordings()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
             for _ in range(_WARM):
                 function()
-        torch.cuda.current_stream().wait_stream(apart)
+        torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
             outputs = function()
     return graph.replay, outputs
 
 
+@cache
+def _stream_of_recordings() -> torch.cuda.Stream:
+    """One that nobody else has: PyTorch hands out 32 of each priority in turn, and all others ask for the usual one.
+
+    What another thread did on it meanwhile would be recorded too.
+    """
+    return torch.cuda.Stream(priority=-1)
+
+
+@contextmanager
+def _uncollected() -> Generator[None]:
+    """Without garbage collection, which could end an earlier recording while this one is under way."""
+    gc.collect()
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 def recorder(device: torch.device, wanted: bool) -> Record | None:
-    """What records on `device`; None where it has no such thing, or is not wanted."""
-    return cuda_graph if wanted and device.type == "cuda" else None
+    """What records on `device`; None where it has no such thing, or is not wanted.
+
+    Raises:
+        ValueError: If this PyTorch is too old.
+    """
+    if not wanted or device.type != "cuda":
+        return None
+    if tuple(map(int, torch.__version__.split(".")[:2])) < _LEAST_TORCH:
+        least = ".".join(map(str, _LEAST_TORCH))
+        raise ValueError(f"placement.cuda_graphs wants PyTorch {least} or newer, this is {torch.__version__}")
+    return cuda_graph
 
 
 class Recording(Generic[Outputs]):
@@ -72,7 +106,8 @@ class Recording(Generic[Outputs]):
         record: Record,
     ) -> None:
         self._inputs = [torch.empty_like(each, device=device).copy_(each) for each in inputs]
-        self._replay, self._outputs = record(partial(function, self._inputs))
+        self._function = partial(function, self._inputs)  # it owns what the recording reads
+        self._replay, self._outputs = record(self._function)
 
     def __call__(self, inputs: Sequence[Tensor]) -> Outputs:
         """What the function says of `inputs`; it holds until the next call.

@@ -17,7 +17,6 @@ from slipstream import dice, tree
 from slipstream.algos.replaying import Networks, ReplayAlgorithm, Replayed
 from slipstream.crew import Crew
 from slipstream.descent import Descent, Gradient, under
-from slipstream.learner import snapshot
 from slipstream.loader import Loader
 from slipstream.nets.policy import ExploringPolicy, Policy
 from slipstream.objective import Differentiate, Hire, ReplayObjective, alone, differentiated
@@ -28,6 +27,7 @@ from slipstream.rewards import TrainingReward
 from slipstream.tape import Tape
 from slipstream.team import KINDS, Ask, Order
 from slipstream.types import Trajectory, Weights
+from slipstream.weights import snapshot
 
 
 class ReplayLearner:

@@ -148,15 +148,22 @@ class RingReplica:
         return self._version
 
 
+def snapshot(policy: Policy, version: int) -> Weights:
+    """A copy of the policy's parameters and buffers, `ready` when the current stream of a GPU has made it."""
+    tensors = {name: value.clone() for name, value in policy.state_dict().items()}
+    gpus = [value.device for value in tensors.values() if value.is_cuda]
+    return Weights(version, tensors, torch.cuda.current_stream(gpus[0]).record_event() if gpus else None)
+
+
 def received(weights: Weights) -> None:
     """Has the current stream of a GPU wait until the tensors have their values, and keeps their memory for it."""
     if weights.ready is None:
         return
-    for value in weights.tensors.values():
-        if value.is_cuda:
-            stream = torch.cuda.current_stream(value.device)
-            stream.wait_event(weights.ready)
-            value.record_stream(stream)
+    there = [value for value in weights.tensors.values() if value.is_cuda]
+    stream = torch.cuda.current_stream(there[0].device)
+    stream.wait_event(weights.ready)
+    for value in there:
+        value.record_stream(stream)
 
 
 @torch.no_grad()

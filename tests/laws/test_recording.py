@@ -73,9 +73,16 @@ def test_a_recording_changes_no_bit(case: str, monkeypatch: pytest.MonkeyPatch) 
     for module in (collector, ready):
         monkeypatch.setattr(module, "acting", lambda policy, slots, device: policy)
     plain = trained(case, False)
-    for module in (learning, training):
-        monkeypatch.setattr(module, "recorder", recorders.recorder)
+    counts = {module: recorders.Counting() for module in (learning, training)}
+    for module, counting in counts.items():
+        monkeypatch.setattr(module, "recorder", counting)
     recorded = trained(case, True)
+    _, _, own = CASES[case]
+    lanes, recurrent = SIZE["lanes"] // own.get("group", 1), "net.core" in own or case == "r2d2"
+    assert counts[training].recordings == lanes
+    assert counts[training].replays >= lanes * SIZE["unroll"] * UPDATES // (2 if "algo.replay.capacity" in own else 1)
+    assert (counts[learning].recordings == 0) == recurrent
+    assert (counts[learning].replays > counts[learning].recordings) != recurrent
     assert not all(torch.equal(plain[0][name], value) for name, value in plain[-1].items())
     for update, (one, other) in enumerate(zip(plain, recorded, strict=True), start=1):
         assert [f"update {update}: {name}" for name, value in one.items() if not torch.equal(value, other[name])] == []

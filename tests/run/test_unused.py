@@ -56,7 +56,7 @@ def _pong(changes: dict[str, Any], torso: bool = False, policy: bool = False) ->
             {"env_options.atari.noop_max": 3},
             "env_options.atari.noop_max=3 (CartPole-v1 is no Atari game)",
         ),
-        ({"placement.cuda_graphs": True}, "placement.cuda_graphs=True (there is no GPU)"),
+        ({"placement.cuda_graphs": True}, "placement.cuda_graphs=True (networks run on the CPU)"),
         (
             {"num_envs": 4, "placement.env_workers": 5},
             "placement.env_workers=5 (only 4 have an environment to step, by num_envs)",

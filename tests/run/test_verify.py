@@ -219,6 +219,10 @@ def test_unknown_placements_are_refused(name: str) -> None:
         placement_of(name, Placement())
 
 
+def test_the_reference_is_not_recorded() -> None:
+    assert not placement_of("inline", Placement(cuda_graphs=True)).cuda_graphs
+
+
 def test_recordings_want_a_gpu() -> None:
     with pytest.raises(ConfigError, match="there is none here"):
         placement_of("graphs", Placement(device="cpu"))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from slipstream.algos import ALGORITHMS, PPO
+from slipstream.algos import ALGORITHMS
 from slipstream.algos.replaying import AnyAlgorithm
 from slipstream.envs import EnvOptions
 from slipstream.nets.autoencoder import AutoEncoder
@@ -50,7 +50,8 @@ class Placement:
             of the result; 0 ends the run at once, as does one that fails the same way at the same place again.
         device: Where networks run; auto is the GPU if there is one.
         cuda_graphs: Whether the forwards of acting on a GPU, and the gradients of a network without memory, are
-            recorded once for each size and replayed, one launch in place of one per kernel.
+            recorded once for each size and replayed, one launch in place of one per kernel. Gradients through the
+            forwards of acting (algo.reuse_forward) and those of PPO with anneal_clip are not.
     """
 
     collectors: Literal["inline", "thread", "process", "ray"] = "thread"
@@ -289,11 +290,6 @@ def _covers(config: Config) -> None:
     if config.placement.learners > 1 and config.placement.collectors == "inline":
         raise ConfigError(
             "placement.learners: with --placement.collectors inline everything is done in one thread; use thread"
-        )
-    if config.placement.cuda_graphs and isinstance(config.algo, PPO) and config.algo.anneal_clip:
-        raise ConfigError(
-            "placement.cuda_graphs records the loss once, and algo.anneal_clip makes it another one at every update: "
-            "set one of them to false"
         )
     if config.placement.replay_shards:
         if config.placement.collectors != "ray":

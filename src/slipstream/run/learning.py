@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from slipstream import memory, slab
+from slipstream.algos import PPO
 from slipstream.algos.algorithm import SlabAlgorithm
 from slipstream.algos.replaying import Networks, ReplayAlgorithm
 from slipstream.crew import Crew
@@ -184,8 +185,13 @@ def _replay_learner(
 
 
 def _differentiate(config: Config, policy: Policy, device: torch.device) -> Differentiate:
-    """How the learner differentiates: by recordings, but of forwards that are kept, or cut where episodes start."""
-    record = recorder(device, config.placement.cuda_graphs and not (config.reuses_forward or policy.recurrent))
+    """How the learner differentiates: by recordings, if what is recorded stays what it is.
+
+    It does not for forwards that are kept or cut where episodes start, nor for a loss that changes with progress.
+    """
+    changes = isinstance(config.algo, PPO) and config.algo.anneal_clip
+    wanted = config.placement.cuda_graphs and not (config.reuses_forward or policy.recurrent or changes)
+    record = recorder(device, wanted)
     return differentiated if record is None else Recordings(device, record)
 
 

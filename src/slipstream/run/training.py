@@ -14,7 +14,6 @@ import gymnasium
 from torch import Tensor, nn
 
 from slipstream import device, dice, ray_replay, slab, tree
-from slipstream.apart import Apart
 from slipstream.arithmetic import adopted, keep_freed_memory
 from slipstream.collector import Assignment, Collected, Stands
 from slipstream.crew import Crew
@@ -30,6 +29,7 @@ from slipstream.local import Locals
 from slipstream.nets.actor_critic import ActorCritic
 from slipstream.nets.policy import ActorCriticPolicy, Policy
 from slipstream.nets.trunk import packed
+from slipstream.on_stream import OnStream
 from slipstream.outpost import Work
 from slipstream.process_link import Processes
 from slipstream.ray_cluster import Cluster
@@ -448,10 +448,10 @@ class Training:
 
     def _collector(self, bulletin: Bulletin | None, tapes: Sequence[Tape], lanes: range, row: int) -> Stands:
         """A collector; where it acts while the learner learns, beside that on a GPU."""
-        make = partial(self._plain_collector, bulletin, tapes, lanes, row)
-        return make() if bulletin is None or self.device.type == "cpu" else Apart(make, self.device)
+        make = partial(self._acting, bulletin, tapes, lanes, row)
+        return make() if bulletin is None or self.device.type == "cpu" else OnStream(make, self.device)
 
-    def _plain_collector(self, bulletin: Bulletin | None, tapes: Sequence[Tape], lanes: range, row: int) -> Stands:
+    def _acting(self, bulletin: Bulletin | None, tapes: Sequence[Tape], lanes: range, row: int) -> Stands:
         """A collector that acts with the learner's own policy, or with a copy that follows the bulletin."""
         assert self.envs is not None
         config = self._config

@@ -135,8 +135,11 @@ def _rules(config: Config, spec: EnvSpec, own_torso: bool, own_policy: bool) -> 
     yield Rule("placement", ("env_threads",), not native, f"{name} is stepped in Python; see placement.env_workers")
     yield Rule("placement", ("env_workers",), native, f"{name} is stepped by native threads; see placement.env_threads")
     inline = place.collectors == "inline"
-    reason = "forwards are kept for the gradient, by algo.reuse_forward" if config.reuses_forward else "there is no GPU"
-    yield Rule("placement", ("cuda_graphs",), config.reuses_forward or on_cpu, reason)
+    yield Rule("placement", ("cuda_graphs",), on_cpu, "networks run on the CPU")
+    kept = "forwards are kept for the gradient, by algo.reuse_forward"
+    yield Rule("placement", ("cuda_graphs",), not on_cpu and config.reuses_forward, kept)
+    idle = not on_cpu and place.collectors in ("process", "ray") and net.core != "none"
+    yield Rule("placement", ("cuda_graphs",), idle, "acting is on the CPU, and gradients are of a network with memory")
     alone = place.collectors != "ray"
     yield Rule("placement", ("address",), alone, f"collectors are in no Ray cluster, but in {place.collectors}")
     idle = alone or config.schedule != "async"

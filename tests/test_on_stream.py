@@ -9,8 +9,8 @@ from typing import Any, cast
 import pytest
 import torch
 
-from slipstream.apart import Apart
 from slipstream.collector import Collected, Stands
+from slipstream.on_stream import OnStream
 from slipstream.types import Place, Weights
 from slipstream.weights import received
 
@@ -84,7 +84,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Gpu:
 
 
 def test_all_that_touches_the_gpu_is_on_the_stream(gpu: Gpu) -> None:
-    collector = Apart(lambda: cast(Stands, Noting(gpu)), torch.device("cuda"))
+    collector = OnStream(lambda: cast(Stands, Noting(gpu)), torch.device("cuda"))
     assert collector.lanes == (3,)
     assert collector.ahead == 0
     assert collector.collect([Place(0, 0)]).steps == 1
@@ -95,7 +95,7 @@ def test_all_that_touches_the_gpu_is_on_the_stream(gpu: Gpu) -> None:
     assert gpu.told == [
         *(waits, ("collector", "made")),
         *(("collector", "collects"), ("collector", "host waits")),
-        *(waits, ("collector", "loads"), waits, ("collector", "tells its state")),
+        *(waits, ("collector", "loads"), ("collector", "tells its state")),  # asked after every unroll: no wait
         ("learner", "stops"),
     ]
 
@@ -105,7 +105,7 @@ def test_a_failed_unroll_leaves_the_stream(gpu: Gpu) -> None:
         def collect(self, places: Any, after: Any = ()) -> Collected:
             raise OSError("broken")
 
-    collector = Apart(lambda: cast(Stands, Failing(gpu)), torch.device("cuda"))
+    collector = OnStream(lambda: cast(Stands, Failing(gpu)), torch.device("cuda"))
     with pytest.raises(OSError, match="broken"):
         collector.collect([Place(0, 0)])
     assert gpu.current == "learner"

@@ -12,7 +12,7 @@ from slipstream.standing import SlotState
 from slipstream.types import Place
 
 
-class Apart:
+class OnStream:
     """A collector on a stream of its own; satisfies `Stands`.
 
     New weights reach it by a `Bulletin`, whose snapshots it waits for; what it wrote is there for all when `collect`
@@ -25,7 +25,7 @@ class Apart:
 
     def __init__(self, make: Callable[[], Stands], device: torch.device) -> None:
         self._device, self._stream = device, torch.cuda.Stream(device)
-        with self._apart():
+        with self._after_all():
             self._collector = make()
 
     @property
@@ -55,16 +55,16 @@ class Apart:
 
     def state(self) -> SlotState:
         """Where its slots stand; to be called between two unrolls."""
-        with self._apart():
+        with torch.cuda.stream(self._stream):
             return self._collector.state()
 
     def load(self, state: SlotState) -> None:
         """As of the collector."""
-        with self._apart():
+        with self._after_all():
             self._collector.load(state)
 
     @contextmanager
-    def _apart(self) -> Generator[None]:
+    def _after_all(self) -> Generator[None]:
         """On its stream, after all that the current one was told."""
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._stream):
