@@ -45,7 +45,7 @@ grf: $(VENV)/.installed
 	$(BIN)/slipstream check-env gfootball:academy_empty_goal_close
 
 bench: $(VENV)/.installed-dev
-	$(BIN)/slipstream bench ppo a2c impala appo --env ALE/Pong-v5 --net.torso nature_cnn \
+	$(BIN)/slipstream bench ppo a2c impala appo dqn --env ALE/Pong-v5 --net.torso nature_cnn \
 		--schedules sync concurrent async --output benchmarks/results/bench.json
 
 # Runs that are killed twenty times each and resumed, beside runs that are not: half an hour on two cores.
