@@ -45,6 +45,8 @@ grf: $(VENV)/.installed
 	$(BIN)/slipstream check-env gfootball:academy_empty_goal_close
 
 bench: $(VENV)/.installed-dev
+	$(BIN)/slipstream bench ppo a2c impala appo --env ALE/Pong-v5 --net.torso nature_cnn --num-envs 64 \
+		--schedules sync concurrent async --output benchmarks/results/bench_wide.json
 	$(BIN)/slipstream bench ppo a2c impala appo dqn --env ALE/Pong-v5 --net.torso nature_cnn \
 		--schedules sync concurrent async --output benchmarks/results/bench.json
 

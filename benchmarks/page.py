@@ -220,7 +220,7 @@ _LEARNERS = "Two learners in processes of one machine beside one whose shards ar
 
 SECTIONS: Sequence[Section] = (
     Section("bench.json", "Schedules on Pong", _SCHEDULES, bench),
-    Section("bench_impala.json", "IMPALA on Pong", _SCHEDULES, bench),
+    Section("bench_wide.json", "Schedules on Pong, 64 environments", _SCHEDULES, bench),
     Section("peers.json", "Beside other libraries", "The same work in turn, by `benchmarks/peers/compare.py`.", peers),
     Section("scale.json", "Cores, lanes and environments", "Measured, and as `slipstream doctor` predicts.", scale),
     Section(
