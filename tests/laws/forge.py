@@ -9,6 +9,7 @@ folder. At the given counts it sends itself the given signal.
 from __future__ import annotations
 
 import atexit
+import faulthandler
 import json
 import os
 import signal
@@ -168,6 +169,7 @@ def _enter(order: Order) -> None:
     nothing = os.open(os.devnull, os.O_RDONLY)
     for fd, target in ((nothing, 0), (output, 1), (output, 2)):
         os.dup2(fd, target)
+    faulthandler.enable()  # a child that crashes says where, in its output
     at, start, flush = set(order.at), subprocess.Popen.__init__, os.fsync
     on_disk: dict[int, int] = {}  # bytes of files that are flushed again and again, by number
 
