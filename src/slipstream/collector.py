@@ -153,6 +153,11 @@ class Assignment:
             return None
         return RecordedActor(self.policy, self.device, self.record)
 
+    @property
+    def inputs(self) -> torch.device:
+        """Where who acts wants what it is shown; a recording takes it to `device` by itself."""
+        return self.device if self.record is None or self.graphs else _CPU
+
 
 class Collector:
     """Steps some lanes and writes their columns into slabs.
@@ -246,8 +251,7 @@ class _Lane:
         self._slabs, self._tapes = given.slabs, given.tapes
         self._graphs = given.graphs
         self._tape: list[Outputs] | None = None
-        self._recorded = given.recorded()
-        self._input = _CPU if self._recorded else given.device  # a recording takes what it is given there by itself
+        self._recorded, self._inputs = given.recorded(), given.inputs
         self._actor: Acts = given.policy
         self._views = views
         self._keys = dice.keys(given.seed, "act", range(part.start, part.stop))
@@ -353,10 +357,10 @@ class _Lane:
         return self._policy.answer(said, state, self._drawn(t))
 
     def _drawn(self, t: int) -> Tensor:
-        return self._dice[t].to(self._input, non_blocking=True)
+        return self._dice[t].to(self._inputs, non_blocking=True)
 
     def _obs(self, t: int) -> Tree:
-        return tree.map(lambda leaf: leaf[t].to(self._input, non_blocking=True), self._view.obs)
+        return tree.map(lambda leaf: leaf[t].to(self._inputs, non_blocking=True), self._view.obs)
 
 
 def _detached(state: Tree) -> Tree:

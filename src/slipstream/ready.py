@@ -66,8 +66,7 @@ class ReadyCollector:
         self._slots = np.concatenate([envs.spec.slots(lane).start + np.arange(size) for lane in lanes])
         self._keys = dice.keys(given.seed, "act", self._slots.tolist())
         self._groups = [slice(first, first + width) for first in range(0, count, width)]
-        self._recorded = [given.recorded() for _ in self._groups]
-        self._input = torch.device("cpu") if self._recorded[0] else given.device
+        self._recorded, self._inputs = [given.recorded() for _ in self._groups], given.inputs
         self._states = [slab.tensors(policy.initial_state(width), self._device) for _ in self._groups]
         self._views = [_View.of(trajectory) for trajectory in given.slabs]
         self._rows, self._row = given.slabs[0].rows, given.row
@@ -227,11 +226,11 @@ class ReadyCollector:
     @torch.no_grad()
     def _act(self, number: int) -> Act:
         """What the policy says to all slots of a group, each at its own row."""
-        obs = tree.map(lambda leaf: leaf.to(self._input, non_blocking=True), self._shown[number])
+        obs = tree.map(lambda leaf: leaf.to(self._inputs, non_blocking=True), self._shown[number])
         drawn = self._drawn[number]
         drawn.numpy()[...] = self._dice[self._t[self._groups[number]], self._own[number]]
         actor = self._recorded[number] or self._actor
-        return actor.act(obs, self._states[number], drawn.to(self._input), slot=self._named[number])
+        return actor.act(obs, self._states[number], drawn.to(self._inputs), slot=self._named[number])
 
     def _following(self, number: int, state: Tree, rows: Slots) -> Tree:
         """The group's next state: new in `rows`, but zero where the row that was acted on is dead."""

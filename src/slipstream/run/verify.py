@@ -138,8 +138,9 @@ def placement_of(name: str, placement: Placement) -> Placement:
     """
     kind, _, count = name.partition(":")
     if kind == "inline" and not count:
-        alone = replace(placement, collectors="inline", workers=1, loaders=0, learners=1, replay_shards=0)
-        return replace(alone, cuda_graphs=False)
+        return replace(
+            placement, collectors="inline", workers=1, loaders=0, learners=1, replay_shards=0, cuda_graphs=False
+        )
     if kind == "graphs" and not count:
         if placement.device == "cpu" or not torch.cuda.is_available():
             raise ConfigError("placement graphs: it is for networks on a GPU, and there is none here")
